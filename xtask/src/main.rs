@@ -1,2 +1,45 @@
-//! Developer commands.
-fn main() {}
+//! Developer commands, run as `cargo xtask COMMAND`.
+//!
+//! | command | does |
+//! |---|---|
+//! | `test [FILTER…] [--require NAME,…]` | every test of the workspace, then a table of what was skipped and why; checks `docs/acceptance.md` |
+//! | `ci` | formatting, lints, documentation, licences, tests, the demo: what `main` always passes |
+//! | `bench [NAME…]` | the benchmarks; each figure is printed with the baseline of the same run |
+//! | `acceptance` | writes `docs/acceptance.md` anew from the tests that there are |
+//! | `deny` | licences, sources and forbidden crates alone |
+//! | `install-tools` | installs the tools that `ci` needs beyond the toolchain |
+
+mod acceptance;
+mod bench;
+mod cases;
+mod ci;
+mod process;
+mod test;
+mod tools;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let result = match arguments.split_first() {
+        Some((command, rest)) => match command.as_str() {
+            "test" => test::run(rest),
+            "ci" => ci::run(rest),
+            "bench" => bench::run(rest),
+            "acceptance" => acceptance::write(),
+            "deny" => tools::deny(),
+            "install-tools" => tools::install(),
+            other => Err(format!(
+                "there is no command {other:?}; there are test, ci, bench, deny, acceptance and install-tools"
+            )),
+        },
+        None => Err("which command? There are test, ci, bench, deny, acceptance and install-tools".to_owned()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("xtask: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! `cargo xtask test`: every test of the workspace, the table of skips, and the check of the map of cases.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use crate::acceptance::{self, TestName};
+use crate::process::{cargo, run_by_line};
+
+pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
+    let mut required = BTreeSet::new();
+    let mut filters = Vec::new();
+    let mut rest = arguments.iter();
+    while let Some(argument) = rest.next() {
+        match argument.as_str() {
+            "--require" => {
+                let names = rest.next().ok_or("--require takes names, separated by commas")?;
+                required.extend(names.split(',').map(str::to_owned));
+            }
+            filter => filters.push(filter.to_owned()),
+        }
+    }
+
+    let skip_log = std::env::temp_dir().join(format!("tidegate-skips-{}", std::process::id()));
+    let _ = std::fs::remove_file(&skip_log);
+    let mut passed = BTreeSet::new();
+    let mut binary = String::new();
+    let mut command = cargo();
+    command.args(["test", "--release", "--workspace", "--all-targets", "--no-fail-fast"]);
+    command.env("TIDEGATE_SKIP_LOG", &skip_log);
+    if !filters.is_empty() {
+        command.arg("--").args(&filters);
+    }
+    let tests_well = run_by_line(&mut command, |line| {
+        println!("{line}");
+        if let Some(running) = acceptance::binary_of(line) {
+            binary = running;
+        }
+        if let Some(name) = line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... ok")) {
+            passed.insert(TestName { binary: binary.clone(), name: name.to_owned() });
+        }
+    })?;
+
+    let mut command = cargo();
+    command.args(["test", "--release", "--workspace", "--doc"]);
+    if !filters.is_empty() {
+        command.arg("--").args(&filters);
+    }
+    let documentation_well = run_by_line(&mut command, |line| println!("{line}"))?;
+
+    let skips = print_skips(&skip_log);
+    let _ = std::fs::remove_file(&skip_log);
+    if !tests_well || !documentation_well {
+        return Err("tests failed; the names are above".to_owned());
+    }
+    if let Some((name, reason)) =
+        skips.iter().find(|(name, _)| required.iter().any(|required| name.contains(required.as_str())))
+    {
+        return Err(format!("{name} was skipped ({reason}) and is required"));
+    }
+    if filters.is_empty() {
+        acceptance::check(&passed)?;
+    }
+    Ok(())
+}
+
+/// A test that can't run here appends `name<TAB>reason` to the file that `TIDEGATE_SKIP_LOG` names.
+fn print_skips(log: &Path) -> Vec<(String, String)> {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let skips: Vec<(String, String)> = text
+        .lines()
+        .filter_map(|line| line.split_once('\t'))
+        .map(|(name, why)| (name.to_owned(), why.to_owned()))
+        .collect();
+    if skips.is_empty() {
+        println!("\nno test was skipped");
+    } else {
+        println!("\n| skipped | why |\n|---|---|");
+        for (name, reason) in &skips {
+            println!("| {name} | {reason} |");
+        }
+    }
+    skips
+}
