@@ -127,21 +127,13 @@ impl Field {
     /// A field that may be null.
     #[must_use]
     pub fn nullable(name: impl Into<String>, data_type: FieldType) -> Self {
-        Self {
-            name: name.into(),
-            data_type,
-            nullable: true,
-        }
+        Self { name: name.into(), data_type, nullable: true }
     }
 
     /// A field that may not be null.
     #[must_use]
     pub fn required(name: impl Into<String>, data_type: FieldType) -> Self {
-        Self {
-            name: name.into(),
-            data_type,
-            nullable: false,
-        }
+        Self { name: name.into(), data_type, nullable: false }
     }
 }
 
@@ -219,11 +211,8 @@ pub enum TimeUnit {
     Nanosecond,
 }
 
-const UNITS: [(TimeUnit, &str); 3] = [
-    (TimeUnit::Millisecond, "ms"),
-    (TimeUnit::Microsecond, "us"),
-    (TimeUnit::Nanosecond, "ns"),
-];
+const UNITS: [(TimeUnit, &str); 3] =
+    [(TimeUnit::Millisecond, "ms"), (TimeUnit::Microsecond, "us"), (TimeUnit::Nanosecond, "ns")];
 
 impl fmt::Display for ScalarType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -237,10 +226,7 @@ impl fmt::Display for ScalarType {
             Self::Binary => f.write_str("binary"),
             Self::Date => f.write_str("date"),
             Self::Timestamp { unit, utc } => {
-                let name = UNITS
-                    .iter()
-                    .find(|(known, _)| known == unit)
-                    .map_or("?", |(_, name)| name);
+                let name = UNITS.iter().find(|(known, _)| known == unit).map_or("?", |(_, name)| name);
                 let zone = if *utc { ", UTC" } else { "" };
                 write!(f, "timestamp[{name}{zone}]")
             }
@@ -280,19 +266,13 @@ impl FromStr for ScalarType {
             "binary" => Self::Binary,
             "date" => Self::Date,
             _ => {
-                let inner = text
-                    .strip_prefix("timestamp[")
-                    .and_then(|rest| rest.strip_suffix(']'))
-                    .ok_or_else(unknown)?;
+                let inner =
+                    text.strip_prefix("timestamp[").and_then(|rest| rest.strip_suffix(']')).ok_or_else(unknown)?;
                 let (name, utc) = match inner.strip_suffix("UTC") {
                     Some(rest) => (rest.trim_end().strip_suffix(',').ok_or_else(unknown)?, true),
                     None => (inner, false),
                 };
-                let unit = UNITS
-                    .iter()
-                    .find(|(_, known)| *known == name)
-                    .map(|(unit, _)| *unit)
-                    .ok_or_else(unknown)?;
+                let unit = UNITS.iter().find(|(_, known)| *known == name).map(|(unit, _)| *unit).ok_or_else(unknown)?;
                 Self::Timestamp { unit, utc }
             }
         })
@@ -303,14 +283,9 @@ impl FromStr for FieldType {
     type Err = UnknownFieldType;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let inner = text
-            .strip_prefix("list<")
-            .and_then(|rest| rest.strip_suffix('>'));
+        let inner = text.strip_prefix("list<").and_then(|rest| rest.strip_suffix('>'));
         match inner {
-            Some(inner) => inner
-                .parse()
-                .map(Self::List)
-                .map_err(|_| UnknownFieldType(text.to_owned())),
+            Some(inner) => inner.parse().map(Self::List).map_err(|_| UnknownFieldType(text.to_owned())),
             None => text.parse().map(Self::Scalar),
         }
     }
@@ -424,10 +399,7 @@ impl Sample {
                 continue;
             }
             comparison.judged += 1;
-            let after = self
-                .records
-                .iter()
-                .find(|after| after.hash == before.hash && after.key == before.key);
+            let after = self.records.iter().find(|after| after.hash == before.hash && after.key == before.key);
             match after {
                 None => comparison.missing.push(before.key.clone()),
                 Some(after) if after.value_digest != before.value_digest => {
@@ -527,13 +499,7 @@ mod tests {
 
     #[test]
     fn an_unknown_type_is_refused_naming_it() {
-        for text in [
-            "",
-            "text",
-            "list<list<float>>",
-            "timestamp[h]",
-            "timestamp[msUTC]",
-        ] {
+        for text in ["", "text", "list<list<float>>", "timestamp[h]", "timestamp[msUTC]"] {
             let error = text.parse::<FieldType>().unwrap_err();
             assert!(error.to_string().contains(&format!("`{text}`")), "{error}");
         }
@@ -542,10 +508,7 @@ mod tests {
     #[test]
     fn a_field_is_nullable_unless_it_says_otherwise() {
         let field: Field = serde_json::from_str(r#"{"name":"a","type":"list<float>"}"#).unwrap();
-        assert_eq!(
-            field,
-            Field::nullable("a", FieldType::List(ScalarType::Float))
-        );
+        assert_eq!(field, Field::nullable("a", FieldType::List(ScalarType::Float)));
     }
 
     #[test]
@@ -561,20 +524,13 @@ mod tests {
         // Not full, so it holds all records there are: `c` is gone.
         let complete = sample(3, &[("01", "a", "x")]);
         assert_eq!(complete.compare(&previous).missing, ["b", "c"]);
-        assert_eq!(
-            sample(3, &[]).compare(&sample(3, &[])).present_ratio(),
-            None
-        );
+        assert_eq!(sample(3, &[]).compare(&sample(3, &[])).present_ratio(), None);
     }
 
     #[test]
     fn the_null_ratio_of_no_records_is_unknown() {
         assert_eq!(FieldStatistics::default().null_ratio(), None);
-        let field = FieldStatistics {
-            count: 3,
-            nulls: 1,
-            ..FieldStatistics::default()
-        };
+        let field = FieldStatistics { count: 3, nulls: 1, ..FieldStatistics::default() };
         assert_eq!(field.null_ratio(), Some(0.25));
     }
 }

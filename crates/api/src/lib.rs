@@ -1,0 +1,65 @@
+//! What travels between Tidegate's server, its clients and its command line, and what a version
+//! of a dataset looks like on disk.
+//!
+//! Types only: no I/O, no clock, no behaviour beyond parsing and printing. Every type derives
+//! `serde` and the schema of the OpenAPI description, so that the description cannot drift from
+//! what is sent.
+//!
+//! | module | has |
+//! |---|---|
+//! | [`manifest`] | the manifest of an artifact: parts, schema, statistics |
+//! | [`error`] | the one shape of errors |
+//! | [`store`] | stores, their schemas, versions and hook settings |
+//! | [`push`] | starting, feeding and following a push |
+//! | [`view`] | a push as people see it: regions, gates, who holds what and why |
+//! | [`job`] | the status of a push in the words of VIP-4's `/job` |
+//! | [`region`] | regions and what they hold and serve |
+//! | [`read`] | look-ups, one by one and in batches |
+//! | [`config`] | the hooks configuration in force |
+//! | [`queue`] | requests of cluster hooks |
+//! | [`watch`] | events of the watch streams |
+//!
+//! # Compatibility
+//!
+//! A newer server may send fields that an older client does not know: they are ignored. Words of
+//! an enumeration that a reader does not know are read as its `Unknown` variant where it has one,
+//! so that an older client can still show the rest. Times are [`EpochMs`]. Optional fields that
+//! are absent are left out.
+
+pub mod config;
+pub mod error;
+pub mod job;
+pub mod manifest;
+pub mod push;
+pub mod queue;
+pub mod read;
+pub mod region;
+pub mod store;
+pub mod view;
+pub mod watch;
+
+pub use config::{
+    ConfigView, HookSettingsView, HooksConfigUpdate, HooksConfigView, ServerConfigView, Setting, SettingOrigin,
+};
+pub use error::{ErrorBody, code};
+pub use job::{ExecutionStatus, JobStatus};
+pub use push::{
+    ClientPhase, EndedBy, FailRequest, HeartbeatRequest, InputFault, KillRequest, PartView, PartsView, ProceedRequest,
+    PushAccepted, PushPhase, PushStart, PushState, PushStatus, PushSummary, RegisterSchemaRequest, RegisteredSchema,
+};
+pub use queue::{QueueAction, QueueEntryState, QueueEntryView};
+pub use read::{BatchAnswer, BatchRequest, KeyAnswer, KeyValue};
+pub use region::{AvailabilityRequest, HeldVersionView, RegionStoreView, RegionView};
+pub use store::{
+    Freshness, Limits, LimitsPatch, OnNewPush, OverridesUpdate, OverridesView, RollbackAnswer, RollbackRequest,
+    SchemaMode, SchemaView, StoreCreate, StorePatch, StoreView, VersionStatus, VersionView,
+};
+pub use view::{
+    ArtifactView, CallView, ClientView, EmbeddedCounts, ExplainView, GateStatus, GateView, HoldKind, HoldView,
+    HookAnswerView, LimitView, Mode, OverrideView, Progress, PushRegionView, PushView, RegionFailure, RegionStage,
+    Verdict,
+};
+pub use watch::{ChangedEntity, EntityDocument, WatchEvent};
+
+/// A time in milliseconds since 1970-01-01T00:00:00Z, by the clock of the control plane's store.
+pub type EpochMs = u64;
