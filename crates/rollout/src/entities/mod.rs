@@ -1,0 +1,56 @@
+//! What rollout keeps in the state tree, one entity per file.
+//!
+//! | path | entity | only writer |
+//! |---|---|---|
+//! | `/stores/{s}` | [`Store`] | users (the version counter: starting a push) |
+//! | `/stores/{s}/schemas/{n}` | [`RegisteredSchema`] | rollout |
+//! | `/stores/{s}/versions/{n}` | [`Version`] | rollout |
+//! | `/stores/{s}/versions/{n}/manifests/manifest` | [`VersionManifest`] | rollout |
+//! | `/stores/{s}/pushes/{id}` | [`Push`] | rollout |
+//! | `/stores/{s}/pushes/{id}/client/client` | [`PushClient`] | the push client, through the API |
+//! | `/stores/{s}/pushes/{id}/gates/{gate}` | [`Gate`] | rollout |
+//! | `/stores/{s}/pushes/{id}/gates/{gate}/calls/{hook}` | [`Call`] | asked by rollout, answered by `lifecycle-call` |
+//! | `/stores/{s}/wake/{cause}` | [`Wake`] | fan-out |
+//! | `/push-names/{id}` | [`PushName`] | starting a push |
+//! | `/freezes/{id}` | [`Freeze`] | users |
+//! | `/regions/{r}` | [`Region`] | users |
+//! | `/regions/{r}/assignments/{s}` | [`Assignment`] | rollout |
+//! | `/regions/{r}/reports/{s}` | [`Report`] | the region's agent |
+//! | `/regions/{r}/heartbeats/agent` | [`AgentHeartbeat`] | the region's agent |
+//! | `/garbage/{id}` | [`Garbage`] | rollout |
+//! | `/uptime/control-plane`, `…/marks/last` | [`Uptime`], [`UptimeMark`] | the uptime hook |
+//!
+//! Nothing here decides anything: decisions are in [`crate::controller`], users' actions in [`crate::operations`].
+
+mod assignment;
+mod freeze;
+mod garbage;
+mod push;
+mod push_client;
+mod push_name;
+mod push_region;
+mod region;
+mod report;
+mod schema;
+mod store;
+mod uptime;
+mod version;
+mod wake;
+
+pub use assignment::{ArtifactId, Assignment, EmbeddedPermission, Held};
+pub use freeze::{Freeze, FreezeScope};
+pub use garbage::{Garbage, GarbageKind, GarbageState};
+pub use push::{
+    Alarm, EndedBy, GoingBack, Kill, Override, Phase, Push, PushClock, PushEnd, PushState, PushStatus, SchemaProgress,
+    WrapUp,
+};
+pub use push_client::{BuildPhase, BuildProgress, PushClient};
+pub use push_name::PushName;
+pub use push_region::{Milestone, RegionFailure, RegionPush, RegionState};
+pub use region::{AgentHeartbeat, Availability, Region};
+pub use report::{EmbeddedCounts, EmbeddedVersionCounts, FailureKind, HeldReport, IngestionStatus, Pin, Report};
+pub use schema::RegisteredSchema;
+pub use store::{EmbeddedSwap, Freshness, Limits, OnNewPush, Retention, SchemaMode, Store};
+pub use uptime::{Gap, Uptime, UptimeMark};
+pub use version::{RegionVersion, RolledBack, Version, VersionData, VersionManifest, VersionStatus};
+pub use wake::Wake;

@@ -1,0 +1,3 @@
+//! Stores, versions, pushes and regions: the rollout controller, region agents and engines.
+
+pub mod entities;
