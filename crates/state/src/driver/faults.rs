@@ -1,0 +1,303 @@
+//! A switch in front of a driver that plays an absent store and lost answers, for tests of what is above it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::{
+    Batch, Begun, CommitError, Driver, DriverError, EntityRow, Exception, Fence, HookNumber, LogPage, Meta, Pending,
+    ServerId, ServerRow, Session, Settle, Settled, SlotId, SlotRow, SlotToken, StoredState, StoredTree,
+};
+use crate::clock::Clock;
+use crate::record::{IndexDeclaration, RecordPage, RecordQuery, Retention};
+use crate::revision::{Epoch, Revision, SubmissionId, Timestamp};
+
+/// What happens to one commit.
+#[derive(Debug, Clone)]
+pub enum CommitFault {
+    /// Nothing.
+    None,
+    /// It is applied, and its answer is lost: [`CommitError::Unknown`].
+    AppliedAnswerLost,
+    /// It is not applied, and that is not known either: [`CommitError::Unknown`].
+    NotAppliedAnswerLost,
+    /// It is refused with this error, and certainly not applied.
+    Refused(DriverError),
+}
+
+/// What happens to one settlement, or to one taking over of slots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SettleFault {
+    /// Nothing.
+    None,
+    /// It is applied, and answered [`DriverError::Unavailable`].
+    AppliedAnswerLost,
+    /// It is not applied, and answered [`DriverError::Unavailable`].
+    NotApplied,
+}
+
+/// The switch. Clones are one switch; every server of a test can have its own, before the same store.
+#[derive(Debug, Clone)]
+pub struct Faults(Arc<Switch>);
+
+#[derive(Debug)]
+struct Switch {
+    absent: watch::Sender<bool>,
+    commits: Mutex<VecDeque<CommitFault>>,
+    settles: Mutex<VecDeque<SettleFault>>,
+    takes: Mutex<VecDeque<SettleFault>>,
+    heartbeat_answers_lost: watch::Sender<bool>,
+}
+
+impl Default for Faults {
+    fn default() -> Self {
+        Faults::new()
+    }
+}
+
+impl Faults {
+    /// A switch that lets everything pass.
+    #[must_use]
+    pub fn new() -> Self {
+        Faults(Arc::new(Switch {
+            absent: watch::Sender::new(false),
+            commits: Mutex::default(),
+            settles: Mutex::default(),
+            takes: Mutex::default(),
+            heartbeat_answers_lost: watch::Sender::new(false),
+        }))
+    }
+
+    /// While set, every call is answered [`DriverError::Unavailable`] and nothing is done; news come late.
+    pub fn set_absent(&self, absent: bool) {
+        self.0.absent.send_replace(absent);
+    }
+
+    /// Whether the store is played absent.
+    #[must_use]
+    pub fn is_absent(&self) -> bool {
+        *self.0.absent.borrow()
+    }
+
+    /// What happens to the next commits, one after the other.
+    pub fn next_commits(&self, faults: impl IntoIterator<Item = CommitFault>) {
+        self.0.commits.lock().extend(faults);
+    }
+
+    /// What happens to the next settlements, one after the other.
+    pub fn next_settles(&self, faults: impl IntoIterator<Item = SettleFault>) {
+        self.0.settles.lock().extend(faults);
+    }
+
+    /// What happens to the next takings of slots, one after the other.
+    pub fn next_takes(&self, faults: impl IntoIterator<Item = SettleFault>) {
+        self.0.takes.lock().extend(faults);
+    }
+
+    /// While set, heartbeats are applied, but their answers are lost.
+    pub fn lose_heartbeat_answers(&self, lost: bool) {
+        self.0.heartbeat_answers_lost.send_replace(lost);
+    }
+
+    fn check(&self) -> Result<(), DriverError> {
+        if self.is_absent() { Err(DriverError::Unavailable("played absent".to_owned())) } else { Ok(()) }
+    }
+}
+
+fn answer_lost() -> DriverError {
+    DriverError::Unavailable("played: the answer was lost".to_owned())
+}
+
+/// A driver behind a [`Faults`] switch.
+pub struct FaultyDriver {
+    inner: Arc<dyn Driver>,
+    faults: Faults,
+}
+
+impl FaultyDriver {
+    /// Puts the switch before the driver.
+    #[must_use]
+    pub fn new(inner: Arc<dyn Driver>, faults: Faults) -> Self {
+        FaultyDriver { inner, faults }
+    }
+}
+
+struct FaultySession {
+    inner: Box<dyn Session>,
+    faults: Faults,
+}
+
+#[async_trait]
+impl Session for FaultySession {
+    fn now(&self) -> Timestamp {
+        self.inner.now()
+    }
+
+    async fn fence(&mut self, fences: &[Fence]) -> Result<Vec<bool>, DriverError> {
+        self.faults.check()?;
+        self.inner.fence(fences).await
+    }
+
+    async fn commit(self: Box<Self>, batch: Batch) -> Result<(), CommitError> {
+        self.faults.check().map_err(CommitError::NotCommitted)?;
+        let fault = self.faults.0.commits.lock().pop_front().unwrap_or(CommitFault::None);
+        match fault {
+            CommitFault::None => self.inner.commit(batch).await,
+            CommitFault::AppliedAnswerLost => {
+                self.inner.commit(batch).await?;
+                Err(CommitError::Unknown(answer_lost()))
+            }
+            CommitFault::NotAppliedAnswerLost => Err(CommitError::Unknown(answer_lost())),
+            CommitFault::Refused(error) => Err(CommitError::NotCommitted(error)),
+        }
+    }
+}
+
+#[async_trait]
+impl Driver for FaultyDriver {
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+
+    fn clock(&self) -> Arc<dyn Clock> {
+        self.inner.clock()
+    }
+
+    async fn open(&self, records: &[IndexDeclaration]) -> Result<Meta, DriverError> {
+        self.faults.check()?;
+        self.inner.open(records).await
+    }
+
+    async fn meta(&self) -> Result<Meta, DriverError> {
+        self.faults.check()?;
+        self.inner.meta().await
+    }
+
+    async fn load(&self) -> Result<StoredTree, DriverError> {
+        self.faults.check()?;
+        self.inner.load().await
+    }
+
+    async fn read_log(&self, epoch: Epoch, after: Revision, rows_max: usize) -> Result<LogPage, DriverError> {
+        self.faults.check()?;
+        self.inner.read_log(epoch, after, rows_max).await
+    }
+
+    async fn wait_for_news(&self, after: Revision, limit: Duration) {
+        if self.faults.is_absent() {
+            let mut absent = self.faults.0.absent.subscribe();
+            // Either the store comes back or the limit is over: both are news.
+            let _ = tokio::time::timeout(limit, absent.wait_for(|absent| !absent)).await;
+        } else {
+            self.inner.wait_for_news(after, limit).await;
+        }
+    }
+
+    async fn find_submission(&self, submission: SubmissionId) -> Result<Option<Revision>, DriverError> {
+        self.faults.check()?;
+        self.inner.find_submission(submission).await
+    }
+
+    async fn begin(&self, epoch: Epoch, after: Revision, rows_max: usize) -> Result<Begun, DriverError> {
+        self.faults.check()?;
+        let Begun { session, rows } = self.inner.begin(epoch, after, rows_max).await?;
+        let session = Box::new(FaultySession { inner: session, faults: self.faults.clone() });
+        Ok(Begun { session, rows })
+    }
+
+    async fn query_records(&self, query: &RecordQuery) -> Result<RecordPage, DriverError> {
+        self.faults.check()?;
+        self.inner.query_records(query).await
+    }
+
+    async fn prune_records(&self, retention: &Retention, rows_max: usize) -> Result<usize, DriverError> {
+        self.faults.check()?;
+        self.inner.prune_records(retention, rows_max).await
+    }
+
+    async fn join(&self, server: ServerRow) -> Result<(), DriverError> {
+        self.faults.check()?;
+        self.inner.join(server).await
+    }
+
+    async fn heartbeat(&self, server: ServerRow) -> Result<(), DriverError> {
+        self.faults.check()?;
+        self.inner.heartbeat(server).await?;
+        if *self.faults.0.heartbeat_answers_lost.borrow() { Err(answer_lost()) } else { Ok(()) }
+    }
+
+    async fn leave(&self, server: ServerId) -> Result<(), DriverError> {
+        self.faults.check()?;
+        self.inner.leave(server).await
+    }
+
+    async fn cluster(&self) -> Result<(Vec<ServerRow>, Vec<SlotRow>), DriverError> {
+        self.faults.check()?;
+        self.inner.cluster().await
+    }
+
+    async fn take_slots(&self, server: ServerId, slots: &[SlotId]) -> Result<Vec<Fence>, DriverError> {
+        self.faults.check()?;
+        let fault = self.faults.0.takes.lock().pop_front().unwrap_or(SettleFault::None);
+        if fault == SettleFault::NotApplied {
+            return Err(answer_lost());
+        }
+        let fences = self.inner.take_slots(server, slots).await?;
+        if fault == SettleFault::AppliedAnswerLost { Err(answer_lost()) } else { Ok(fences) }
+    }
+
+    async fn release_slots(&self, fences: &[Fence]) -> Result<(), DriverError> {
+        self.faults.check()?;
+        self.inner.release_slots(fences).await
+    }
+
+    async fn pending(&self, slot: SlotId, after: Revision, rows_max: usize) -> Result<Pending, DriverError> {
+        self.faults.check()?;
+        self.inner.pending(slot, after, rows_max).await
+    }
+
+    async fn settle(&self, items: Vec<Settle>) -> Result<Vec<Settled>, DriverError> {
+        self.faults.check()?;
+        let fault = self.faults.0.settles.lock().pop_front().unwrap_or(SettleFault::None);
+        if fault == SettleFault::NotApplied {
+            return Err(answer_lost());
+        }
+        let settled = self.inner.settle(items).await?;
+        if fault == SettleFault::AppliedAnswerLost { Err(answer_lost()) } else { Ok(settled) }
+    }
+
+    async fn exceptions(&self, hook: Option<HookNumber>) -> Result<Vec<Exception>, DriverError> {
+        self.faults.check()?;
+        self.inner.exceptions(hook).await
+    }
+
+    async fn write_entities(
+        &self,
+        from: Revision,
+        to: Revision,
+        changed: Vec<EntityRow>,
+        removed: Vec<crate::path::Path>,
+    ) -> Result<(), DriverError> {
+        self.faults.check()?;
+        self.inner.write_entities(from, to, changed, removed).await
+    }
+
+    async fn compact(&self, keep: Timestamp, floor: Revision, rows_max: usize) -> Result<Revision, DriverError> {
+        self.faults.check()?;
+        self.inner.compact(keep, floor, rows_max).await
+    }
+
+    async fn new_epoch(&self, tokens_above: SlotToken) -> Result<Meta, DriverError> {
+        self.faults.check()?;
+        self.inner.new_epoch(tokens_above).await
+    }
+
+    async fn stored(&self) -> Result<StoredState, DriverError> {
+        // The linter looks at what is stored whatever is played: it is no server.
+        self.inner.stored().await
+    }
+}

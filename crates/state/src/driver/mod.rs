@@ -1,0 +1,398 @@
+//! The contract between the tree and what stores it.
+//!
+//! A driver orders transactions and keeps rows. It knows no entity types, matches no patterns and runs no hooks: all of
+//! that is above it and the same for every driver. It must not assume that it is the only process on its store.
+//!
+//! Invariants that every driver keeps, and that the linter and the conformance suite check:
+//! 1. Revisions have no gap, and a reader never sees a row without all the rows before it.
+//! 2. A [`Batch`] is applied whole or not at all: rows, records, receipts, exceptions.
+//! 3. A token of a slot is given out once, and is above all tokens ever given out in the store, over epochs too.
+//! 4. A receipt, an exception or a fenced batch is accepted only while its token holds, and that check and the taking
+//!    over of a slot never overlap: what was accepted is seen by whoever takes the slot over afterwards.
+//! 5. A receipt wins over an exception of the same request.
+//! 6. Log rows are only removed up to what compaction allows: below every slot's low watermark and below the revision
+//!    that `entities` stand for. The newest row stays.
+
+mod faults;
+mod leases;
+pub mod memory;
+mod record_index;
+mod rows;
+pub mod sqlite;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+pub use faults::{CommitFault, Faults, FaultyDriver, SettleFault};
+pub use rows::{
+    EntityRow, Exception, ExceptionState, Fence, HookLoad, HookNumber, IndexEntry, LogEntry, LogRow, Meta, Receipt,
+    ReceiptOutcome, RecordId, RecordRow, RecordWrite, RequestAction, RequestId, RequestedChange, ServerHook, ServerId,
+    ServerLoad, ServerName, ServerRow, SlotId, SlotRow, SlotToken, StoredDocument,
+};
+
+use crate::clock::Clock;
+use crate::record::{IndexDeclaration, RecordPage, RecordQuery, Retention};
+use crate::revision::{Epoch, Revision, SubmissionId, Timestamp};
+
+/// Why a driver could not do what it was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum DriverError {
+    /// The store can't be reached or is busy beyond its limit. Nothing was done; try again.
+    #[error("the store is unavailable: {0}")]
+    Unavailable(String),
+    /// The store has no room left. Nothing was done; try again once there is room.
+    #[error("the store has no room left: {0}")]
+    Full(String),
+    /// The store was written by a newer release.
+    #[error("the store has format {found}, and this build knows formats up to {known}; nothing was written")]
+    NewerFormat {
+        /// The store's format.
+        found: u32,
+        /// The newest one that this build knows.
+        known: u32,
+    },
+    /// Another process has the store.
+    #[error("the store is held by another process: {0}")]
+    Held(String),
+    /// The store can't be opened as configured; waiting will not mend it.
+    #[error("the store can't be opened: {0}")]
+    Configuration(String),
+    /// What was read is damaged: a digest, a gap, a row that does not parse.
+    #[error("the store is damaged: {0}")]
+    Damaged(String),
+    /// The log was compacted past the revision that was asked for: load the entities instead.
+    #[error("the log reaches back to revision {reaches_back_to} only")]
+    Compacted {
+        /// Rows above this revision are there.
+        reaches_back_to: Revision,
+    },
+    /// The store has another epoch than the caller's: it was dropped, or restored from a backup.
+    #[error("the store has epoch {found}, not {expected}")]
+    EpochChanged {
+        /// The caller's.
+        expected: Epoch,
+        /// The store's.
+        found: Epoch,
+    },
+    /// The head is below a revision that the caller has seen in the same epoch: the store was put back behind our backs.
+    /// Nothing may be written, leased or run until an operator confirms it ([`Driver::new_epoch`]).
+    #[error("the store's head is {head}, below revision {seen} that was seen in the same epoch: it was put back")]
+    SetBack {
+        /// The store's head.
+        head: Revision,
+        /// What the caller has seen.
+        seen: Revision,
+    },
+    /// The server's lease has lapsed, so it owns no slots; it must join anew.
+    #[error("the lease of this server has ended; it must join anew")]
+    LeaseLapsed,
+    /// A record was to be updated that is closed or not there.
+    #[error("record {0} is closed or does not exist")]
+    RecordClosed(RecordId),
+    /// No declared index serves the query.
+    #[error("no index serves this query; {kind} has the indexes {indexes:?}")]
+    NoIndex {
+        /// The kind of record.
+        kind: String,
+        /// What is declared.
+        indexes: Vec<String>,
+    },
+}
+
+impl DriverError {
+    /// Whether the same call may succeed later without anyone's help.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, DriverError::Unavailable(_) | DriverError::Full(_) | DriverError::LeaseLapsed)
+    }
+}
+
+/// How a commit failed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum CommitError {
+    /// It is certain that nothing was committed.
+    #[error("not committed: {0}")]
+    NotCommitted(DriverError),
+    /// Whether it was committed is unknown: look the submissions up before anything is retried.
+    #[error("it is unknown whether the commit took place: {0}")]
+    Unknown(DriverError),
+}
+
+/// Everything that one commit stores, all or nothing.
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    /// The transactions, in order, each one revision above the one before.
+    pub rows: Vec<Arc<LogRow>>,
+    /// What they do to records.
+    pub records: Vec<RecordWrite>,
+    /// Acknowledgements of hook runs whose writes are among `rows`. Their tokens were checked with [`Session::fence`]
+    /// in this session.
+    pub receipts: Vec<Receipt>,
+    /// Exceptions that fall away with the receipts are removed by the driver (invariant 5).
+    pub exceptions: Vec<Exception>,
+}
+
+/// The cluster's write lock, held. Dropping it lets go without a trace.
+#[async_trait]
+pub trait Session: Send {
+    /// The time of this session by the driver's clock; every transaction of the commit carries it.
+    fn now(&self) -> Timestamp;
+
+    /// Checks that each token holds, and keeps it from being taken over until the session has ended.
+    async fn fence(&mut self, fences: &[Fence]) -> Result<Vec<bool>, DriverError>;
+
+    /// Stores the batch durably and lets go of the lock. One flush, however many transactions.
+    async fn commit(self: Box<Self>, batch: Batch) -> Result<(), CommitError>;
+}
+
+/// The write lock together with what the caller had not seen.
+pub struct Begun {
+    /// The lock.
+    pub session: Box<dyn Session>,
+    /// The rows after the revision that was asked from, up to the head.
+    pub rows: Vec<Arc<LogRow>>,
+}
+
+/// A page of the log.
+#[derive(Debug, Clone)]
+pub struct LogPage {
+    /// Rows in order, without gap.
+    pub rows: Vec<Arc<LogRow>>,
+    /// The head when the page was read.
+    pub head: Revision,
+}
+
+/// The tree as stored, for a start.
+#[derive(Debug, Clone)]
+pub struct StoredTree {
+    /// The revision that the entities stand for; the log after it completes them.
+    pub revision: Revision,
+    /// All entities at that revision.
+    pub entities: Vec<EntityRow>,
+}
+
+/// One item of [`Driver::settle`]; each is accepted or refused by its own fence.
+#[derive(Debug, Clone)]
+pub enum Settle {
+    /// A request is finished.
+    Receipt(Receipt),
+    /// A request waits, failed or is dead (or an operator's retry put it back: `Parked` with no attempts).
+    Exception {
+        /// What to store in place of what was there for this request.
+        exception: Box<Exception>,
+        /// Under which token.
+        fence: Fence,
+    },
+    /// Every request of the slot at or below `to` has a receipt or an exception.
+    Watermark {
+        /// Under which token.
+        fence: Fence,
+        /// Never lowered.
+        to: Revision,
+    },
+}
+
+/// Whether one item of a settlement counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settled {
+    /// It is stored durably (an exception also where the request has a receipt already, which wins; a receipt also where
+    /// it was there before, since an answer may have been lost).
+    Durable,
+    /// Its token no longer holds; nothing of it is stored.
+    Refused,
+}
+
+/// What a slot's new owner finds: take the slot over first, then read this.
+#[derive(Debug, Clone, Default)]
+pub struct Pending {
+    /// Log rows after the revision that was asked from that ask for runs of the hook or act on requests of it. They are
+    /// whole, since an entry's place in its row is its request's sequence, and include entries of other slots: the caller
+    /// knows the keys.
+    pub rows: Vec<Arc<LogRow>>,
+    /// Which requests of the hook between there and `read_to` have receipts.
+    pub receipts: Vec<RequestId>,
+    /// The exceptions of the slot, all of them on every page.
+    pub exceptions: Vec<Exception>,
+    /// Every row up to this revision was looked at. Where it is below `head`, ask again from here.
+    pub read_to: Revision,
+    /// The head when this was read: later requests come by the tail.
+    pub head: Revision,
+}
+
+/// Everything that a driver stores, for the linter, for tests and for backups.
+#[derive(Debug, Clone)]
+pub struct StoredState {
+    /// The store itself.
+    pub meta: Meta,
+    /// The highest token ever given out.
+    pub token_counter: SlotToken,
+    /// The log, as far as it reaches back.
+    pub log: Vec<Arc<LogRow>>,
+    /// The written-behind entities.
+    pub tree: StoredTree,
+    /// All receipts that are kept.
+    pub receipts: Vec<Receipt>,
+    /// All exceptions.
+    pub exceptions: Vec<Exception>,
+    /// All slots.
+    pub slots: Vec<SlotRow>,
+    /// All servers.
+    pub servers: Vec<ServerRow>,
+    /// All records.
+    pub records: Vec<RecordRow>,
+    /// The indexes of all records.
+    pub index_entries: Vec<IndexEntry>,
+}
+
+/// What stores and orders. See the module's invariants.
+#[async_trait]
+pub trait Driver: Send + Sync + 'static {
+    /// `memory`, `sqlite`, `postgres`.
+    fn name(&self) -> &'static str;
+
+    /// The clock that leases, retry times and `now` go by.
+    fn clock(&self) -> Arc<dyn Clock>;
+
+    /// Makes or migrates the tables, once however many servers come at once, and says what is there. Declares the
+    /// record kinds that this build knows with their indexes.
+    async fn open(&self, records: &[IndexDeclaration]) -> Result<Meta, DriverError>;
+
+    /// Epoch, head and what else is known of the store itself.
+    async fn meta(&self) -> Result<Meta, DriverError>;
+
+    /// The written-behind entities; checked against their digest.
+    async fn load(&self) -> Result<StoredTree, DriverError>;
+
+    /// Rows after a revision, at most `rows_max` (at least one if there is any).
+    async fn read_log(&self, epoch: Epoch, after: Revision, rows_max: usize) -> Result<LogPage, DriverError>;
+
+    /// Ends when there may be something new in the log, or after `limit` at the latest. A hint, never relied upon.
+    async fn wait_for_news(&self, after: Revision, limit: Duration);
+
+    /// Whether and where a submission was committed, as long as its row is kept (at least an hour).
+    async fn find_submission(&self, submission: SubmissionId) -> Result<Option<Revision>, DriverError>;
+
+    /// Takes the write lock, and in the same round trip reads what is after `after`. If there is more than `rows_max`,
+    /// the lock is let go and [`DriverError::Unavailable`] asks the caller to catch up by its tail first. Waits for the
+    /// lock in order of arrival, and no longer than the driver's lock limit.
+    async fn begin(&self, epoch: Epoch, after: Revision, rows_max: usize) -> Result<Begun, DriverError>;
+
+    /// A page of records by index and keyset.
+    async fn query_records(&self, query: &RecordQuery) -> Result<RecordPage, DriverError>;
+
+    /// Removes what the retention lets go, at most `rows_max` in one short transaction; says how many went.
+    async fn prune_records(&self, retention: &Retention, rows_max: usize) -> Result<usize, DriverError>;
+
+    /// Enters a server (another one under its name keeps its lease until that ends).
+    async fn join(&self, server: ServerRow) -> Result<(), DriverError>;
+
+    /// Renews the server's lease and row. [`DriverError::LeaseLapsed`] if it had ended: a lapsed lease is not renewed.
+    async fn heartbeat(&self, server: ServerRow) -> Result<(), DriverError>;
+
+    /// Removes the server and frees its slots.
+    async fn leave(&self, server: ServerId) -> Result<(), DriverError>;
+
+    /// All servers and slots.
+    async fn cluster(&self) -> Result<(Vec<ServerRow>, Vec<SlotRow>), DriverError>;
+
+    /// Leases those of the slots that are free, or whose owner's lease is over, each with a fresh token. Makes the rows of
+    /// slots that never were, their watermark where the log is compacted to. Refuses a server whose own lease is over; one
+    /// that drains gets none. Slots that the server leases already are not in the answer: where one was lost, their tokens
+    /// are in [`Driver::cluster`].
+    async fn take_slots(&self, server: ServerId, slots: &[SlotId]) -> Result<Vec<Fence>, DriverError>;
+
+    /// Frees slots whose tokens hold, for others to take at once.
+    async fn release_slots(&self, fences: &[Fence]) -> Result<(), DriverError>;
+
+    /// What waits in a slot after a revision (its watermark, or `read_to` of the page before); looks at no more than
+    /// `rows_max` rows of the log that ask for runs of the hook. Call after `take_slots` has answered, never in one statement with it: a receipt that the
+    /// taking over waited for must be seen.
+    async fn pending(&self, slot: SlotId, after: Revision, rows_max: usize) -> Result<Pending, DriverError>;
+
+    /// Stores receipts, exceptions and watermarks, each on condition that its token holds. One flush for all.
+    async fn settle(&self, items: Vec<Settle>) -> Result<Vec<Settled>, DriverError>;
+
+    /// Requests that are not simply waiting in the log, of one hook or of all.
+    async fn exceptions(&self, hook: Option<HookNumber>) -> Result<Vec<Exception>, DriverError>;
+
+    /// Moves the written-behind entities on to `revision`: changed ones and removed ones, with the digest of the whole.
+    /// Does nothing if they already stand for `to` or later (no row ever goes back); where they stand for a revision between
+    /// the two, what is given covers it. One short transaction: a caller with much to write moves on in steps.
+    ///
+    /// # Errors
+    /// [`DriverError::Unavailable`] if they stand for a revision before `from`.
+    async fn write_entities(
+        &self,
+        from: Revision,
+        to: Revision,
+        changed: Vec<EntityRow>,
+        removed: Vec<crate::path::Path>,
+    ) -> Result<(), DriverError>;
+
+    /// Removes log rows and receipts that nothing needs any more and that are older than `keep`; at most `rows_max` in
+    /// one short transaction. Says up to where the log is compacted now. The driver holds back what invariant 6 asks for
+    /// as far as it knows: the newest row, rows that `entities` do not cover, rows above a slot's watermark. Rows above
+    /// `floor` stay too: the caller, who knows the registrations, gives the revision below which no request can be of a
+    /// slot that has no row yet (a registration one of whose slots was never leased: the revision before it was made).
+    async fn compact(&self, keep: Timestamp, floor: Revision, rows_max: usize) -> Result<Revision, DriverError>;
+
+    /// Gives the store a new epoch, once an operator has confirmed that it was put back ([`DriverError::SetBack`]): frees
+    /// all slots, and gives out tokens above `tokens_above` and above all that the store knows of.
+    async fn new_epoch(&self, tokens_above: SlotToken) -> Result<Meta, DriverError>;
+
+    /// Everything, as of one moment.
+    async fn stored(&self) -> Result<StoredState, DriverError>;
+}
+
+/// Refuses a page with a hole (invariant 1): rows have to follow `after` one by one, and to end at the head unless the
+/// page is full.
+fn check_no_gap(after: Revision, rows: &[Arc<LogRow>], rows_max: usize, head: Revision) -> Result<(), DriverError> {
+    let mut expected = after.next();
+    for row in rows {
+        if row.revision != expected {
+            return Err(DriverError::Damaged(format!(
+                "the log has revision {} where {expected} belongs; restore the store from a backup",
+                row.revision
+            )));
+        }
+        expected = expected.next();
+    }
+    if rows.len() < rows_max && expected <= head {
+        return Err(DriverError::Damaged(format!(
+            "the log ends before revision {expected}, and its head is {head}; restore the store from a backup"
+        )));
+    }
+    Ok(())
+}
+
+/// Refuses a batch that does not follow the head without a gap (invariant 1).
+fn check_batch(head: Revision, batch: &Batch) -> Result<(), DriverError> {
+    let mut expected = head.next();
+    for row in &batch.rows {
+        if row.revision != expected {
+            return Err(DriverError::Configuration(format!(
+                "a transaction with revision {} was to follow head {head}; {expected} was expected",
+                row.revision
+            )));
+        }
+        expected = expected.next();
+    }
+    Ok(())
+}
+
+/// Refuses to move the written-behind entities on over changes that nobody has given.
+fn check_entities_step(at: Revision, from: Revision, to: Revision, head: Revision) -> Result<(), DriverError> {
+    if at < from {
+        return Err(DriverError::Unavailable(format!(
+            "the stored entities stand for revision {at}; what changed after {from} does not follow it"
+        )));
+    }
+    if to > head {
+        return Err(DriverError::Unavailable(format!(
+            "the stored entities can't stand for {to}, beyond the head {head}"
+        )));
+    }
+    Ok(())
+}

@@ -1,0 +1,177 @@
+//! Records: typed rows committed in the same transaction as entities, outside every snapshot. For what grows without end.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use crate::driver::{RecordId, RecordRow};
+
+/// A type whose values are appended as records. Large values, closed calls, executions and audit entries are records.
+pub trait Record: Serialize + DeserializeOwned + Clone + fmt::Debug + Send + Sync + 'static {
+    /// Names the type in the store; never changes.
+    const KIND: &'static str;
+    /// The version of the document's form.
+    const FORMAT: u32 = 1;
+    /// The names of the declared indexes. Every query goes through one of them.
+    const INDEXES: &'static [&'static str];
+    /// What is kept, and for how long.
+    const RETENTION: Retain = Retain::FOREVER;
+
+    /// This record's entry in each of [`Record::INDEXES`], in their order.
+    fn index_keys(&self) -> Vec<IndexKey>;
+
+    /// As [`crate::Entity::upgrade`].
+    ///
+    /// # Errors
+    /// A text that says what could not be upgraded.
+    fn upgrade(document: &mut Map<String, Value>, from: u32) -> Result<(), String> {
+        let _ = (document, from);
+        Ok(())
+    }
+}
+
+/// What is kept of a kind of record. A record goes when either limit lets it go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retain {
+    /// How long, from when it was appended.
+    pub age: Option<Duration>,
+    /// How many under one value of the first part of the first index, which then has to be a text part.
+    pub per_key: Option<u64>,
+}
+
+impl Retain {
+    /// Everything is kept.
+    pub const FOREVER: Retain = Retain { age: None, per_key: None };
+}
+
+/// The retention of one kind at one moment, as a driver carries it out.
+#[derive(Debug, Clone)]
+pub struct Retention {
+    /// The kind.
+    pub kind: Arc<str>,
+    /// Records appended before this go.
+    pub before: Option<crate::revision::Timestamp>,
+    /// More than so many under one first part of the first index go, the oldest first.
+    pub per_key: Option<u64>,
+}
+
+/// The indexes of a kind of record, as declared by a build.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IndexDeclaration {
+    /// The kind.
+    pub kind: Arc<str>,
+    /// The indexes' names, in order.
+    pub indexes: Vec<String>,
+    /// What is kept.
+    pub retain: Retain,
+}
+
+/// An entry in an index: parts that compare one after the other, encoded so that the order of bytes is the order of
+/// entries, the same on every driver and collation.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct IndexKey(Vec<u8>);
+
+impl IndexKey {
+    /// An entry without parts; the prefix of every other.
+    #[must_use]
+    pub fn new() -> Self {
+        IndexKey(Vec::new())
+    }
+
+    /// Adds a text part, ordered by bytes.
+    #[must_use]
+    pub fn text(mut self, text: &str) -> Self {
+        for byte in text.bytes() {
+            // 0 ends a part, so a zero byte within is escaped by what sorts right after the end.
+            if byte == 0 {
+                self.0.extend_from_slice(&[0, 0xff]);
+            } else {
+                self.0.push(byte);
+            }
+        }
+        self.0.extend_from_slice(&[0, 0]);
+        self
+    }
+
+    /// Adds a number part, rising.
+    #[must_use]
+    pub fn number(mut self, number: i64) -> Self {
+        self.0.extend_from_slice(&(number.cast_unsigned() ^ (1 << 63)).to_be_bytes());
+        self
+    }
+
+    /// Adds a number part, falling: the newest time first.
+    #[must_use]
+    pub fn falling(self, number: i64) -> Self {
+        self.number(!number)
+    }
+
+    /// The encoded form.
+    #[must_use]
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.0
+    }
+}
+
+/// Asks for a page of records of one kind by one index: those whose entry begins with `prefix`, in index order, ties in
+/// order of commit.
+#[derive(Debug, Clone)]
+pub struct RecordQuery {
+    /// The kind.
+    pub kind: Arc<str>,
+    /// The index's name.
+    pub index: String,
+    /// What the entry must begin with.
+    pub prefix: IndexKey,
+    /// Go on behind (forwards) or before (backwards) this place.
+    pub cursor: Option<RecordCursor>,
+    /// Against the index's order.
+    pub backwards: bool,
+    /// How many at most; 1 to 1 000.
+    pub limit: usize,
+}
+
+/// A place in an index. Holds through restarts and on other servers.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct RecordCursor {
+    /// The entry.
+    pub key: Vec<u8>,
+    /// The record.
+    pub id: RecordId,
+}
+
+/// A page of records as stored.
+#[derive(Debug, Clone)]
+pub struct RecordPage {
+    /// The records, in the order that was asked for.
+    pub rows: Vec<RecordRow>,
+    /// Where to go on; none at the end.
+    pub next: Option<RecordCursor>,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn r06_the_order_of_encoded_entries_is_the_order_of_their_parts(
+            left in (".{0,8}", any::<i64>(), any::<i64>()),
+            right in (".{0,8}", any::<i64>(), any::<i64>()),
+        ) {
+            let encode = |(text, rising, falling): &(String, i64, i64)| {
+                IndexKey::new().text(text).number(*rising).falling(*falling)
+            };
+            let parts = |(text, rising, falling): &(String, i64, i64)| {
+                (text.as_bytes().to_vec(), *rising, std::cmp::Reverse(*falling))
+            };
+            prop_assert_eq!(encode(&left).cmp(&encode(&right)), parts(&left).cmp(&parts(&right)));
+        }
+    }
+}
