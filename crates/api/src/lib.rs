@@ -51,8 +51,8 @@ pub use queue::{QueueAction, QueueEntryState, QueueEntryView};
 pub use read::{BatchAnswer, BatchRequest, KeyAnswer, KeyValue};
 pub use region::{AvailabilityRequest, HeldVersionView, RegionStoreView, RegionView};
 pub use store::{
-    Freshness, Limits, LimitsPatch, OnNewPush, OverridesUpdate, OverridesView, RollbackAnswer, RollbackRequest,
-    SchemaMode, SchemaView, StoreCreate, StorePatch, StoreView, VersionStatus, VersionView,
+    EmbeddedSwap, Freshness, Limits, LimitsPatch, OnNewPush, OverridesUpdate, OverridesView, RollbackAnswer,
+    RollbackRequest, SchemaMode, SchemaView, StoreCreate, StorePatch, StoreView, VersionStatus, VersionView,
 };
 pub use view::{
     ArtifactView, CallView, ClientView, EmbeddedCounts, ExplainView, GateStatus, GateView, HoldKind, HoldView,

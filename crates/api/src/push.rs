@@ -242,6 +242,9 @@ pub struct HeartbeatRequest {
     /// Bytes there are to do, if that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub of: Option<u64>,
+    /// Records built so far.
+    #[serde(default)]
+    pub records: u64,
 }
 
 /// What a push client does.

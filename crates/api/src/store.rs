@@ -41,9 +41,21 @@ pub struct StorePatch {
     /// Whether a version without records is allowed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allow_empty: Option<bool>,
-    /// How many versions are kept, the one that is served included.
+    /// How many good versions a region keeps loaded, the one that it serves included. At least 2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention: Option<u32>,
+    /// See [`StoreView::keep_rejected_ms`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_rejected_ms: Option<u64>,
+    /// See [`StoreView::grace_ms`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace_ms: Option<u64>,
+    /// See [`StoreView::keep_pushes`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_pushes: Option<u32>,
+    /// When embedded clients start to serve a version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub embedded_swap: Option<EmbeddedSwap>,
     /// Keys that every version has to have, see [`crate::manifest::GoldenKey`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub golden_keys: Option<Vec<String>>,
@@ -80,6 +92,17 @@ pub enum OnNewPush {
     Queue,
     /// The running one is ended.
     Supersede,
+}
+
+/// When embedded clients start to serve a version.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EmbeddedSwap {
+    /// As soon as they have ingested it; their region's swap waits for them.
+    #[default]
+    Alone,
+    /// When their region swaps.
+    WithRegion,
 }
 
 /// Limits of a store, all of them in milliseconds but for the last.
@@ -145,8 +168,17 @@ pub struct StoreView {
     pub auto_register_schemas: bool,
     /// Whether a version without records is allowed.
     pub allow_empty: bool,
-    /// How many versions are kept.
+    /// How many good versions a region keeps loaded, the one that it serves included.
     pub retention: u32,
+    /// How long the data of a version that was rolled back, aborted or killed is kept after its
+    /// push ended, in milliseconds.
+    pub keep_rejected_ms: u64,
+    /// How long data stays after the last thing that referred to it let it go, in milliseconds.
+    pub grace_ms: u64,
+    /// How many ended pushes are kept with their gates.
+    pub keep_pushes: u32,
+    /// When embedded clients start to serve a version.
+    pub embedded_swap: EmbeddedSwap,
     /// Keys that every version has to have.
     #[serde(default)]
     pub golden_keys: Vec<String>,

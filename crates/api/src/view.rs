@@ -163,7 +163,7 @@ pub enum RegionStage {
     Creation,
     /// The version is copied and loaded.
     Ingestion,
-    /// Embedded clients take it.
+    /// It is ingested, and embedded clients take it.
     Embedded,
     /// The swap gate is asked.
     SwapGate,

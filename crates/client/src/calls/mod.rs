@@ -1,0 +1,9 @@
+//! One method per route, a file per subject.
+
+mod config;
+mod pushes;
+mod queue;
+mod reads;
+mod regions;
+mod server;
+mod stores;

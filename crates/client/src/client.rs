@@ -1,0 +1,322 @@
+//! The connection to a server: addresses, requests, answers.
+
+use std::time::Duration;
+
+use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tidegate_api::ErrorBody;
+
+use crate::error::Error;
+use crate::retry::{Attempts, Repeat};
+
+/// The longest answer that is read, but for watch streams.
+const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// How a [`Client`] behaves.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The server's address, for example `http://127.0.0.1:7600`.
+    pub url: String,
+    /// How long a request is repeated while the server can't be reached.
+    pub patience: Duration,
+    /// How long one attempt may take, from connecting to the end of the answer. Parts and watch
+    /// streams have no such limit; they have one on silence instead.
+    pub request_limit: Duration,
+    /// How long connecting may take.
+    pub connect_limit: Duration,
+}
+
+impl Options {
+    /// Options for a server's address: 10 s of patience, 30 s for a request.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            patience: Duration::from_secs(10),
+            request_limit: Duration::from_secs(30),
+            connect_limit: Duration::from_secs(5),
+        }
+    }
+}
+
+/// A client of a Tidegate server. Clones are cheap and share connections.
+#[derive(Clone, Debug)]
+pub struct Client {
+    http: reqwest::Client,
+    base: Url,
+    patience: Duration,
+    request_limit: Duration,
+}
+
+/// What a request carries.
+pub(crate) enum Body<'a> {
+    Nothing,
+    Json(&'a [u8]),
+    Text(&'static str, &'a str),
+}
+
+/// A request that can be made again.
+pub(crate) struct Request<'a> {
+    pub(crate) method: Method,
+    pub(crate) url: Url,
+    pub(crate) body: Body<'a>,
+    pub(crate) repeat: Repeat,
+}
+
+impl Client {
+    /// A client for the server at this address, with the default [`Options`].
+    ///
+    /// # Errors
+    /// [`Error::Url`] if the address is no `http` or `https` URL.
+    pub fn new(url: &str) -> Result<Self, Error> {
+        Self::with_options(Options::new(url))
+    }
+
+    /// A client with these options.
+    ///
+    /// # Errors
+    /// [`Error::Url`] if the address is no `http` or `https` URL.
+    pub fn with_options(options: Options) -> Result<Self, Error> {
+        let bad = |reason: String| Error::Url { url: options.url.clone(), reason };
+        let base = Url::parse(&options.url).map_err(|error| bad(error.to_string()))?;
+        if !matches!(base.scheme(), "http" | "https") || base.host_str().is_none() {
+            return Err(bad("it has to start with http:// or https://".to_owned()));
+        }
+        let http = reqwest::Client::builder()
+            .connect_timeout(options.connect_limit)
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .user_agent(concat!("tidegate-client/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(|error| bad(chain(&error)))?;
+        Ok(Self { http, base, patience: options.patience, request_limit: options.request_limit })
+    }
+
+    /// The same client with another [`Options::patience`].
+    #[must_use]
+    pub fn with_patience(&self, patience: Duration) -> Self {
+        Self { patience, ..self.clone() }
+    }
+
+    /// The server's address.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        self.base.as_str().trim_end_matches('/')
+    }
+
+    pub(crate) fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    /// The URL of a route: each segment is escaped. Parameters without a value are left out.
+    pub(crate) fn route(&self, segments: &[&str], query: &[(&str, Option<&str>)]) -> Url {
+        let mut url = self.base.clone();
+        let mut path = self.base.path().trim_end_matches('/').to_owned();
+        for segment in segments {
+            path.push('/');
+            escape_into(&mut path, segment);
+        }
+        url.set_path(&path);
+        url.set_query(None);
+        for (name, value) in query {
+            if let Some(value) = value {
+                url.query_pairs_mut().append_pair(name, value);
+            }
+        }
+        url
+    }
+
+    pub(crate) async fn get_json<T: DeserializeOwned>(&self, url: Url) -> Result<T, Error> {
+        self.request(Request { method: Method::GET, url, body: Body::Nothing, repeat: Repeat::Always }).await
+    }
+
+    pub(crate) async fn send_json<B: Serialize + ?Sized, T: DeserializeOwned>(
+        &self,
+        method: Method,
+        url: Url,
+        body: &B,
+        repeat: Repeat,
+    ) -> Result<T, Error> {
+        let body = serde_json::to_vec(body).map_err(|error| Error::Local {
+            what: format!("could not write the request to {url}"),
+            reason: error.to_string(),
+        })?;
+        self.request(Request { method, url, body: Body::Json(&body), repeat }).await
+    }
+
+    /// Makes a request, again where that may help, and reads the answer.
+    pub(crate) async fn request<T: DeserializeOwned>(&self, request: Request<'_>) -> Result<T, Error> {
+        let bytes = self.request_bytes(&request).await?;
+        serde_json::from_slice(&bytes.1).map_err(|error| Error::Unreadable {
+            url: request.url.to_string(),
+            status: bytes.0,
+            reason: error.to_string(),
+        })
+    }
+
+    /// Makes a request, again where that may help. Status and body of an answer that is no error.
+    pub(crate) async fn request_bytes(&self, request: &Request<'_>) -> Result<(u16, Vec<u8>), Error> {
+        let mut attempts = Attempts::new(self.patience);
+        loop {
+            let error = match self.attempt(request).await {
+                Ok(answer) => return Ok(answer),
+                Err(Failed::Final(error)) => return Err(error),
+                Err(Failed::Again(error)) => error,
+            };
+            match attempts.failed() {
+                Some(pause) => {
+                    tracing::debug!(url = %request.url, %error, ?pause, "trying again");
+                    tokio::time::sleep(pause).await;
+                }
+                None => return Err(error.after(&attempts)),
+            }
+        }
+    }
+
+    async fn attempt(&self, request: &Request<'_>) -> Result<(u16, Vec<u8>), Failed> {
+        let builder = self.http.request(request.method.clone(), request.url.clone()).timeout(self.request_limit);
+        let builder = match request.body {
+            Body::Nothing => builder,
+            Body::Json(bytes) => builder.header("content-type", "application/json").body(bytes.to_vec()),
+            Body::Text(media_type, text) => builder.header("content-type", media_type).body(text.to_owned()),
+        };
+        let response = builder.send().await.map_err(|error| self.transport(&error, request.repeat))?;
+        let status = response.status();
+        let bytes = read_all(response, ANSWER_BYTES_MAX).await.map_err(|reason| match reason {
+            ReadFailed::Transport(error) => self.transport(&error, request.repeat),
+            ReadFailed::TooLong => Failed::Final(Error::Unreadable {
+                url: request.url.to_string(),
+                status: status.as_u16(),
+                reason: format!("it is longer than {ANSWER_BYTES_MAX} bytes"),
+            }),
+        })?;
+        if status.is_success() {
+            return Ok((status.as_u16(), bytes));
+        }
+        Err(refusal(&request.url, status, &bytes, request.repeat))
+    }
+
+    /// A request that is not repeated here: for bodies that are streams, and for watch streams.
+    pub(crate) fn single(&self, method: Method, url: Url) -> RequestBuilder {
+        self.http.request(method, url)
+    }
+
+    pub(crate) fn transport(&self, error: &reqwest::Error, repeat: Repeat) -> Failed {
+        let unreachable =
+            Error::Unreachable { url: self.url().to_owned(), tried_for: Duration::ZERO, reason: chain(error) };
+        if repeat == Repeat::Always || error.is_connect() {
+            Failed::Again(unreachable)
+        } else {
+            Failed::Final(unreachable)
+        }
+    }
+}
+
+/// The outcome of one attempt that gave no answer.
+pub(crate) enum Failed {
+    /// Trying again may help.
+    Again(Error),
+    /// It does not.
+    Final(Error),
+}
+
+impl Error {
+    /// Says how long was tried, where that matters.
+    pub(crate) fn after(self, attempts: &Attempts) -> Self {
+        match self {
+            Self::Unreachable { url, reason, .. } => Self::Unreachable { url, reason, tried_for: attempts.elapsed() },
+            other => other,
+        }
+    }
+}
+
+/// What an answer that is an error means.
+pub(crate) fn refusal(url: &Url, status: StatusCode, bytes: &[u8], repeat: Repeat) -> Failed {
+    match serde_json::from_slice::<ErrorBody>(bytes) {
+        Ok(body) => {
+            let again = body.retryable && repeat == Repeat::Always;
+            let error = Error::Refused { status: status.as_u16(), body: Box::new(body) };
+            if again { Failed::Again(error) } else { Failed::Final(error) }
+        }
+        Err(_) => Failed::Final(Error::Unreadable {
+            url: url.to_string(),
+            status: status.as_u16(),
+            reason: format!(
+                "expected one of Tidegate's errors, found: {}",
+                String::from_utf8_lossy(&bytes[..bytes.len().min(200)])
+            ),
+        }),
+    }
+}
+
+enum ReadFailed {
+    Transport(reqwest::Error),
+    TooLong,
+}
+
+/// Reads an answer up to a bound.
+async fn read_all(mut response: Response, limit: usize) -> Result<Vec<u8>, ReadFailed> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(ReadFailed::Transport)? {
+        if bytes.len().saturating_add(chunk.len()) > limit {
+            return Err(ReadFailed::TooLong);
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes)
+}
+
+/// Reads the beginning of an error's answer.
+pub(crate) async fn read_error(response: Response) -> Vec<u8> {
+    read_all(response, 1024 * 1024).await.unwrap_or_default()
+}
+
+/// An error with all that lies behind it, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// Percent-encodes everything but the characters that RFC 3986 calls unreserved.
+fn escape_into(path: &mut String, segment: &str) {
+    const HEX: &[u8; 16] = b"0123456789ABCDEF";
+    for byte in segment.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_.~:".contains(&byte) {
+            path.push(char::from(byte));
+        } else {
+            path.push('%');
+            path.push(char::from(HEX[usize::from(byte >> 4)]));
+            path.push(char::from(HEX[usize::from(byte & 15)]));
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_and_parameters_are_escaped() {
+        let client = Client::new("http://127.0.0.1:1/below/").unwrap();
+        let url = client.route(&["v1", "stores", "a/b?c#d é%", "keys"], &[("region", Some("x&y")), ("limit", None)]);
+        assert_eq!(url.as_str(), "http://127.0.0.1:1/below/v1/stores/a%2Fb%3Fc%23d%20%C3%A9%25/keys?region=x%26y");
+    }
+
+    #[test]
+    fn an_address_that_is_no_url_is_refused_with_a_reason() {
+        for url in ["", "127.0.0.1:7600", "ftp://host/", "http://"] {
+            let error = Client::new(url).unwrap_err();
+            assert!(matches!(error, Error::Url { .. }), "{url}: {error}");
+        }
+    }
+}
