@@ -246,6 +246,31 @@ pub struct StoredState {
     pub index_entries: Vec<IndexEntry>,
 }
 
+impl StoredState {
+    /// A store in which nothing was ever committed, with a new epoch and installation.
+    #[must_use]
+    pub fn empty() -> Self {
+        StoredState {
+            meta: Meta {
+                epoch: Epoch(uuid::Uuid::new_v4()),
+                installation: uuid::Uuid::new_v4(),
+                format: 1,
+                head: Revision::ZERO,
+                compacted: Revision::ZERO,
+            },
+            token_counter: SlotToken(0),
+            log: Vec::new(),
+            tree: StoredTree { revision: Revision::ZERO, entities: Vec::new() },
+            receipts: Vec::new(),
+            exceptions: Vec::new(),
+            slots: Vec::new(),
+            servers: Vec::new(),
+            records: Vec::new(),
+            index_entries: Vec::new(),
+        }
+    }
+}
+
 /// What stores and orders. See the module's invariants.
 #[async_trait]
 pub trait Driver: Send + Sync + 'static {

@@ -19,9 +19,20 @@ pub(crate) struct DeclaredKind {
     /// The indexes' names in order. A newer build may have added some at the end.
     pub(crate) indexes: Vec<Arc<str>>,
     /// How many of them hold an entry for every record; the rest serve no query.
-    pub(crate) complete: usize,
+    pub(crate) complete: u32,
     /// Whether records are counted by the first part of the first index.
     pub(crate) grouped: bool,
+}
+
+impl DeclaredKind {
+    fn complete_indexes(&self) -> &[Arc<str>] {
+        let complete = usize::try_from(self.complete).unwrap_or(usize::MAX);
+        &self.indexes[..complete.min(self.indexes.len())]
+    }
+}
+
+fn count_of<T>(indexes: &[T]) -> u32 {
+    u32::try_from(indexes.len()).unwrap_or(u32::MAX)
 }
 
 /// The kinds of records that were ever declared.
@@ -39,7 +50,7 @@ impl DeclaredKinds {
         let grouped = declaration.retain.per_key.is_some();
         let names = || declaration.indexes.iter().map(|name| Arc::from(name.as_str()));
         let Some(known) = self.0.get_mut(&declaration.kind) else {
-            let kind = DeclaredKind { indexes: names().collect(), complete: declaration.indexes.len(), grouped };
+            let kind = DeclaredKind { indexes: names().collect(), complete: count_of(&declaration.indexes), grouped };
             self.0.insert(declaration.kind.clone(), kind.clone());
             return Ok(Some(kind));
         };
@@ -55,7 +66,7 @@ impl DeclaredKinds {
         if known.indexes.len() < declaration.indexes.len() {
             known.indexes = names().collect();
             if !has_records {
-                known.complete = known.indexes.len();
+                known.complete = count_of(&known.indexes);
             }
         }
         known.grouped |= grouped;
@@ -76,7 +87,7 @@ impl DeclaredKinds {
 
     /// Which of the kind's indexes serves the query.
     pub(crate) fn index_of(&self, query: &RecordQuery) -> Result<usize, DriverError> {
-        let complete = self.0.get(&query.kind).map_or(&[][..], |kind| &kind.indexes[..kind.complete]);
+        let complete = self.0.get(&query.kind).map_or(&[][..], |kind| kind.complete_indexes());
         complete.iter().position(|name| **name == *query.index).ok_or_else(|| DriverError::NoIndex {
             kind: query.kind.to_string(),
             indexes: complete.iter().map(ToString::to_string).collect(),

@@ -1,0 +1,340 @@
+//! The driver for one process, the embedded default: one SQLite file, write-ahead logging with `synchronous=FULL`, one
+//! thread that writes, readers beside it.
+//!
+//! Who may write when: commits and takings of slots take the store's write lock, in order of arrival; all writes go
+//! through one queue to one thread, which puts what has come together into one transaction, so that one flush carries
+//! it. What every server asks for all the time (the newest rows of the log, leases) is kept in memory and follows what
+//! is durable.
+//!
+//! Several servers of one process share a store by its drivers. A second process is refused.
+
+mod driver;
+mod encoding;
+mod entities;
+mod lock;
+mod readers;
+mod records;
+mod schema;
+mod stored;
+mod tail;
+mod writer;
+mod writes;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use self::driver::SqliteDriver;
+use self::lock::FileLock;
+use self::readers::Readers;
+use self::tail::{Effect, Known};
+use self::writer::{Queue, Writer};
+use super::{Driver, DriverError, Faults, FaultyDriver, SlotToken, StoredState};
+use crate::clock::{Clock, SystemClock};
+use crate::revision::Revision;
+
+/// By how much tokens rise when a backup is restored where nobody knows any more what was given out after it.
+const RESTORED_TOKENS_ABOVE: u64 = 1 << 24;
+
+/// How a store is opened. The defaults are what an installation wants.
+#[derive(Clone)]
+pub struct SqliteOptions {
+    /// The clock that leases and times go by.
+    pub clock: Arc<dyn Clock>,
+    /// How long a call waits for the write lock, for room in the writer's queue, and for the disk.
+    pub limit: Duration,
+    /// The largest size of the database file in bytes; writes beyond it fail as on a full disk. None: the disk's size.
+    pub bytes_max: Option<u64>,
+    /// How many readers work side by side.
+    pub readers: usize,
+    /// How many of the newest rows of the log are kept in memory.
+    pub tail_rows_max: usize,
+    /// How many bytes of them at most.
+    pub tail_bytes_max: usize,
+}
+
+impl Default for SqliteOptions {
+    fn default() -> Self {
+        SqliteOptions {
+            clock: Arc::new(SystemClock),
+            limit: Duration::from_secs(10),
+            bytes_max: None,
+            readers: 4,
+            tail_rows_max: 100_000,
+            tail_bytes_max: 64 << 20,
+        }
+    }
+}
+
+impl SqliteOptions {
+    /// The defaults on a clock of the caller's.
+    #[must_use]
+    pub fn with_clock(clock: Arc<dyn Clock>) -> Self {
+        SqliteOptions { clock, ..SqliteOptions::default() }
+    }
+
+    fn tail_bounds(&self) -> (usize, usize) {
+        (self.tail_rows_max, self.tail_bytes_max)
+    }
+}
+
+impl fmt::Debug for SqliteOptions {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("SqliteOptions").field("limit", &self.limit).field("bytes_max", &self.bytes_max).finish()
+    }
+}
+
+/// A store in one file. Clones are one store; the file is closed when the last of them and of its drivers has gone.
+#[derive(Clone)]
+pub struct SqliteStore(Arc<Store>);
+
+/// What the writer's thread and everyone else share.
+struct Shared {
+    path: PathBuf,
+    options: SqliteOptions,
+    queue: Queue,
+    readers: Readers,
+    known: Mutex<Known>,
+    /// The head, sent again whenever anything of the log has changed.
+    news: watch::Sender<Revision>,
+    write_lock: Arc<tokio::sync::Mutex<()>>,
+    /// Sessions whose commit is still to come.
+    sessions: AtomicUsize,
+    /// A commit's outcome is not known, and nothing was written after it.
+    uncertain: AtomicBool,
+}
+
+impl Shared {
+    fn session_under_way(&self) -> bool {
+        self.sessions.load(Ordering::Acquire) > 0
+    }
+
+    fn set_uncertain(&self, uncertain: bool) {
+        self.uncertain.store(uncertain, Ordering::Release);
+    }
+
+    /// Shows servers what has become durable.
+    fn publish(&self, effects: Vec<Effect>) {
+        let mut log_changed = false;
+        let head = {
+            let mut known = self.known.lock();
+            for effect in effects {
+                log_changed |= !matches!(effect, Effect::Leases(_) | Effect::Kinds(_) | Effect::Compacted(_));
+                known.follow(effect);
+            }
+            known.head
+        };
+        if log_changed {
+            self.news.send_replace(head);
+        }
+    }
+}
+
+/// The open file with its writer. Invariant: the writer's thread never owns one of these, so it never joins itself.
+struct Store {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+    // Let go after the thread has ended.
+    _lock: FileLock,
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.shared.queue.close();
+        self.shared.readers.close();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!(path = %self.shared.path.display(), "the store's writer had panicked");
+        }
+    }
+}
+
+impl SqliteStore {
+    /// Opens the file, or makes it; migrates its tables if an older release wrote it. Blocks for as long as that takes.
+    ///
+    /// # Errors
+    /// [`DriverError::Held`] if a process has it open, [`DriverError::NewerFormat`] if a newer release wrote it,
+    /// [`DriverError::Configuration`] if it can't be opened or is something else, [`DriverError::Damaged`].
+    pub fn open(path: impl AsRef<Path>, options: SqliteOptions) -> Result<Self, DriverError> {
+        let path = path.as_ref().to_owned();
+        let lock = FileLock::take(&path)?;
+        let connection = schema::open_writer(&path)?;
+        if let Some(bytes_max) = options.bytes_max {
+            limit_size(&connection, Some(bytes_max))?;
+        }
+        let known = stored::read_known(&connection, options.tail_bounds())?;
+        let shared = Arc::new(Shared {
+            queue: Queue::new(),
+            readers: Readers::new(&path, options.readers),
+            news: watch::Sender::new(known.head),
+            known: Mutex::new(known),
+            write_lock: Arc::default(),
+            sessions: AtomicUsize::new(0),
+            uncertain: AtomicBool::new(false),
+            path,
+            options,
+        });
+        let writer = Writer::new(connection, shared.clone())?;
+        let thread = std::thread::Builder::new()
+            .name("state-writer".to_owned())
+            .spawn(move || writer.work())
+            .map_err(|error| DriverError::Configuration(format!("no thread could be started: {error}")))?;
+        Ok(SqliteStore(Arc::new(Store { shared, thread: Some(thread), _lock: lock })))
+    }
+
+    /// A driver; servers of this process may share one or have one each.
+    #[must_use]
+    pub fn driver(&self) -> Arc<dyn Driver> {
+        Arc::new(SqliteDriver::new(self.0.clone()))
+    }
+
+    /// A driver behind a switch for tests.
+    #[must_use]
+    pub fn driver_with(&self, faults: Faults) -> Arc<dyn Driver> {
+        Arc::new(FaultyDriver::new(self.driver(), faults))
+    }
+
+    /// Where the file is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0.shared.path
+    }
+
+    /// Writes a consistent copy of the whole store, as of one revision, to a file that must not be there yet. Others
+    /// write on meanwhile.
+    ///
+    /// # Errors
+    /// Why the copy could not be written; an incomplete file is removed.
+    pub async fn backup(&self, to: impl AsRef<Path>) -> Result<(), DriverError> {
+        let to = to.as_ref().to_owned();
+        if to.exists() {
+            return Err(DriverError::Configuration(format!(
+                "{} is there already; a backup replaces nothing",
+                to.display()
+            )));
+        }
+        let path = self.0.shared.path.clone();
+        let copied = tokio::task::spawn_blocking(move || {
+            let copy = || {
+                let connection = schema::open_reader(&path)?;
+                connection.pragma_update(None, "query_only", false)?;
+                let target = to
+                    .to_str()
+                    .ok_or_else(|| DriverError::Configuration(format!("{} is not a name in UTF-8", to.display())))?;
+                connection.execute("VACUUM INTO ?1", [target])?;
+                // VACUUM INTO leaves the flush to the caller.
+                std::fs::File::open(&to)
+                    .and_then(|file| file.sync_all())
+                    .map_err(|error| DriverError::Unavailable(format!("flushing {} failed: {error}", to.display())))
+            };
+            copy().inspect_err(|_| {
+                // It may not be there at all.
+                let _ = std::fs::remove_file(&to);
+            })
+        });
+        copied.await.map_err(|error| DriverError::Unavailable(error.to_string()))?
+    }
+
+    /// Puts a backup in place of all that is stored, under a new epoch, with no leases and with tokens above all that
+    /// were given out. Servers that are up notice and load it.
+    ///
+    /// # Errors
+    /// Why the backup could not be read or stored; then everything is as it was.
+    pub async fn restore(&self, backup: impl AsRef<Path>) -> Result<(), DriverError> {
+        self.replace(backup.as_ref(), true).await
+    }
+
+    /// Puts the store back to a backup behind everyone's back, its epoch as the backup has it: for tests of what happens
+    /// when an operator copies an old file over it.
+    ///
+    /// # Errors
+    /// As [`SqliteStore::restore`].
+    pub async fn set_back_to(&self, backup: impl AsRef<Path>) -> Result<(), DriverError> {
+        self.replace(backup.as_ref(), false).await
+    }
+
+    async fn replace(&self, backup: &Path, new_epoch: bool) -> Result<(), DriverError> {
+        let backup = backup.to_owned();
+        let (state, kinds) = tokio::task::spawn_blocking(move || stored::read_backup(&backup))
+            .await
+            .map_err(|error| DriverError::Unavailable(error.to_string()))??;
+        self.write(move |writer| {
+            let here = writer.leases.token_counter();
+            let was_empty = writer.head == Revision::ZERO;
+            writer.replace(&state, Some(&kinds))?;
+            if new_epoch {
+                let unknown = if was_empty { RESTORED_TOKENS_ABOVE } else { 0 };
+                writer.begin_epoch(SlotToken(here.max(state.token_counter).0 + unknown))?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Drops everything and makes an empty store in its place: another epoch and installation. For tests.
+    ///
+    /// # Errors
+    /// Why nothing was changed.
+    pub async fn drop_and_recreate(&self) -> Result<(), DriverError> {
+        self.write(|writer| {
+            let mut state = StoredState::empty();
+            state.meta.format = schema::FORMAT;
+            writer.replace(&state, None)
+        })
+        .await
+    }
+
+    /// Changes what is stored behind everyone's back, to plant damage for the linter. Digests fit the damage.
+    ///
+    /// # Errors
+    /// Why nothing was changed.
+    pub async fn tamper(&self, change: impl FnOnce(&mut StoredState) + Send + 'static) -> Result<(), DriverError> {
+        let mut state = self.driver().stored().await?;
+        change(&mut state);
+        self.write(move |writer| writer.replace(&state, None)).await
+    }
+
+    /// Runs SQL behind everyone's back, to plant damage that digests do not fit.
+    ///
+    /// # Errors
+    /// Why nothing was changed.
+    pub async fn tamper_sql(&self, sql: &str) -> Result<(), DriverError> {
+        let sql = sql.to_owned();
+        self.write(move |writer| {
+            writer.connection.execute_batch(&sql)?;
+            writer.follow_replacement()
+        })
+        .await
+    }
+
+    /// Changes [`SqliteOptions::bytes_max`] of an open store.
+    ///
+    /// # Errors
+    /// If the writer is not there any more.
+    pub async fn set_bytes_max(&self, bytes_max: Option<u64>) -> Result<(), DriverError> {
+        self.write(move |writer| Ok(limit_size(&writer.connection, bytes_max)?)).await
+    }
+
+    async fn write<T: Send + 'static>(
+        &self,
+        apply: impl FnMut(&mut Writer) -> Result<T, DriverError> + Send + 'static,
+    ) -> Result<T, DriverError> {
+        let lock = self.0.write_lock(false).await?;
+        let limit = self.0.shared.options.limit;
+        self.0.shared.queue.run(limit, false, lock, apply).await.map_err(|failed| failed.error)
+    }
+}
+
+fn limit_size(connection: &rusqlite::Connection, bytes_max: Option<u64>) -> rusqlite::Result<()> {
+    let page: u64 = connection.pragma_query_value(None, "page_size", |row| row.get::<_, i64>(0))?.cast_unsigned();
+    let pages = bytes_max.map_or(u64::from(u32::MAX - 1), |bytes| (bytes / page).max(1));
+    connection
+        .pragma_update_and_check(None, "max_page_count", pages.min(u64::from(u32::MAX - 1)).cast_signed(), |_| Ok(()))
+}
