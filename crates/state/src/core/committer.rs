@@ -1,0 +1,511 @@
+//! The committer: takes the write lock, catches up, runs the waiting closures at the head, commits them in one batch,
+//! and only then shows and answers.
+//!
+//! Invariants: nothing is shown or answered before it is durable; a submission whose commit is unknown is not run again
+//! before it is found out, under the lock or in the log, whether that commit took place.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{MutexGuard, mpsc};
+
+use super::closure_thread::ClosureThread;
+use super::group::{Group, Look, Outcome, Prepared, Ran, Standing, Terms};
+use super::submission::{Answer, Failure, Submission};
+use super::{Core, Head};
+use crate::driver::{Batch, CommitError, DriverError, RecordWrite, Session};
+use crate::revision::Revision;
+use crate::testing::points::{Pass, name as point};
+use crate::transaction::TransactionError;
+
+/// How far behind the head the lock is still taken; beyond it this server catches up first.
+const CATCH_UP_ROWS_MAX: usize = 1_000;
+/// How long the next commit waits for as many writers as were answered last time.
+const GATHER: Duration = Duration::from_micros(150);
+const RETRY_FIRST: Duration = Duration::from_millis(2);
+const RETRY_MAX: Duration = Duration::from_millis(250);
+
+struct Committer {
+    core: Arc<Core>,
+    queue: mpsc::Receiver<Submission>,
+    /// Taken from the queue and not answered yet, in order.
+    waiting: VecDeque<Submission>,
+    thread: Option<ClosureThread>,
+    /// How many were answered last time.
+    answered: usize,
+}
+
+/// How a round ended short of a commit.
+enum Setback {
+    /// Certainly nothing was committed.
+    Nothing(DriverError),
+    /// The tree must be loaded anew first.
+    Reload(DriverError),
+    /// It must catch up first.
+    Behind,
+    /// The commit's outcome is unknown.
+    Unknown(String),
+}
+
+impl From<DriverError> for Setback {
+    fn from(error: DriverError) -> Setback {
+        match error {
+            DriverError::Compacted { .. } | DriverError::EpochChanged { .. } => Setback::Reload(error),
+            error => Setback::Nothing(error),
+        }
+    }
+}
+
+/// Runs until the state is closed and everything that was accepted is answered.
+pub(super) async fn run(core: Arc<Core>, queue: mpsc::Receiver<Submission>) {
+    let mut committer = Committer { core, queue, waiting: VecDeque::new(), thread: None, answered: 1 };
+    let mut retry = RETRY_FIRST;
+    loop {
+        if committer.waiting.is_empty() && !committer.wait_for_work().await {
+            committer.core.committer_ended.send_replace(true);
+            return;
+        }
+        committer.gather().await;
+        match committer.round().await {
+            Ok(()) => retry = RETRY_FIRST,
+            Err(setback) => {
+                let progress = committer.meet(setback).await;
+                if committer.core.stop.is_cancelled() {
+                    committer.fail_all(&Failure::Closed);
+                } else if !progress && !committer.waiting.is_empty() {
+                    // Spread by a random part, so that servers do not come back in step.
+                    let pause = retry.mul_f64(rand::random_range(0.5..1.0));
+                    tokio::time::sleep(pause).await;
+                    retry = (retry * 2).min(RETRY_MAX);
+                }
+            }
+        }
+    }
+}
+
+impl Committer {
+    /// Waits for a submission; false once there will be none.
+    async fn wait_for_work(&mut self) -> bool {
+        if self.core.closing.is_cancelled() {
+            // What got into the queue before it was closed is still committed.
+            self.queue.close();
+        }
+        let closing = self.core.closing.clone();
+        tokio::select! {
+            biased;
+            submission = self.queue.recv() => match submission {
+                Some(submission) => {
+                    self.waiting.push_back(submission);
+                    true
+                }
+                None => false,
+            },
+            () = closing.cancelled(), if !closing.is_cancelled() => {
+                self.queue.close();
+                match self.queue.recv().await {
+                    Some(submission) => {
+                        self.waiting.push_back(submission);
+                        true
+                    }
+                    None => false,
+                }
+            }
+        }
+    }
+
+    /// Takes what is queued, waiting a little for as many writers as were answered last time: they tend to come back,
+    /// and a commit that carries all of them saves a flush.
+    async fn gather(&mut self) {
+        let wanted = self.answered.min(self.core.options.commit_group_max);
+        self.drain();
+        let mut started = None;
+        while self.waiting.len() < wanted {
+            if started.get_or_insert_with(Instant::now).elapsed() > GATHER {
+                break;
+            }
+            tokio::task::yield_now().await;
+            self.drain();
+        }
+    }
+
+    fn drain(&mut self) {
+        while self.waiting.len() < self.core.options.commit_group_max {
+            match self.queue.try_recv() {
+                Ok(submission) => self.waiting.push_back(submission),
+                Err(_) => return,
+            }
+        }
+    }
+
+    async fn round(&mut self) -> Result<(), Setback> {
+        let core = self.core.clone();
+        if let Some(reason) = core.writes_stopped.load_full() {
+            let failure = Failure::Unavailable { reason: reason.to_string(), retryable: false, waited: Duration::ZERO };
+            self.fail_all(&failure);
+            return Ok(());
+        }
+        core.points.pass(point::COMMIT_BEFORE_LOCK).await;
+        let (epoch, after) = {
+            let head = core.head.lock().await;
+            (head.snapshot.epoch(), head.snapshot.revision())
+        };
+        let begun = tokio::time::timeout(core.options.write_limit, core.driver.begin(epoch, after, CATCH_UP_ROWS_MAX));
+        let begun = begun.await.unwrap_or_else(|_| {
+            Err(DriverError::Unavailable(format!("the write lock was not had within {:?}", core.options.write_limit)))
+        });
+        let begun = match begun {
+            Ok(begun) => begun,
+            // Too far behind is told like an absent store; catching up finds out which it was.
+            Err(DriverError::Unavailable(reason)) => {
+                return match core.catch_up().await {
+                    Ok(caught_up) if caught_up => Err(Setback::Behind),
+                    _ => Err(Setback::Nothing(DriverError::Unavailable(reason))),
+                };
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let mut session = begun.session;
+        if core.points.pass(point::COMMIT_LOCKED).await == Pass::Cut {
+            return Err(Setback::Nothing(DriverError::Unavailable("cut by a test".to_owned())));
+        }
+        let mut head = core.head.lock().await;
+        if head.snapshot.epoch() != epoch {
+            return Err(Setback::Behind);
+        }
+        core.apply(&mut head, &begun.rows)?;
+        self.resolve(&mut head);
+        self.drain();
+        self.waiting.retain(|submission| !submission.answer.is_closed());
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        let refused = self.refused_fences(&mut *session).await?;
+        let mut group: VecDeque<Submission> = VecDeque::with_capacity(self.waiting.len());
+        let mut ran = Vec::with_capacity(self.waiting.len());
+        let taken = std::mem::take(&mut self.waiting);
+        for (position, submission) in taken.into_iter().enumerate() {
+            if refused.contains(&position) {
+                ran.push(Ran { submission, outcome: Outcome::Failed(Failure::Fenced) });
+            } else {
+                group.push_back(submission);
+            }
+        }
+        ran.append(&mut self.run_closures(&head, session.now(), group).await);
+        self.commit(head, session, ran).await
+    }
+
+    /// Answers those whose unknown commit has turned up, and lets the others run again: the lock is held and every row is
+    /// applied, so that what has not turned up was not committed.
+    fn resolve(&mut self, head: &mut Head) {
+        if head.unresolved.is_empty() {
+            return;
+        }
+        let waiting = std::mem::take(&mut self.waiting);
+        for mut submission in waiting {
+            if submission.unresolved {
+                match head.unresolved.get(&submission.id) {
+                    Some(Some(revision)) => {
+                        let closure = submission.closure.take().expect("it came back from its run");
+                        let answer = Answer::Committed { closure, revision: *revision, changed: true };
+                        // The caller may have gone; the commit stands either way.
+                        let _ = submission.answer.send(answer);
+                        continue;
+                    }
+                    Some(None) | None => submission.unresolved = false,
+                }
+            }
+            self.waiting.push_back(submission);
+        }
+        head.unresolved.clear();
+    }
+
+    /// The places of those whose token no longer holds. The others' tokens hold until the session ends.
+    async fn refused_fences(&mut self, session: &mut dyn Session) -> Result<Vec<usize>, Setback> {
+        let mut places = Vec::new();
+        let mut fences = Vec::new();
+        for (place, submission) in self.waiting.iter().enumerate() {
+            if let Some(fenced) = &submission.fenced {
+                places.push(place);
+                fences.push(fenced.fence);
+            }
+        }
+        if fences.is_empty() {
+            return Ok(places);
+        }
+        let hold = session.fence(&fences).await?;
+        Ok(places.into_iter().zip(hold).filter(|(_, holds)| !holds).map(|(place, _)| place).collect())
+    }
+
+    /// Runs the closures on the closure thread, leaving behind those that do not come back within their budget.
+    async fn run_closures(
+        &mut self,
+        head: &Head,
+        now: crate::revision::Timestamp,
+        queue: VecDeque<Submission>,
+    ) -> Vec<Ran> {
+        let terms = || Terms {
+            epoch: head.snapshot.epoch(),
+            now,
+            server: self.core.server.clone(),
+            budget: self.core.options.transaction_budget,
+        };
+        let standing = Standing {
+            tree: head.snapshot.tree().clone(),
+            revision: head.snapshot.revision(),
+            matcher: head.matcher.clone(),
+        };
+        let mut ran: Vec<Ran> = Vec::with_capacity(queue.len());
+        let mut group = Group::new(terms(), standing, queue);
+        loop {
+            let handed_over = match &self.thread {
+                Some(thread) => thread.run(group.clone()),
+                None => match ClosureThread::spawn() {
+                    Ok(thread) => {
+                        let handed_over = thread.run(group.clone());
+                        self.thread = Some(thread);
+                        handed_over
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "the thread for closures can't be started; trying again");
+                        tokio::time::sleep(RETRY_MAX).await;
+                        continue;
+                    }
+                },
+            };
+            if !handed_over {
+                self.thread = None;
+                continue;
+            }
+            let mut patience = self.core.options.transaction_budget;
+            loop {
+                // Whether it came to its end or the time is over, the look says how it stands.
+                let _ = tokio::time::timeout(patience, group.finished()).await;
+                match group.look() {
+                    Look::Running(longer) => patience = longer.max(Duration::from_millis(1)),
+                    Look::Finished(mut done) => {
+                        ran.append(&mut done);
+                        return ran;
+                    }
+                    Look::Abandoned { mut done, rest, standing } => {
+                        ran.append(&mut done);
+                        self.core.metrics.closures_over_budget.inc();
+                        self.thread = None;
+                        if rest.is_empty() {
+                            return ran;
+                        }
+                        group = Group::new(terms(), *standing, rest);
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn commit(
+        &mut self,
+        mut head: MutexGuard<'_, Head>,
+        session: Box<dyn Session>,
+        mut ran: Vec<Ran>,
+    ) -> Result<(), Setback> {
+        let core = self.core.clone();
+        let mut batch = Batch::default();
+        let mut transactions = Vec::with_capacity(ran.len());
+        for ran in &mut ran {
+            let Outcome::Returned { effect, .. } = &mut ran.outcome else { continue };
+            if let Some(prepared) = effect {
+                let Prepared { row, applied, records } = &mut **prepared;
+                batch.rows.push(row.clone());
+                batch.records.append(&mut records.clone());
+                transactions.push(applied.clone());
+            }
+            if let Some(fenced) = &ran.submission.fenced {
+                batch.receipts.extend(fenced.receipts.iter().cloned());
+                batch.exceptions.extend(fenced.exceptions.iter().cloned());
+            }
+        }
+        if batch.rows.is_empty() && batch.receipts.is_empty() && batch.exceptions.is_empty() {
+            drop(session);
+            drop(head);
+            self.answer(ran);
+            return Ok(());
+        }
+        let size = batch.rows.len();
+        let started = Instant::now();
+        let committed = if core.points.pass(point::COMMIT_BEFORE_COMMIT).await == Pass::Cut {
+            drop(session);
+            Err(CommitError::Unknown(DriverError::Unavailable("cut by a test before the commit".to_owned())))
+        } else {
+            let limit = core.options.write_limit;
+            let committed = tokio::time::timeout(limit, session.commit(batch)).await;
+            let committed = committed.unwrap_or_else(|_| {
+                Err(CommitError::Unknown(DriverError::Unavailable(format!("no answer within {limit:?}"))))
+            });
+            if core.points.pass(point::COMMIT_AFTER_COMMIT).await == Pass::Cut {
+                Err(CommitError::Unknown(DriverError::Unavailable("cut by a test after the commit".to_owned())))
+            } else {
+                committed
+            }
+        };
+        match committed {
+            Ok(()) => {
+                core.metrics.commits.inc();
+                core.metrics.transactions.inc_by(size as u64);
+                core.metrics.group_size.observe(size as f64);
+                core.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
+                core.publish(&mut head, &transactions);
+                drop(head);
+                self.answer(ran);
+                Ok(())
+            }
+            Err(CommitError::NotCommitted(DriverError::RecordClosed(id))) => {
+                self.refuse_record_update(ran, id);
+                Err(Setback::Behind)
+            }
+            Err(CommitError::NotCommitted(error)) => {
+                self.take_back(ran);
+                Err(error.into())
+            }
+            Err(CommitError::Unknown(error)) => {
+                core.metrics.unknown_commits.inc();
+                for ran in &mut ran {
+                    if let Outcome::Returned { effect: Some(_), .. } = &ran.outcome {
+                        ran.submission.unresolved = true;
+                        head.unresolved.insert(ran.submission.id, None);
+                    }
+                }
+                drop(head);
+                self.take_back(ran);
+                Err(Setback::Unknown(error.to_string()))
+            }
+        }
+    }
+
+    /// Answers what has run, once it is durable.
+    fn answer(&mut self, ran: Vec<Ran>) {
+        self.answered = ran.len();
+        for Ran { mut submission, outcome } in ran {
+            let answer = match outcome {
+                Outcome::Failed(failure) => Answer::Failed(failure),
+                Outcome::Rejected => {
+                    Answer::Rejected { closure: submission.closure.take().expect("it came back from its run") }
+                }
+                Outcome::Returned { revision, effect } => Answer::Committed {
+                    closure: submission.closure.take().expect("it came back from its run"),
+                    revision,
+                    changed: effect.is_some(),
+                },
+            };
+            // The caller may have gone; that changes nothing about the transaction.
+            let _ = submission.answer.send(answer);
+        }
+    }
+
+    /// Puts back what has run, to be run again at the head; what failed on its own account is answered.
+    fn take_back(&mut self, ran: Vec<Ran>) {
+        let mut failed = Vec::new();
+        let mut again = VecDeque::with_capacity(ran.len() + self.waiting.len());
+        for ran in ran {
+            match ran.outcome {
+                Outcome::Failed(_) => failed.push(ran),
+                // A rejection may be owed to a transaction of the group that was not committed.
+                Outcome::Returned { .. } | Outcome::Rejected => again.push_back(ran.submission),
+            }
+        }
+        again.append(&mut self.waiting);
+        self.waiting = again;
+        self.answer(failed);
+    }
+
+    /// Fails the transaction that updates a record which is closed or not there; the others run again without it.
+    fn refuse_record_update(&mut self, mut ran: Vec<Ran>, id: crate::driver::RecordId) {
+        for ran in &mut ran {
+            let Outcome::Returned { effect: Some(prepared), .. } = &ran.outcome else { continue };
+            let updates = |write: &RecordWrite| matches!(write, RecordWrite::Update(row) if row.id == id);
+            if prepared.records.iter().any(updates) {
+                ran.outcome = Outcome::Failed(Failure::Refused(TransactionError::RecordClosed { id }));
+                break;
+            }
+        }
+        self.take_back(ran);
+    }
+
+    /// Deals with a round that came to nothing; says whether trying again at once makes sense.
+    async fn meet(&mut self, setback: Setback) -> bool {
+        let (reason, retryable, progress) = match setback {
+            Setback::Behind => return true,
+            Setback::Reload(error) => match self.core.reload().await {
+                Ok(()) => return true,
+                Err(_) => (error.to_string(), true, false),
+            },
+            Setback::Nothing(error) => {
+                if let DriverError::SetBack { .. } = error {
+                    self.core.stop_writes(&error);
+                }
+                (error.to_string(), error.is_retryable(), false)
+            }
+            Setback::Unknown(reason) => (reason, true, true),
+        };
+        let limit = self.core.options.write_limit;
+        let waiting = std::mem::take(&mut self.waiting);
+        for submission in waiting {
+            let waited = submission.submitted.elapsed();
+            if retryable && waited < limit {
+                self.waiting.push_back(submission);
+                continue;
+            }
+            let failure = if submission.unresolved {
+                Failure::Unknown { reason: reason.clone() }
+            } else {
+                Failure::Unavailable { reason: reason.clone(), retryable, waited }
+            };
+            // The caller may have gone.
+            let _ = submission.answer.send(Answer::Failed(failure));
+        }
+        self.expire_queue(&reason, retryable);
+        progress
+    }
+
+    /// Those that still queue are bound by the same limit.
+    fn expire_queue(&mut self, reason: &str, retryable: bool) {
+        if retryable {
+            self.drain();
+            return;
+        }
+        while let Ok(submission) = self.queue.try_recv() {
+            let waited = submission.submitted.elapsed();
+            let failure = Failure::Unavailable { reason: reason.to_owned(), retryable, waited };
+            let _ = submission.answer.send(Answer::Failed(failure));
+        }
+    }
+
+    fn fail_all(&mut self, failure: &Failure) {
+        self.drain();
+        for submission in std::mem::take(&mut self.waiting) {
+            let failure = match failure {
+                Failure::Closed if submission.unresolved => Failure::Unknown { reason: "closed".to_owned() },
+                failure => failure.clone(),
+            };
+            let _ = submission.answer.send(Answer::Failed(failure));
+        }
+    }
+}
+
+impl Core {
+    /// Applies rows that follow the head (those that it has already are skipped) and shows them.
+    pub(super) fn apply(&self, head: &mut Head, rows: &[Arc<crate::driver::LogRow>]) -> Result<Revision, DriverError> {
+        let mut tree = None;
+        let mut revision = head.snapshot.revision();
+        let epoch = head.snapshot.epoch();
+        let known = revision;
+        let mut transactions = Vec::new();
+        for row in rows.iter().filter(|row| row.revision > known) {
+            super::apply::expect_next(revision, row)?;
+            let tree = tree.get_or_insert_with(|| head.snapshot.tree().clone());
+            transactions.push(super::apply_row(tree, row, epoch));
+            revision = row.revision;
+        }
+        self.publish(head, &transactions);
+        Ok(revision)
+    }
+}

@@ -1,0 +1,264 @@
+//! What the tasks of one state share: the head of the log as this server knows it, the published snapshot, and the
+//! queue of submissions. The committer and the tail move the head, one at a time, in revision order.
+
+mod apply;
+mod closure_thread;
+mod committer;
+mod group;
+mod submission;
+mod tail;
+mod upkeep;
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::BuildHasherDefault;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use tokio::sync::{Mutex, Notify, broadcast, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+pub(crate) use apply::apply_row;
+pub(crate) use closure_thread::within_transaction;
+pub(crate) use submission::{Fenced, Submission};
+
+use crate::change::Applied;
+use crate::clock::Clock;
+use crate::cluster_hook::matcher::Matcher;
+use crate::driver::{Driver, DriverError, ServerName, SlotToken};
+use crate::error::{OpenError, WaitError};
+use crate::feed::{Feed, FeedEvent};
+use crate::metrics::StateMetrics;
+use crate::path::Path;
+use crate::revision::{Epoch, Revision, SubmissionId};
+use crate::snapshot::{self, Snapshot};
+use crate::state::StateOptions;
+use crate::testing::points::Points;
+use crate::tree::CarriedHash;
+
+/// How many transactions a feed may fall behind before it rereads the log.
+const FEED_CAPACITY: usize = 1_024;
+/// How many submissions wait in the queue; more wait outside it.
+const SUBMISSIONS_MAX: usize = 4_096;
+
+/// What one server knows and shares between its tasks.
+pub(crate) struct Core {
+    pub(crate) server: ServerName,
+    pub(crate) driver: Arc<dyn Driver>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) options: StateOptions,
+    pub(crate) metrics: StateMetrics,
+    pub(crate) points: Points,
+    /// Cancelled when the state is closed or dropped: every task ends.
+    pub(crate) stop: CancellationToken,
+    /// Cancelled when no further submission is accepted.
+    closing: CancellationToken,
+    head: Mutex<Head>,
+    published: ArcSwap<snapshot::Inner>,
+    applied: watch::Sender<(Epoch, Revision)>,
+    feed: broadcast::Sender<FeedEvent>,
+    /// The last transactions, for feeds that resume.
+    recent: parking_lot::Mutex<VecDeque<Arc<Applied>>>,
+    /// The highest token that this server has seen, for an epoch that begins after the store was put back.
+    highest_token: AtomicU64,
+    submissions: mpsc::Sender<Submission>,
+    /// True once the committer has answered everything.
+    committer_ended: watch::Sender<bool>,
+    /// Wakes the tail to read the log now.
+    tail_wake: Notify,
+    /// Why nothing may be written until an operator confirms (a head lower than one that was seen).
+    writes_stopped: ArcSwapOption<String>,
+}
+
+/// The head of the log as this server has applied it.
+struct Head {
+    snapshot: Snapshot,
+    matcher: Arc<Matcher>,
+    /// Submissions whose commit is unknown, and the revision once a row of theirs was applied.
+    unresolved: HashMap<SubmissionId, Option<Revision>>,
+    behind: Behind,
+}
+
+/// What the written-behind entities lack.
+struct Behind {
+    /// The revision that they stand for, as far as this server knows.
+    from: Revision,
+    touched: HashSet<Path, BuildHasherDefault<CarriedHash>>,
+}
+
+impl Core {
+    /// Loads the tree and makes the core; its tasks are started by [`Core::start`].
+    pub(crate) async fn open(
+        driver: Arc<dyn Driver>,
+        options: StateOptions,
+    ) -> Result<(Arc<Core>, mpsc::Receiver<Submission>), OpenError> {
+        options.check().map_err(OpenError::Options)?;
+        driver.open(&options.records).await?;
+        let loaded = apply::load(&*driver).await?;
+        let (submissions, queue) = mpsc::channel(SUBMISSIONS_MAX);
+        let snapshot = loaded.snapshot.clone();
+        let core = Core {
+            server: options.server.clone(),
+            clock: driver.clock(),
+            driver,
+            metrics: StateMetrics::new(),
+            points: options.points.clone(),
+            options,
+            stop: CancellationToken::new(),
+            closing: CancellationToken::new(),
+            published: ArcSwap::new(snapshot.clone().into_inner()),
+            applied: watch::Sender::new((snapshot.epoch(), snapshot.revision())),
+            head: Mutex::new(loaded.into_head()),
+            feed: broadcast::Sender::new(FEED_CAPACITY),
+            recent: parking_lot::Mutex::new(VecDeque::with_capacity(FEED_CAPACITY)),
+            highest_token: AtomicU64::new(0),
+            submissions,
+            committer_ended: watch::Sender::new(false),
+            tail_wake: Notify::new(),
+            writes_stopped: ArcSwapOption::empty(),
+        };
+        Ok((Arc::new(core), queue))
+    }
+
+    /// Starts the committer, the tail and the upkeep.
+    pub(crate) fn start(self: &Arc<Core>, queue: mpsc::Receiver<Submission>, tasks: &mut JoinSet<()>) {
+        tasks.spawn(committer::run(self.clone(), queue));
+        tasks.spawn(tail::run(self.clone()));
+        tasks.spawn(upkeep::run(self.clone()));
+    }
+
+    /// The newest snapshot that this server has published.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        Snapshot::from_inner(self.published.load_full())
+    }
+
+    /// From now on, in order and without a gap.
+    pub(crate) fn feed_from_now(self: &Arc<Core>) -> Feed {
+        // Subscribed first, so that nothing is published between the snapshot and the first item.
+        let receiver = self.feed.subscribe();
+        Feed::new(self.clone(), receiver, self.snapshot())
+    }
+
+    pub(crate) fn subscribe(&self) -> broadcast::Receiver<FeedEvent> {
+        self.feed.subscribe()
+    }
+
+    /// The revision that this server has applied, to be waited on.
+    pub(crate) fn applied(&self) -> watch::Receiver<(Epoch, Revision)> {
+        self.applied.subscribe()
+    }
+
+    /// Ends when the committer has answered everything.
+    pub(crate) async fn committer_ended(&self) {
+        self.submissions.closed().await;
+        let mut ended = self.committer_ended.subscribe();
+        // The sender is in the core, so the wait only ends by the condition.
+        let _ = ended.wait_for(|ended| *ended).await;
+    }
+
+    /// No further submission is accepted; what waits is committed.
+    pub(crate) fn stop_accepting(&self) {
+        self.closing.cancel();
+    }
+
+    /// Waits until this server has applied a revision.
+    pub(crate) async fn wait_for(&self, wanted: Revision, limit: Duration) -> Result<(), WaitError> {
+        self.wait_until(wanted, limit, |(_, applied)| *applied >= wanted).await
+    }
+
+    async fn wait_until(
+        &self,
+        wanted: Revision,
+        limit: Duration,
+        reached: impl FnMut(&(Epoch, Revision)) -> bool,
+    ) -> Result<(), WaitError> {
+        let mut applied = self.applied.subscribe();
+        tokio::select! {
+            biased;
+            found = applied.wait_for(reached) => found.map(|_| ()).map_err(|_| WaitError::Closed),
+            () = self.stop.cancelled() => Err(WaitError::Closed),
+            () = tokio::time::sleep(limit) => {
+                let applied = self.applied.borrow().1;
+                Err(WaitError::TimedOut { wanted, applied, waited: limit })
+            }
+        }
+    }
+
+    /// Waits until this server has applied all that was committed before the call.
+    pub(crate) async fn flush(&self, limit: Duration) -> Result<Revision, WaitError> {
+        let started = tokio::time::Instant::now();
+        let applied = self.applied.borrow().1;
+        let meta = match tokio::time::timeout(limit, self.driver.meta()).await {
+            Ok(meta) => meta.map_err(WaitError::Store)?,
+            Err(_) => return Err(WaitError::TimedOut { wanted: applied, applied, waited: limit }),
+        };
+        self.tail_wake.notify_one();
+        let left = limit.saturating_sub(started.elapsed());
+        self.wait_until(meta.head, left, |(epoch, applied)| *epoch == meta.epoch && *applied >= meta.head).await?;
+        Ok(meta.head)
+    }
+
+    /// Moves the head on by transactions that follow it, and shows them to everyone.
+    fn publish(&self, head: &mut Head, transactions: &[Arc<Applied>]) {
+        let Some(last) = transactions.last() else { return };
+        for applied in transactions {
+            if let Some(revision) = head.unresolved.get_mut(&applied.submission) {
+                *revision = Some(applied.revision);
+            }
+            for change in &*applied.changes {
+                if !head.behind.touched.contains(&change.path) {
+                    head.behind.touched.insert(change.path.clone());
+                }
+            }
+        }
+        let snapshot = last.snapshot.clone();
+        let registrations_changed =
+            transactions.iter().any(|applied| applied.changes.iter().any(|change| Matcher::concerns(&change.path)));
+        if registrations_changed {
+            head.matcher = Matcher::of(snapshot.tree());
+        }
+        head.snapshot = snapshot.clone();
+        self.published.store(snapshot.into_inner());
+        {
+            let mut recent = self.recent.lock();
+            for applied in transactions {
+                if recent.len() == FEED_CAPACITY {
+                    recent.pop_front();
+                }
+                recent.push_back(applied.clone());
+            }
+        }
+        if self.feed.receiver_count() > 0 {
+            for applied in transactions {
+                // Fails only when the last receiver has gone since.
+                let _ = self.feed.send(FeedEvent::Applied(applied.clone()));
+            }
+        }
+        self.applied.send_replace((head.snapshot.epoch(), head.snapshot.revision()));
+        self.metrics.applied_revision.set(i64::try_from(head.snapshot.revision().0).unwrap_or(i64::MAX));
+    }
+
+    /// The snapshot at a revision and the transactions after it, if they are among the last ones of this server.
+    pub(crate) fn recent_after(&self, epoch: Epoch, revision: Revision) -> Option<(Snapshot, VecDeque<Arc<Applied>>)> {
+        let recent = self.recent.lock();
+        let place = recent.iter().position(|applied| applied.revision == revision)?;
+        let at = recent.get(place)?.snapshot.clone();
+        (at.epoch() == epoch).then(|| (at, recent.iter().skip(place + 1).cloned().collect()))
+    }
+
+    /// Remembers a token, so that those of a later epoch are above it.
+    pub(crate) fn saw_token(&self, token: SlotToken) {
+        self.highest_token.fetch_max(token.0, Ordering::Relaxed);
+    }
+
+    fn highest_token(&self) -> SlotToken {
+        SlotToken(self.highest_token.load(Ordering::Relaxed))
+    }
+
+    /// Where a submission is known to have been committed.
+    pub(crate) async fn find_submission(&self, submission: SubmissionId) -> Result<Option<Revision>, DriverError> {
+        self.driver.find_submission(submission).await
+    }
+}

@@ -1,0 +1,155 @@
+//! The tail: learns of new revisions by hint and by jittered polling, applies them in order, and loads the tree anew when
+//! the log was compacted past this server or the store has another epoch.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Core, Head, apply};
+use crate::driver::DriverError;
+use crate::feed::FeedEvent;
+use crate::revision::Revision;
+use crate::testing::points::name as point;
+
+pub(super) async fn run(core: Arc<Core>) {
+    let mut failing = false;
+    loop {
+        let after = core.applied.borrow().1;
+        // Spread by a random part, so that servers do not poll in step.
+        let poll = core.options.poll.mul_f64(rand::random_range(0.8..1.2));
+        tokio::select! {
+            biased;
+            () = core.stop.cancelled() => return,
+            () = core.tail_wake.notified() => {}
+            () = core.driver.wait_for_news(after, poll) => {}
+        }
+        let caught_up = match core.catch_up().await {
+            Err(DriverError::Compacted { .. } | DriverError::EpochChanged { .. }) => core.reload().await,
+            caught_up => caught_up.map(|_| ()),
+        };
+        match caught_up {
+            Ok(()) => {
+                if failing {
+                    tracing::info!(server = %core.server, "the store answers again");
+                }
+                failing = false;
+            }
+            Err(error) => {
+                if let DriverError::SetBack { .. } = error {
+                    core.stop_writes(&error);
+                }
+                core.metrics.tail_errors.inc();
+                if !failing {
+                    tracing::warn!(server = %core.server, %error, "the log can't be read; the last snapshot is served on");
+                }
+                failing = true;
+                tokio::select! {
+                    biased;
+                    () = core.stop.cancelled() => return,
+                    () = tokio::time::sleep(poll.min(Duration::from_millis(200))) => {}
+                }
+            }
+        }
+    }
+}
+
+impl Core {
+    /// Reads and applies what is new in the log. Says whether there was anything.
+    pub(super) async fn catch_up(&self) -> Result<bool, DriverError> {
+        let mut any = false;
+        loop {
+            let (epoch, after) = {
+                let head = self.head.lock().await;
+                (head.snapshot.epoch(), head.snapshot.revision())
+            };
+            let page = self.driver.read_log(epoch, after, apply::PAGE_ROWS).await?;
+            if page.head < after {
+                return Err(DriverError::SetBack { head: page.head, seen: after });
+            }
+            self.metrics.tail_lag.set(i64::try_from(page.head.0 - after.0).unwrap_or(i64::MAX));
+            if page.rows.is_empty() {
+                return Ok(any);
+            }
+            self.points.pass(point::TAIL_BEFORE_APPLY).await;
+            let mut head = self.head.lock().await;
+            if head.snapshot.epoch() != epoch {
+                continue;
+            }
+            self.points.pass(point::TAIL_BEFORE_PUBLISH).await;
+            let applied = self.apply(&mut head, &page.rows)?;
+            any = true;
+            if applied >= page.head {
+                self.metrics.tail_lag.set(0);
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Loads the tree anew and tells every feed to start again from it.
+    pub(super) async fn reload(&self) -> Result<(), DriverError> {
+        let loaded = apply::load(&*self.driver).await?;
+        let mut head = self.head.lock().await;
+        let there = &head.snapshot;
+        if there.epoch() == loaded.snapshot.epoch() && there.revision() >= loaded.snapshot.revision() {
+            // Another task was quicker.
+            return Ok(());
+        }
+        let mut unresolved = std::mem::take(&mut head.unresolved);
+        for (submission, revision) in &mut unresolved {
+            // Its row may be among those that were skipped by loading.
+            if revision.is_none() {
+                match self.driver.find_submission(*submission).await {
+                    Ok(found) => *revision = found,
+                    Err(error) => {
+                        head.unresolved = unresolved;
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        tracing::info!(
+            server = %self.server, from = %head.snapshot.revision(), to = %loaded.snapshot.revision(),
+            "the tree was loaded anew"
+        );
+        let mut renewed = loaded.into_head();
+        renewed.unresolved = unresolved;
+        *head = renewed;
+        self.reloaded(&head);
+        Ok(())
+    }
+
+    fn reloaded(&self, head: &Head) {
+        self.metrics.reloads.inc();
+        self.recent.lock().clear();
+        self.published.store(head.snapshot.clone().into_inner());
+        // Fails only when nobody listens.
+        let _ = self.feed.send(FeedEvent::Reset(head.snapshot.clone()));
+        self.applied.send_replace((head.snapshot.epoch(), head.snapshot.revision()));
+    }
+
+    /// Nothing is written any more until an operator confirms that the store was put back.
+    pub(super) fn stop_writes(&self, error: &DriverError) {
+        let reason = format!("{error}; nothing is written until an operator confirms it");
+        if self.writes_stopped.swap(Some(Arc::new(reason))).is_none() {
+            tracing::error!(server = %self.server, %error, "the store was put back; writing stops");
+        }
+    }
+
+    /// Why nothing is written at the moment, if so.
+    pub(crate) fn writes_stopped(&self) -> Option<Arc<String>> {
+        self.writes_stopped.load_full()
+    }
+
+    /// An operator confirms that the store was put back: it gets a new epoch, and this server loads it.
+    pub(crate) async fn confirm_lower_head(&self) -> Result<Revision, DriverError> {
+        let meta = self.driver.meta().await?;
+        let epoch = self.applied.borrow().0;
+        if meta.epoch == epoch {
+            let (_, slots) = self.driver.cluster().await?;
+            let above = slots.iter().map(|slot| slot.token).max().unwrap_or_default();
+            self.driver.new_epoch(above.max(self.highest_token())).await?;
+        }
+        self.reload().await?;
+        self.writes_stopped.store(None);
+        Ok(self.applied.borrow().1)
+    }
+}

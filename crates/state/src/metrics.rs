@@ -1,0 +1,130 @@
+//! Metrics of one state, in the form that `prometheus-client` registers.
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+/// A hook's name, as a label.
+pub(crate) type HookLabel = [(String, String); 1];
+
+pub(crate) fn hook_label(name: &str) -> HookLabel {
+    [("hook".to_owned(), name.to_owned())]
+}
+
+/// The metrics of one state. Clones are the same metrics.
+#[derive(Debug, Clone)]
+pub struct StateMetrics {
+    pub(crate) commits: Counter,
+    pub(crate) transactions: Counter,
+    pub(crate) group_size: Histogram,
+    pub(crate) commit_seconds: Histogram,
+    pub(crate) unknown_commits: Counter,
+    pub(crate) closures_over_budget: Counter,
+    pub(crate) applied_revision: Gauge,
+    pub(crate) tail_lag: Gauge,
+    pub(crate) tail_errors: Counter,
+    pub(crate) reloads: Counter,
+    pub(crate) entities_lag: Gauge,
+    pub(crate) compacted_revision: Gauge,
+    pub(crate) records_pruned: Counter,
+    pub(crate) upkeep_errors: Counter,
+    pub(crate) local_hook_calls: Family<HookLabel, Counter>,
+    pub(crate) local_hook_errors: Family<HookLabel, Counter>,
+    pub(crate) local_hook_lag: Family<HookLabel, Gauge>,
+}
+
+impl StateMetrics {
+    pub(crate) fn new() -> StateMetrics {
+        StateMetrics {
+            commits: Counter::default(),
+            transactions: Counter::default(),
+            group_size: Histogram::new(exponential_buckets(1.0, 2.0, 11)),
+            commit_seconds: Histogram::new(exponential_buckets(0.000_1, 2.0, 16)),
+            unknown_commits: Counter::default(),
+            closures_over_budget: Counter::default(),
+            applied_revision: Gauge::default(),
+            tail_lag: Gauge::default(),
+            tail_errors: Counter::default(),
+            reloads: Counter::default(),
+            entities_lag: Gauge::default(),
+            compacted_revision: Gauge::default(),
+            records_pruned: Counter::default(),
+            upkeep_errors: Counter::default(),
+            local_hook_calls: Family::default(),
+            local_hook_errors: Family::default(),
+            local_hook_lag: Family::default(),
+        }
+    }
+
+    /// Registers all metrics, each name beginning with `state_`.
+    pub fn register(&self, registry: &mut Registry) {
+        let registry = registry.sub_registry_with_prefix("state");
+        registry.register("commits", "Commits of groups of transactions", self.commits.clone());
+        registry.register("transactions", "Transactions committed by this server", self.transactions.clone());
+        registry.register("commit_group_size", "Transactions per commit", self.group_size.clone());
+        registry.register("commit_seconds", "Time that the store took to commit", self.commit_seconds.clone());
+        registry.register("unknown_commits", "Commits whose answer was lost", self.unknown_commits.clone());
+        registry.register(
+            "closures_over_budget",
+            "Transactions given up since their closure ran too long",
+            self.closures_over_budget.clone(),
+        );
+        registry.register("applied_revision", "Revision that this server has applied", self.applied_revision.clone());
+        registry.register("tail_lag", "Revisions that the log was ahead when last read", self.tail_lag.clone());
+        registry.register("tail_errors", "Failures to read the log", self.tail_errors.clone());
+        registry.register("reloads", "Times the tree was loaded anew", self.reloads.clone());
+        registry.register(
+            "entities_lag",
+            "Revisions that the written-behind entities lacked",
+            self.entities_lag.clone(),
+        );
+        registry.register(
+            "compacted_revision",
+            "Revision that the log is compacted to",
+            self.compacted_revision.clone(),
+        );
+        registry.register("records_pruned", "Records removed by their retention", self.records_pruned.clone());
+        registry.register("upkeep_errors", "Upkeep steps that failed and are tried again", self.upkeep_errors.clone());
+        registry.register("local_hook_calls", "Calls of local hooks", self.local_hook_calls.clone());
+        registry.register("local_hook_errors", "Calls of local hooks that failed", self.local_hook_errors.clone());
+        registry.register("local_hook_lag", "Revisions that a local hook is behind", self.local_hook_lag.clone());
+    }
+
+    /// How many groups of transactions this server has committed.
+    #[must_use]
+    pub fn commits(&self) -> u64 {
+        self.commits.get()
+    }
+
+    /// How many transactions this server has committed.
+    #[must_use]
+    pub fn transactions(&self) -> u64 {
+        self.transactions.get()
+    }
+
+    /// How many transactions were given up since their closure ran too long.
+    #[must_use]
+    pub fn closures_over_budget(&self) -> u64 {
+        self.closures_over_budget.get()
+    }
+
+    /// How many calls of a local hook failed or panicked.
+    #[must_use]
+    pub fn local_hook_errors(&self, hook: &str) -> u64 {
+        self.local_hook_errors.get_or_create(&hook_label(hook)).get()
+    }
+
+    /// How many revisions a local hook is behind what this server has applied.
+    #[must_use]
+    pub fn local_hook_lag(&self, hook: &str) -> i64 {
+        self.local_hook_lag.get_or_create(&hook_label(hook)).get()
+    }
+
+    /// How often the tree was loaded anew.
+    #[must_use]
+    pub fn reloads(&self) -> u64 {
+        self.reloads.get()
+    }
+}
