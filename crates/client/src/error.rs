@@ -5,7 +5,7 @@ use std::time::Duration;
 use tidegate_api::ErrorBody;
 
 /// Why a request did not get the answer it was made for.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The address of the server is no URL that can be used. Mend the address.

@@ -25,9 +25,11 @@ mod calls;
 mod client;
 mod error;
 mod events;
+pub mod push;
 mod retry;
 
 pub use client::{Client, Options};
 pub use error::Error;
 pub use events::{Events, Resume};
+pub use push::{PushError, PushEvent, PushJob, PushObserver, PushOptions, PushOutcome};
 pub use tidegate_api as api;
