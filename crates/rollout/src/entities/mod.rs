@@ -25,6 +25,7 @@
 mod assignment;
 mod freeze;
 mod garbage;
+mod gate;
 mod push;
 mod push_client;
 mod push_name;
@@ -40,6 +41,7 @@ mod wake;
 pub use assignment::{ArtifactId, Assignment, EmbeddedPermission, Held};
 pub use freeze::{Freeze, FreezeScope};
 pub use garbage::{Garbage, GarbageKind, GarbageState};
+pub use gate::{Call, Gate};
 pub use push::{
     Alarm, EndedBy, GoingBack, Kill, Override, Phase, Push, PushClock, PushEnd, PushState, PushStatus, SchemaProgress,
     WrapUp,

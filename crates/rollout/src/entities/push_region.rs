@@ -67,6 +67,11 @@ pub enum RegionState {
         /// Since when it is done.
         since: Timestamp,
     },
+    /// It was told to serve what it served before the push, and has not confirmed it.
+    GoingBack {
+        /// Since when.
+        since: Timestamp,
+    },
     /// It failed. It keeps serving what it served.
     Failed(RegionFailure),
     /// It takes no part.
@@ -106,6 +111,7 @@ impl RegionState {
             Self::Swapping { .. } => "swapping",
             Self::Baking { .. } => "baking",
             Self::Done { .. } => "done",
+            Self::GoingBack { .. } => "going back",
             Self::Failed(_) => "failed",
             Self::LeftOut { .. } => "left out",
             Self::Stopped { .. } => "stopped",

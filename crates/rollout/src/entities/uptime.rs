@@ -62,6 +62,12 @@ impl UptimeMark {
         UptimeMark { at: now, gaps }
     }
 
+    /// Before the first mark: nothing is known, so no time counts as a gap.
+    #[must_use]
+    pub fn unmarked() -> Self {
+        UptimeMark { at: Timestamp(i64::MAX), gaps: Vec::new() }
+    }
+
     fn open_gap(&self, now: Timestamp) -> Option<Gap> {
         (now.since(self.at) > Self::GAP_MIN).then_some(Gap { from: self.at, to: now })
     }
