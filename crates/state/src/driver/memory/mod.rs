@@ -4,6 +4,8 @@
 //! arrival, and held by a [`Session`] from `begin` to its end.
 
 mod data;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;

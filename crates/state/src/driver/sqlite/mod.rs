@@ -17,6 +17,8 @@ mod records;
 mod schema;
 mod stored;
 mod tail;
+#[cfg(test)]
+mod tests;
 mod writer;
 mod writes;
 
