@@ -1,0 +1,115 @@
+//! A full disk: a small file system that is filled and given room again.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tidegate_state::driver::sqlite::{SqliteOptions, SqliteStore};
+use tidegate_state::driver::{CommitError, DriverError};
+use tidegate_state::{Revision, SubmissionId};
+
+use crate::writers::{batch, declaration, store_in};
+
+/// A file system of 16 MB, taken down when it is dropped.
+struct SmallDisk {
+    folder: PathBuf,
+    _parent: tempfile::TempDir,
+}
+
+impl SmallDisk {
+    fn new() -> Result<Self, String> {
+        let parent = tempfile::tempdir().map_err(|error| error.to_string())?;
+        let folder = parent.path().join("disk");
+        std::fs::create_dir(&folder).map_err(|error| error.to_string())?;
+        let output = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=16m", "tmpfs"])
+            .arg(&folder)
+            .output()
+            .map_err(|error| error.to_string())?;
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
+        }
+        Ok(SmallDisk { folder, _parent: parent })
+    }
+
+    /// A file that takes all room that is left but `rest` bytes; removing it gives the room back.
+    fn fill(&self, rest: u64) -> PathBuf {
+        let ballast = self.folder.join("ballast");
+        let block = vec![1u8; 4_096];
+        let mut file = std::fs::File::create(&ballast).unwrap();
+        while std::io::Write::write_all(&mut file, &block).is_ok() {}
+        let length = file.metadata().unwrap().len();
+        file.set_len(length.saturating_sub(rest)).unwrap();
+        ballast
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let unmounted = Command::new("umount").arg(&self.folder).status();
+        if !unmounted.is_ok_and(|status| status.success()) {
+            eprintln!("{} is still mounted", self.folder.display());
+        }
+    }
+}
+
+fn integrity(path: &Path) -> String {
+    rusqlite::Connection::open(path).unwrap().query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn x11_a_full_disk_refuses_writes_loses_nothing_and_goes_on_with_room() {
+    let disk = match SmallDisk::new() {
+        Ok(disk) => disk,
+        Err(reason) => {
+            println!("skipped: no file system of 16 MB could be mounted ({reason}); d30 covers the file's own limit");
+            return;
+        }
+    };
+    let path = store_in(&disk.folder);
+    let store = SqliteStore::open(&path, SqliteOptions::default()).unwrap();
+    let driver = store.driver();
+    let epoch = driver.open(&[declaration()]).await.unwrap().epoch;
+    let mut seen = Revision::ZERO;
+    let mut acknowledged = Vec::new();
+    for round in 0..20u64 {
+        // Different rests: the write-ahead log is full, its index is, a copy into the database finds no room.
+        let ballast = disk.fill(round * 24_000);
+        let mut refused = 0;
+        for number in 0..60 {
+            let begun = driver.begin(epoch, seen, 10_000).await.unwrap();
+            let submission = SubmissionId::random();
+            let outcome = begun.session.commit(batch(seen, begun_at(), submission, 2_000 + number * 100)).await;
+            match outcome {
+                Ok(()) => {
+                    seen = seen.next();
+                    acknowledged.push(submission);
+                }
+                Err(CommitError::NotCommitted(DriverError::Full(_) | DriverError::Unavailable(_))) => {
+                    refused += 1;
+                    assert_eq!(driver.find_submission(submission).await.unwrap(), None, "it left no trace");
+                }
+                Err(other) => panic!("{other:?}"),
+            }
+            // Reads go on.
+            assert_eq!(driver.meta().await.unwrap().head, seen);
+        }
+        assert!(refused > 0 || round > 2, "the disk was not full");
+        std::fs::remove_file(ballast).unwrap();
+        let begun = driver.begin(epoch, seen, 10_000).await.unwrap();
+        let submission = SubmissionId::random();
+        begun.session.commit(batch(seen, begun_at(), submission, 10)).await.unwrap();
+        seen = seen.next();
+        acknowledged.push(submission);
+    }
+    let log = driver.stored().await.unwrap().log;
+    let found: Vec<SubmissionId> = log.iter().map(|row| row.submission).collect();
+    assert_eq!(found, acknowledged);
+    assert_eq!(integrity(&path), "ok");
+    drop((driver, store));
+    let again = SqliteStore::open(&path, SqliteOptions::default()).unwrap().driver();
+    assert_eq!(again.stored().await.unwrap().log, log);
+}
+
+fn begun_at() -> tidegate_state::Timestamp {
+    tidegate_state::Timestamp(0)
+}
