@@ -1,1 +1,68 @@
-//! Library.
+//! The `tidegate` command, as a library: builds with hooks of one's own call [`run`] with their registry.
+//!
+//! ```no_run
+//! use tidegate::{Registry, run};
+//!
+//! fn main() -> std::process::ExitCode {
+//!     run(Registry::shipped())
+//! }
+//! ```
+//!
+//! Invariants: results go to standard output and everything else to standard error; `--output json` prints one JSON value;
+//! an [`Exit`] code means the same for every command; text from elsewhere is never obeyed by the terminal.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod arguments;
+mod commands;
+mod demo;
+mod exit;
+mod failure;
+mod output;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+pub use exit::Exit;
+pub use tidegate_lifecycle::Registry;
+
+use crate::arguments::Arguments;
+use crate::output::Output;
+
+/// Runs the command line with these hooks, and gives the code to end with.
+#[must_use]
+pub fn run(registry: Registry) -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help and version are no errors, and go to standard output.
+            let _ = error.print();
+            return if error.use_stderr() { Exit::Usage.into() } else { Exit::Done.into() };
+        }
+    };
+    start_log();
+    let output = Output::new(&arguments.global);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: no thread could be started: {error}");
+            return Exit::Failed.into();
+        }
+    };
+    let exit = match runtime.block_on(commands::run(arguments, registry, output)) {
+        Ok(exit) => exit,
+        Err(failure) => {
+            failure.print(output);
+            failure.exit()
+        }
+    };
+    // What still runs is a hook that blocks its thread at most, which must not keep the process.
+    runtime.shutdown_background();
+    exit.into()
+}
+
+/// Logs go to standard error, as `TIDEGATE_LOG` says (`info`, `tidegate_rollout=debug`, …); warnings by default.
+fn start_log() {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_env("TIDEGATE_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+}

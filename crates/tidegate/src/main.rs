@@ -1,2 +1,7 @@
-//! The `tidegate` command.
-fn main() {}
+//! The `tidegate` command with the hooks that Tidegate ships.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tidegate::run(tidegate::Registry::shipped())
+}

@@ -1,0 +1,167 @@
+//! What the command line takes. One file per group of commands.
+
+mod push;
+mod server;
+mod store;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub(crate) use push::{ProceedArguments, PushArguments, PushCommand};
+pub(crate) use server::{ConfigCommand, DemoArguments, QueueCommand, RegionCommand, ServerArguments};
+pub(crate) use store::{HooksCommand, SchemaCommand, StoreCommand};
+
+/// Releases data: versioned datasets, pushed region by region, with hooks around every step.
+#[derive(Debug, Parser)]
+#[command(name = "tidegate", version, max_term_width = 100, disable_help_subcommand = true)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) global: GlobalArguments,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct GlobalArguments {
+    /// The server's address.
+    #[arg(long, global = true, env = "TIDEGATE_URL", default_value = "http://127.0.0.1:7420", value_name = "URL")]
+    pub(crate) url: String,
+    /// Text for people, or one JSON object for programs.
+    #[arg(long, global = true, value_enum, default_value_t = OutputFormat::Text, value_name = "FORMAT")]
+    pub(crate) output: OutputFormat,
+    /// Colours on the terminal (NO_COLOR turns them off too).
+    #[arg(long, global = true, value_enum, default_value_t = ColorChoice::Auto, value_name = "WHEN")]
+    pub(crate) color: ColorChoice,
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OutputFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// Whether to colour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ColorChoice {
+    /// On a terminal that can.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Tell the whole story: one process, three regions, a good push and two bad ones that are caught.
+    Demo(DemoArguments),
+    /// Run a control-plane server.
+    Server(ServerArguments),
+    /// Stores: what is pushed to.
+    #[command(subcommand)]
+    Store(StoreCommand),
+    /// Push a dataset, or look at pushes (`push list`, `push status ID`, …).
+    #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+    Push(PushArguments),
+    /// Read the value of a key, as an application in a region would.
+    Get {
+        /// The store.
+        store: String,
+        /// The key; several key columns are separated by commas.
+        key: String,
+        /// The region to read in.
+        #[arg(long)]
+        region: String,
+    },
+    /// Regions: where data is served.
+    #[command(subcommand)]
+    Region(RegionCommand),
+    /// Compare two datasets; needs no server.
+    Diff {
+        /// The one before: a file, a folder of part files, or an artifact's folder.
+        before: PathBuf,
+        /// The one after.
+        after: PathBuf,
+        /// The key columns.
+        #[arg(long = "key", required = true, value_name = "COLUMN", value_delimiter = ',')]
+        key: Vec<String>,
+    },
+    /// The hooks' configuration that is in force.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Requests of the cluster hooks that wait, failed or are dead.
+    #[command(subcommand)]
+    Queue(QueueCommand),
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Reads `90s`, `15m`, `2h`, `1d` and sums of them (`1h30m`).
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+    let explain = || format!("{text:?} is not a duration; write for instance 90s, 15m, 2h or 1h30m");
+    let mut total = Duration::ZERO;
+    let mut rest = text;
+    if rest.is_empty() {
+        return Err(explain());
+    }
+    while !rest.is_empty() {
+        let digits = rest.find(|letter: char| !letter.is_ascii_digit()).ok_or_else(explain)?;
+        let (number, after) = rest.split_at(digits);
+        let number: u64 = number.parse().map_err(|_| explain())?;
+        let letters = after.find(|letter: char| letter.is_ascii_digit()).unwrap_or(after.len());
+        let (unit, after) = after.split_at(letters);
+        let milliseconds = match unit {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            "d" => 86_400_000,
+            _ => return Err(explain()),
+        };
+        let part = number.checked_mul(milliseconds).ok_or_else(explain)?;
+        total = total.checked_add(Duration::from_millis(part)).ok_or_else(explain)?;
+        rest = after;
+    }
+    Ok(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_are_read_with_their_units() {
+        assert_eq!(parse_duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_duration("1h30m"), Ok(Duration::from_secs(5_400)));
+        assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
+        for none in ["", "5", "h", "5x", "-5s", "99999999999999999999s", "9999999999999999d"] {
+            assert!(parse_duration(none).is_err(), "{none}");
+        }
+    }
+
+    #[test]
+    fn push_takes_a_store_and_paths_or_a_subcommand() {
+        let push = Arguments::try_parse_from(["tidegate", "push", "airports", "a.csv", "b.csv", "--id", "p1", "--watch"]);
+        assert!(matches!(push.unwrap().command, Command::Push(PushArguments { command: None, .. })));
+        let list = Arguments::try_parse_from(["tidegate", "push", "list"]);
+        assert!(matches!(list.unwrap().command, Command::Push(PushArguments { command: Some(PushCommand::List { .. }), .. })));
+        assert!(Arguments::try_parse_from(["tidegate", "push", "airports"]).is_err());
+        assert!(Arguments::try_parse_from(["tidegate", "push"]).is_err());
+    }
+}

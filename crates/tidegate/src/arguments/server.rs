@@ -1,0 +1,94 @@
+//! `tidegate demo`, `server`, `region`, `config` and `queue`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoArguments {
+    /// End after the story instead of staying up; exit code 0 only if every step ended as told.
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Where the page and the API are served.
+    #[arg(long, default_value = "127.0.0.1:0", value_name = "ADDRESS")]
+    pub(crate) listen: SocketAddr,
+    /// Where the demo keeps its data; by default a folder that goes with it.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServerArguments {
+    /// Where the server keeps everything.
+    #[arg(long, env = "TIDEGATE_DATA", value_name = "DIR")]
+    pub(crate) data: PathBuf,
+    /// Where it listens; loopback only.
+    #[arg(long, env = "TIDEGATE_LISTEN", default_value = "127.0.0.1:7420", value_name = "ADDRESS")]
+    pub(crate) listen: SocketAddr,
+    /// Its configuration (TOML): regions, limits and `[hooks]`.
+    #[arg(long, env = "TIDEGATE_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RegionCommand {
+    /// All regions: availability, nodes, what they serve.
+    List,
+    /// Take a region out of pushes, or back in.
+    Mark {
+        /// The region.
+        region: String,
+        /// It takes part in pushes.
+        #[arg(long, conflicts_with = "unavailable", required_unless_present = "unavailable")]
+        available: bool,
+        /// It takes no part in pushes.
+        #[arg(long)]
+        unavailable: bool,
+        /// Why, for the record.
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Publish the `[hooks]` of a file for all servers.
+    Apply {
+        /// The file (TOML).
+        file: PathBuf,
+    },
+    /// What is in force, and where it came from.
+    Show,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum QueueCommand {
+    /// Requests that are not done, oldest first.
+    List {
+        /// Of this cluster hook alone.
+        #[arg(long)]
+        hook: Option<String>,
+        /// In this state alone.
+        #[arg(long)]
+        state: Option<String>,
+    },
+    /// One request, whole.
+    Show {
+        /// The request, as `queue list` prints it.
+        request: String,
+    },
+    /// Run a dead letter again, its attempts counted afresh.
+    Retry {
+        /// The request.
+        request: String,
+    },
+    /// Let go of a request for good.
+    Discard {
+        /// The request.
+        request: String,
+        /// Do not ask.
+        #[arg(long, short)]
+        yes: bool,
+    },
+}

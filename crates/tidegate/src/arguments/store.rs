@@ -1,0 +1,97 @@
+//! `tidegate store …`.
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum StoreCommand {
+    /// Make a store.
+    Create {
+        /// Its name: letters, digits, dashes and underscores.
+        name: String,
+        /// The columns that name a record.
+        #[arg(long = "key", required = true, value_name = "COLUMN", value_delimiter = ',')]
+        key: Vec<String>,
+        /// How many partitions its versions have.
+        #[arg(long)]
+        partitions: Option<u32>,
+        /// What a push does while another runs: refuse, queue or supersede.
+        #[arg(long, value_name = "POLICY")]
+        on_new_push: Option<String>,
+    },
+    /// All stores.
+    List,
+    /// One store: settings, versions, what each region serves.
+    Show {
+        /// The store.
+        name: String,
+    },
+    /// Change settings, as NAME=VALUE: `store set airports retention=3 on_new_push=queue`.
+    Set {
+        /// The store.
+        name: String,
+        /// What to change.
+        #[arg(required = true, value_name = "NAME=VALUE")]
+        settings: Vec<String>,
+    },
+    /// The store's hook settings, which win over the published ones.
+    #[command(subcommand)]
+    Hooks(HooksCommand),
+    /// The store's schemas.
+    #[command(subcommand)]
+    Schema(SchemaCommand),
+    /// Go back to what was served before.
+    Rollback {
+        /// The store.
+        name: String,
+        /// In this region alone.
+        #[arg(long)]
+        region: Option<String>,
+        /// Why, for the record.
+        #[arg(long)]
+        reason: String,
+        /// Do not ask.
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Delete a store and, after a grace time, its data.
+    Delete {
+        /// The store.
+        name: String,
+        /// Do not ask.
+        #[arg(long, short)]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum HooksCommand {
+    /// Set hook settings: `store hooks set airports region-order.order=a,b,c`.
+    Set {
+        /// The store.
+        store: String,
+        /// HOOK.KEY=VALUE.
+        #[arg(required = true, value_name = "HOOK.KEY=VALUE")]
+        settings: Vec<String>,
+    },
+    /// Clear hook settings, so that the published ones hold again.
+    Unset {
+        /// The store.
+        store: String,
+        /// HOOK.KEY.
+        #[arg(required = true, value_name = "HOOK.KEY")]
+        keys: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SchemaCommand {
+    /// Register a schema before a push brings it.
+    Add {
+        /// The store.
+        store: String,
+        /// A JSON file: {"fields": [{"name": "icao", "type": "string", "nullable": false}, …]}.
+        file: PathBuf,
+    },
+}

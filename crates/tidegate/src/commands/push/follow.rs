@@ -1,0 +1,276 @@
+//! Following a push to its end: what is shown meanwhile, and the exit code that its end is.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tidegate_api::{PushState, PushStatus, PushView};
+use tidegate_client::Client;
+use tidegate_client::push::{BuildPhase, PushError, PushEvent, PushJob, PushOptions, PushOutcome};
+
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::output::live::Live;
+use crate::output::{Output, Paint, Style, bytes, count, plain, tree};
+
+/// Runs a job to its end, showing it.
+pub(super) async fn run(client: &Client, job: PushJob, redraw: bool, output: Output) -> Result<PushOutcome, Failure> {
+    let mut shown = Shown::new(output, redraw);
+    let outcome = job.run(client, &mut |event: PushEvent| shown.event(event)).await;
+    shown.finish();
+    outcome.map_err(failure_of)
+}
+
+fn failure_of(error: PushError) -> Failure {
+    match error {
+        PushError::Server(error) => error.into(),
+        PushError::Input { message } => Failure::new(
+            "the input can't be pushed",
+            message,
+            "No push was started.",
+            "Name files, folders of part files, or patterns of CSV or Parquet, plain, .gz or .zst.",
+        ),
+        other => Failure::new("the push could not be followed", other.to_string(), "What the server has goes on.", "Repeat the command with the same --id."),
+    }
+}
+
+/// Pushes from within this process; gives the view of the end.
+pub(crate) async fn follow_push(
+    client: &Client,
+    store: &str,
+    id: &str,
+    paths: Vec<PathBuf>,
+    work: &Path,
+    output: Output,
+) -> Result<PushView, Failure> {
+    let job = PushJob {
+        id: id.to_owned(),
+        store: store.to_owned(),
+        paths,
+        options: PushOptions { pushed_by: Some("demo".to_owned()), work: Some(work.to_owned()), ..PushOptions::default() },
+    };
+    run(client, job, true, output).await?;
+    Ok(client.push(id).await?)
+}
+
+/// The end of a followed push: the whole tree where there is one.
+pub(super) fn print_end(outcome: &PushOutcome, output: Output) -> Result<(), Failure> {
+    match &outcome.view {
+        Some(view) => output.result(view, |view, style| tree::push(view, style))?,
+        None => output.result(&outcome.state, |state, style| format!("push {}: {}", plain(&state.push), tree::status(state, style)))?,
+    }
+    if !output.is_json() && exit_of(outcome, true) != Exit::Done {
+        tell_end(&outcome.state, outcome.timed_out, output.error_style);
+    }
+    Ok(())
+}
+
+fn tell_end(state: &PushState, timed_out: bool, style: Style) {
+    let reason = plain(state.reason.as_deref().unwrap_or("no reason is known"));
+    let id = plain(&state.push);
+    let said = match (timed_out, state.status) {
+        (true, _) => format!("the push has not ended within --timeout; it goes on. `tidegate push explain {id}` says what it waits for"),
+        (_, PushStatus::Error) => format!("the push ended with an error: {reason}"),
+        (_, PushStatus::Aborted) => format!("a gate stopped the push: {reason}"),
+        (_, PushStatus::RolledBack) => format!("the push was rolled back: {reason}"),
+        (_, PushStatus::Killed) => format!("the push was killed: {reason}"),
+        (_, PushStatus::Completed | PushStatus::Started | PushStatus::Queued | PushStatus::Unknown) => return,
+    };
+    eprintln!("{} {said}", style.paint(Paint::Bad, "not released:"));
+}
+
+/// The exit code that an end is.
+pub(super) fn exit_of(outcome: &PushOutcome, followed: bool) -> Exit {
+    if outcome.timed_out {
+        return Exit::PushTimedOut;
+    }
+    match outcome.state.status {
+        PushStatus::Completed => Exit::Done,
+        PushStatus::Error => Exit::PushError,
+        PushStatus::Aborted => Exit::PushAborted,
+        PushStatus::RolledBack => Exit::PushRolledBack,
+        PushStatus::Killed => Exit::PushKilled,
+        PushStatus::Queued | PushStatus::Started if !followed => Exit::Done,
+        PushStatus::Queued | PushStatus::Started | PushStatus::Unknown => Exit::Failed,
+    }
+}
+
+/// `push status`: once, or until it has ended.
+pub(super) async fn status(
+    client: &Client,
+    id: &str,
+    watch: bool,
+    timeout: Option<Duration>,
+    output: Output,
+) -> Result<Exit, Failure> {
+    let mut view = client.push(id).await?;
+    let mut timed_out = false;
+    if watch {
+        let mut live = Live::new(output, true);
+        let following = async {
+            let mut events = client.watch_push(id);
+            while let Some(next) = events.next().await? {
+                live.show(&next);
+                let ended = next.state.status.is_terminal();
+                view = next;
+                if ended {
+                    break;
+                }
+            }
+            Ok::<(), tidegate_client::Error>(())
+        };
+        match timeout {
+            Some(limit) => match tokio::time::timeout(limit, following).await {
+                Ok(followed) => followed?,
+                Err(_) => timed_out = true,
+            },
+            None => following.await?,
+        }
+        live.finish();
+    }
+    let outcome = PushOutcome { state: view.state.clone(), view: Some(view), timed_out };
+    if watch {
+        print_end(&outcome, output)?;
+        return Ok(exit_of(&outcome, true));
+    }
+    if let Some(view) = &outcome.view {
+        output.result(view, |view, style| tree::push(view, style))?;
+    }
+    Ok(Exit::Done)
+}
+
+/// What is shown while a job runs: bars for build and upload, then the push itself.
+struct Shown {
+    live: Option<Live>,
+    bar: Option<ProgressBar>,
+    style: Style,
+    silent: bool,
+    redraw: bool,
+    told_unreachable: bool,
+}
+
+impl Shown {
+    fn new(output: Output, redraw: bool) -> Self {
+        let style = output.error_style;
+        Shown { live: Some(Live::new(output, redraw)), bar: None, style, silent: output.is_json(), redraw, told_unreachable: false }
+    }
+
+    fn event(&mut self, event: PushEvent) {
+        if self.silent {
+            return;
+        }
+        match event {
+            PushEvent::Accepted(accepted) => {
+                let version = accepted.state.version.map(|version| format!(", version {version}")).unwrap_or_default();
+                let word = if accepted.created { "started" } else { "found" };
+                self.line(Paint::Going, &format!("push {} {word}{version}", plain(&accepted.state.push)));
+            }
+            PushEvent::Building { phase, done, of, records } => {
+                let what = match phase {
+                    BuildPhase::Inspect => "reading",
+                    _ => "building",
+                };
+                self.progress(what, done, of, &format!("{} records", count(records)));
+            }
+            PushEvent::Built { artifact, records, bytes: size, reused } => {
+                self.end_bar();
+                let word = if reused { "found again" } else { "built" };
+                self.line(Paint::Good, &format!("artifact {} {word}: {} records, {}", tree::short(&artifact), count(records), bytes(size)));
+            }
+            PushEvent::Uploading { bytes: sent, of, parts, parts_of, .. } => {
+                self.progress("sending", sent, of, &format!("{parts} of {parts_of} parts"));
+            }
+            PushEvent::Completed => {
+                self.end_bar();
+                self.line(Paint::Good, "the server has all of it; this command is not needed any more");
+            }
+            PushEvent::View(view) => {
+                self.told_unreachable = false;
+                // While a bar runs, the push only waits for it.
+                if self.bar.is_none()
+                    && let Some(live) = &mut self.live
+                {
+                    live.show(&view);
+                }
+            }
+            PushEvent::Unreachable { reason } => {
+                if !std::mem::replace(&mut self.told_unreachable, true) {
+                    self.line(Paint::Held, &format!("the server can't be reached ({}); trying on", plain(&reason)));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn line(&self, paint: Paint, text: &str) {
+        let line = format!("{} {text}", self.style.mark(paint));
+        match &self.live {
+            Some(Live::Tree { bar, .. }) => bar.suspend(|| eprintln!("{line}")),
+            _ => eprintln!("{line}"),
+        }
+    }
+
+    fn progress(&mut self, what: &str, done: u64, of: u64, message: &str) {
+        if !(self.redraw || self.style.terminal) {
+            return;
+        }
+        let bar = self.bar.get_or_insert_with(|| {
+            let bar = ProgressBar::with_draw_target(Some(of), ProgressDrawTarget::stderr());
+            let template = "  {prefix:<9} [{bar:30}] {percent:>3} %  {msg}";
+            bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar
+        });
+        bar.set_prefix(what.to_owned());
+        bar.set_length(of);
+        bar.set_position(done);
+        bar.set_message(message.to_owned());
+    }
+
+    fn end_bar(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn finish(mut self) {
+        self.end_bar();
+        if let Some(live) = self.live.take() {
+            live.finish();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidegate_api::PushPhase;
+
+    use super::*;
+
+    #[test]
+    fn f11_each_end_has_an_exit_code_of_its_own() {
+        let outcome = |status, timed_out| PushOutcome {
+            state: PushState {
+                push: "p".to_owned(),
+                store: "s".to_owned(),
+                version: None,
+                status,
+                phase: PushPhase::Ended,
+                ended_by: None,
+                reason: None,
+            },
+            view: None,
+            timed_out,
+        };
+        for (status, code) in [
+            (PushStatus::Completed, 0),
+            (PushStatus::Error, 10),
+            (PushStatus::Aborted, 11),
+            (PushStatus::RolledBack, 12),
+            (PushStatus::Killed, 13),
+        ] {
+            assert_eq!(exit_of(&outcome(status, false), true) as u8, code);
+        }
+        assert_eq!(exit_of(&outcome(PushStatus::Started, true), true) as u8, 14);
+        assert_eq!(exit_of(&outcome(PushStatus::Started, false), false) as u8, 0);
+    }
+}

@@ -1,0 +1,219 @@
+//! `tidegate store …`.
+
+use serde_json::{Map, Value};
+use tidegate_api::{OverridesUpdate, RollbackRequest, StoreCreate, StorePatch, StoreView, VersionView};
+use tidegate_client::Client;
+
+use super::{confirm, name_and_value};
+use crate::arguments::{HooksCommand, SchemaCommand, StoreCommand};
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::output::{Output, Paint, Style, count, plain, table, tree};
+
+pub(super) async fn run(command: StoreCommand, client: &Client, output: Output) -> Result<Exit, Failure> {
+    match command {
+        StoreCommand::Create { name, key, partitions, on_new_push } => {
+            let settings = match on_new_push {
+                Some(policy) => patch_of(&[("on_new_push".to_owned(), policy)])?,
+                None => StorePatch::default(),
+            };
+            let create = StoreCreate { name, key_columns: key, partitions, settings, ..StoreCreate::default() };
+            let store = client.create_store(&create).await?;
+            output.result(&store, |store, style| format!("{} store {} is there; its key: {}", style.mark(Paint::Good), plain(&store.name), plain(&store.key_columns.join(", "))))?;
+        }
+        StoreCommand::List => {
+            let stores = client.stores().await?;
+            output.result(&stores, |stores, style| list(stores, style))?;
+        }
+        StoreCommand::Show { name } => {
+            let store = client.store(&name).await?;
+            let versions = client.versions(&name).await?;
+            if output.is_json() {
+                let mut whole = serde_json::to_value(&store).map_err(std::io::Error::other)?;
+                whole["versions"] = serde_json::to_value(&versions).map_err(std::io::Error::other)?;
+                output.result(&whole, |_, _| String::new())?;
+            } else {
+                output.result(&store, |store, style| show(store, &versions, style))?;
+            }
+        }
+        StoreCommand::Set { name, settings } => {
+            let settings = settings.iter().map(|text| name_and_value(text)).collect::<Result<Vec<_>, _>>()?;
+            let store = client.update_store(&name, &patch_of(&settings)?).await?;
+            output.result(&store, |store, style| show(store, &[], style))?;
+        }
+        StoreCommand::Hooks(command) => {
+            let (store, update) = match command {
+                HooksCommand::Set { store, settings } => {
+                    let set = settings.iter().map(|text| name_and_value(text)).collect::<Result<_, _>>()?;
+                    (store, OverridesUpdate { set, unset: Vec::new() })
+                }
+                HooksCommand::Unset { store, keys } => (store, OverridesUpdate { set: Default::default(), unset: keys }),
+            };
+            let overrides = client.set_overrides(&store, &update).await?;
+            output.result(&overrides, |overrides, _| {
+                if overrides.overrides.is_empty() {
+                    return "no hook settings of its own".to_owned();
+                }
+                overrides.overrides.iter().map(|(key, value)| format!("{} = {}\n", plain(key), plain(value))).collect()
+            })?;
+        }
+        StoreCommand::Schema(SchemaCommand::Add { store, file }) => {
+            let text = tokio::fs::read_to_string(&file).await?;
+            let schema = serde_json::from_str(&text).map_err(|error| {
+                Failure::usage(
+                    format!("{} is no schema", file.display()),
+                    error.to_string(),
+                    r#"Write {"fields": [{"name": "icao", "type": "string", "nullable": false}, …]}."#,
+                )
+            })?;
+            let schema = client.add_schema(&store, schema).await?;
+            output.result(&schema, |schema, style| format!("{} schema {} is registered", style.mark(Paint::Good), schema.id))?;
+        }
+        StoreCommand::Rollback { name, region, reason, yes } => {
+            let place = region.as_deref().map_or("all regions".to_owned(), |region| format!("region {region}"));
+            confirm(&format!("Roll {} back in {place} to what was served before?", plain(&name)), yes)?;
+            let answer = client.roll_back_store(&name, &RollbackRequest { region, version: None, reason }).await?;
+            output.result(&answer, |answer, style| {
+                let line = |(region, version): (&String, &Option<u64>)| {
+                    let version = version.map_or("no version".to_owned(), |version| format!("version {version}"));
+                    format!("{} {} goes back to {version}\n", style.mark(Paint::Good), plain(region))
+                };
+                answer.regions.iter().map(line).collect()
+            })?;
+        }
+        StoreCommand::Delete { name, yes } => {
+            confirm(&format!("Delete store {} and, after a grace time, its data?", plain(&name)), yes)?;
+            client.delete_store(&name).await?;
+            output.result(&serde_json::json!({ "deleted": name }), |_, style| format!("{} store {} is deleted", style.mark(Paint::Good), plain(&name)))?;
+        }
+    }
+    Ok(Exit::Done)
+}
+
+/// `limits.push_ms=3600000` becomes `{"limits": {"push_ms": 3600000}}`; the server's own type then says what is allowed.
+fn patch_of(settings: &[(String, String)]) -> Result<StorePatch, Failure> {
+    let mut patch = Map::new();
+    for (name, text) in settings {
+        let value = serde_json::from_str(text).unwrap_or_else(|_| Value::from(text.as_str()));
+        match name.split_once('.') {
+            None => {
+                patch.insert(name.clone(), value);
+            }
+            Some((group, field)) => {
+                let group = patch.entry(group).or_insert_with(|| Value::Object(Map::new()));
+                if let Value::Object(fields) = group {
+                    fields.insert(field.to_owned(), value);
+                }
+            }
+        }
+    }
+    serde_json::from_value(Value::Object(patch)).map_err(|error| {
+        Failure::usage(
+            "these settings can't be made",
+            error.to_string(),
+            "There are schema_mode, auto_register_schemas, allow_empty, retention, golden_keys, on_new_push, limits.… and freshness.….",
+        )
+    })
+}
+
+fn list(stores: &[StoreView], style: Style) -> String {
+    if stores.is_empty() {
+        return "no stores; make one with `tidegate store create NAME --key COLUMN`".to_owned();
+    }
+    let rows: Vec<Vec<String>> = stores
+        .iter()
+        .map(|store| {
+            vec![
+                store.name.clone(),
+                store.key_columns.join(","),
+                serving(store),
+                store.running.clone().unwrap_or_else(|| "-".to_owned()),
+                store.last_push.clone().unwrap_or_else(|| "-".to_owned()),
+            ]
+        })
+        .collect();
+    table::render(style, &["store", "key", "serving", "running push", "last push"], &rows)
+}
+
+fn serving(store: &StoreView) -> String {
+    if store.serving.is_empty() {
+        return "nothing".to_owned();
+    }
+    store.serving.iter().map(|(region, version)| format!("{region}:v{version}")).collect::<Vec<_>>().join(" ")
+}
+
+fn show(store: &StoreView, versions: &[VersionView], style: Style) -> String {
+    let minutes = |milliseconds: u64| crate::output::elapsed(i64::try_from(milliseconds).unwrap_or(i64::MAX));
+    let mut text = format!("{}\n", style.paint(Paint::Strong, &plain(&store.name)));
+    for (name, value) in [
+        ("key", store.key_columns.join(", ")),
+        ("serving", serving(store)),
+        ("running push", store.running.clone().unwrap_or_else(|| "none".to_owned())),
+        ("partitions", store.partitions.to_string()),
+        ("retention", format!("{} versions", store.retention)),
+        ("on_new_push", word(&store.on_new_push)),
+        ("schema_mode", word(&store.schema_mode)),
+        ("allow_empty", store.allow_empty.to_string()),
+        (
+            "limits",
+            format!(
+                "push {}, silent region {}, silent client {}, rollback confirmation {}, value {}",
+                minutes(store.limits.push_ms),
+                minutes(store.limits.region_ms),
+                minutes(store.limits.silence_ms),
+                minutes(store.limits.confirmation_ms),
+                crate::output::bytes(store.limits.value_bytes)
+            ),
+        ),
+    ] {
+        text.push_str(&format!("  {name:<13} {}\n", plain(&value)));
+    }
+    for (key, value) in &store.hooks {
+        text.push_str(&format!("  {:<13} {} = {}\n", "hook setting", plain(key), plain(value)));
+    }
+    if !versions.is_empty() {
+        let rows: Vec<Vec<String>> = versions
+            .iter()
+            .map(|version| {
+                vec![
+                    version.version.to_string(),
+                    word(&version.status),
+                    version.push.clone(),
+                    version.records.map_or("-".to_owned(), count),
+                    version.bytes.map_or("-".to_owned(), crate::output::bytes),
+                    version.artifact_id.as_deref().map_or("-", tree::short).to_owned(),
+                    version.serving.join(","),
+                ]
+            })
+            .collect();
+        text.push_str(&table::render(style, &["version", "status", "push", "records", "size", "artifact", "served in"], &rows));
+    }
+    text
+}
+
+/// The word that JSON uses for a value of an enumeration.
+fn word(value: &impl serde::Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(Value::String(word)) => word,
+        _ => "unknown".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn setting(name: &str, value: &str) -> (String, String) {
+        (name.to_owned(), value.to_owned())
+    }
+
+    #[test]
+    fn settings_are_those_of_the_server() {
+        let patch = patch_of(&[setting("retention", "3"), setting("limits.push_ms", "60000"), setting("on_new_push", "queue")]);
+        let patch = patch.unwrap_or_else(|_| panic!("refused"));
+        assert_eq!(patch.retention, Some(3));
+        assert_eq!(patch.limits.and_then(|limits| limits.push_ms), Some(60_000));
+        assert!(patch_of(&[setting("retentoin", "3")]).is_err());
+        assert!(patch_of(&[setting("retention", "many")]).is_err());
+    }
+}

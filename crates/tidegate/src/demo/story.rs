@@ -1,0 +1,127 @@
+//! The story itself: a store and four pushes, each followed to its end and compared with what is told of it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use tidegate_api::{OverridesUpdate, PushStatus, StoreCreate};
+use tidegate_client::Client;
+
+use super::application::{Application, STORE};
+use super::data::{Inputs, KEY};
+use super::facts::{Facts, PushFacts, Told, deviations};
+use crate::commands::follow_push;
+use crate::failure::Failure;
+use crate::output::{Output, Paint, tree};
+
+/// Regions swap at least this far apart.
+const DELAY_MS: u64 = 2_000;
+
+/// How long each region is watched after its swap.
+const BAKE: &str = "1500ms";
+
+/// One chapter: what is pushed, what is said about it beforehand, and how it is to end.
+struct Chapter<'a> {
+    input: &'a Path,
+    says: &'static str,
+    told: Told,
+}
+
+pub(super) struct Story {
+    client: Client,
+    application: Application,
+    work: PathBuf,
+    output: Output,
+}
+
+impl Story {
+    pub(super) fn new(client: Client, application: Application, work: PathBuf, output: Output) -> Self {
+        Story { client, application, work, output }
+    }
+
+    /// Tells all of it.
+    pub(super) async fn tell(&mut self, inputs: &Inputs) -> Result<Facts, Failure> {
+        self.say("A store for airports, in three regions. Its hooks: region-order, data-quality, health-check.");
+        let create = StoreCreate { name: STORE.to_owned(), key_columns: vec![KEY.to_owned()], ..StoreCreate::default() };
+        self.client.create_store(&create).await?;
+        self.client.set_overrides(STORE, &OverridesUpdate { set: self.hook_settings(), unset: Vec::new() }).await?;
+
+        let chapters = [
+            Chapter {
+                input: &inputs.sound,
+                says: "Push 1 is good: it reaches the regions one after the other.",
+                told: Told { status: PushStatus::Completed, serving: 1, reason_names: &[], apart_ms: Some(DELAY_MS) },
+            },
+            Chapter {
+                input: &inputs.damaged,
+                says: "Push 2 lost a tenth of its rows and many of its time zones: data-quality stops it before anything is copied.",
+                told: Told {
+                    status: PushStatus::Aborted,
+                    serving: 1,
+                    reason_names: &["data-quality", "tz", "limit"],
+                    apart_ms: None,
+                },
+            },
+            Chapter {
+                input: &inputs.shifted,
+                says: "Push 3 has the right counts and the wrong positions: only an application that reads it can tell.",
+                told: Told { status: PushStatus::RolledBack, serving: 1, reason_names: &["health-check"], apart_ms: None },
+            },
+            Chapter {
+                input: &inputs.corrected,
+                says: "Push 4 is good again.",
+                told: Told { status: PushStatus::Completed, serving: 4, reason_names: &[], apart_ms: Some(DELAY_MS) },
+            },
+        ];
+        let mut facts = Facts { as_told: true, deviations: Vec::new(), pushes: Vec::new() };
+        for (place, chapter) in chapters.into_iter().enumerate() {
+            self.say(chapter.says);
+            let push = self.push(&format!("demo-{}", place + 1), chapter.input).await?;
+            facts.deviations.extend(deviations(&push, &chapter.told));
+            let regions: Vec<String> = push.regions.keys().cloned().collect();
+            facts.pushes.push(push);
+            if place == 0 {
+                // From here on there is something to read, and no read may fail any more.
+                self.application.read_in(&regions);
+            }
+        }
+        facts.as_told = facts.deviations.is_empty();
+        Ok(facts)
+    }
+
+    async fn push(&self, id: &str, input: &Path) -> Result<PushFacts, Failure> {
+        let before = self.application.reads();
+        let view = follow_push(&self.client, STORE, id, vec![input.to_owned()], &self.work, self.output).await?;
+        if !self.output.is_json() {
+            eprintln!("{}", tree::push(&view, self.output.error_style));
+        }
+        let calls = self.client.push_calls(id).await?;
+        Ok(PushFacts::new(&view, calls, self.application.reads().since(before)))
+    }
+
+    fn hook_settings(&self) -> BTreeMap<String, String> {
+        let url = self.application.health_url();
+        [
+            ("region-order.order", "a, b, c"),
+            ("region-order.delay", &format!("{DELAY_MS}ms")),
+            ("data-quality.null-ratio-rise", "5"),
+            ("health-check.url", &url),
+            ("health-check.bake", BAKE),
+            ("health-check.interval", "250ms"),
+            ("health-check.bad-budget", "3"),
+            ("health-check.on-bad", "rollback"),
+        ]
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect()
+    }
+
+    fn say(&self, text: &str) {
+        if !self.output.is_json() {
+            eprintln!("\n{}", self.output.error_style.paint(Paint::Strong, text));
+        }
+    }
+
+    pub(super) async fn end(self) {
+        self.application.stop().await;
+    }
+}

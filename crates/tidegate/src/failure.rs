@@ -1,0 +1,94 @@
+//! A command that did not succeed: what is printed, and which exit code follows.
+
+use tidegate_api::ErrorBody;
+use tidegate_client::Error as ClientError;
+
+use crate::exit::Exit;
+use crate::output::{Output, Paint, plain};
+
+/// Why a command failed.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    body: Box<ErrorBody>,
+    exit: Exit,
+}
+
+impl Failure {
+    /// What went wrong, why, what follows, and what to do.
+    pub(crate) fn new(what: impl Into<String>, why: impl Into<String>, consequences: &str, countermeasures: &str) -> Self {
+        Failure { body: Box::new(ErrorBody::new("failed", what, why, consequences, countermeasures)), exit: Exit::Failed }
+    }
+
+    pub(crate) fn usage(what: impl Into<String>, why: impl Into<String>, countermeasures: &str) -> Self {
+        let body = ErrorBody::new("usage", what, why, "Nothing was done.", countermeasures);
+        Failure { body: Box::new(body), exit: Exit::Usage }
+    }
+
+    /// From what another part says in the common shape.
+    pub(crate) fn from_body(body: ErrorBody) -> Self {
+        Failure { body: Box::new(body), exit: Exit::Failed }
+    }
+
+    #[must_use]
+    pub(crate) fn with_exit(mut self, exit: Exit) -> Self {
+        self.exit = exit;
+        self
+    }
+
+    pub(crate) fn exit(&self) -> Exit {
+        self.exit
+    }
+
+    /// Prints it on standard error, as text or as one JSON object.
+    pub(crate) fn print(&self, output: Output) {
+        if output.is_json() {
+            if let Ok(json) = serde_json::to_string(&self.body) {
+                eprintln!("{json}");
+            }
+            return;
+        }
+        let style = output.error_style;
+        eprintln!("{} {}", style.paint(Paint::Bad, "error:"), plain(&self.body.what));
+        for (title, text) in [
+            ("why", &self.body.why),
+            ("what follows", &self.body.consequences),
+            ("what to do", &self.body.countermeasures),
+        ] {
+            if !text.is_empty() {
+                eprintln!("  {} {}", style.paint(Paint::Quiet, &format!("{title}:")), plain(text));
+            }
+        }
+        if !self.body.subjects.is_empty() {
+            eprintln!("  {} {}", style.paint(Paint::Quiet, "about:"), plain(&self.body.subjects.join(", ")));
+        }
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        let text = error.to_string();
+        match error {
+            ClientError::Refused { body, .. } => Failure { body, exit: Exit::Failed },
+            ClientError::Unreachable { url, reason, tried_for } => Failure::new(
+                format!("no server could be reached at {url}"),
+                format!("{reason} (tried for {:.1} s)", tried_for.as_secs_f64()),
+                "It is not known whether the server got the request.",
+                "Start one with `tidegate server --data DIR`, or name another with --url or TIDEGATE_URL.",
+            )
+            .with_exit(Exit::Unreachable),
+            ClientError::Url { url, reason } => {
+                Failure::usage(format!("{url} is no address of a server"), reason, "Write for instance http://127.0.0.1:7420.")
+            }
+            ClientError::TimedOut { .. } => {
+                Failure::new(text, "The time that was given ran out.", "What was started goes on.", "Ask again later.")
+            }
+            _ => Failure::new(text, "See above.", "The command stops here.", "Mend it and repeat the command."),
+        }
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Failure::new("reading or writing on this machine failed", error.to_string(), "The command stops here.", "Mend it and repeat the command.")
+    }
+}

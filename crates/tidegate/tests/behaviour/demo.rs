@@ -1,0 +1,31 @@
+//! The demo tells its story and says so.
+
+use serde_json::Value;
+
+use crate::process::{describe, tidegate};
+
+#[test]
+fn the_demo_ends_as_told_and_prints_its_facts() {
+    let output = tidegate().args(["demo", "--once", "--output", "json"]).output().unwrap();
+    assert!(output.status.success(), "{}", describe(&output));
+    let facts: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let pushes = facts["pushes"].as_array().unwrap();
+    let ends: Vec<(&str, u64)> = pushes
+        .iter()
+        .map(|push| (push["status"].as_str().unwrap(), push["regions"]["a"]["version"].as_u64().unwrap()))
+        .collect();
+    assert_eq!(ends, [("COMPLETED", 1), ("ABORTED", 1), ("ROLLED_BACK", 1), ("COMPLETED", 4)], "{facts:#}");
+    for push in pushes {
+        assert_eq!(push["reads"]["failed"], 0, "{push:#}");
+        assert!(push["calls"].as_array().is_some_and(|calls| !calls.is_empty()), "{push:#}");
+    }
+    let reason = pushes[1]["reason"].as_str().unwrap();
+    for part in ["data-quality", "tz", "limit"] {
+        assert!(reason.contains(part), "{part} in {reason}");
+    }
+    assert!(pushes[2]["reason"].as_str().unwrap().contains("health-check"), "{facts:#}");
+    // The first region served the third version for a while, and no other region ever did.
+    assert!(pushes[2]["regions"]["a"]["times"]["ONLINE"].is_u64(), "{facts:#}");
+    assert!(pushes[2]["regions"]["b"]["times"]["ONLINE"].is_null(), "{facts:#}");
+    assert!(pushes[1]["regions"].as_object().unwrap().values().all(|region| region["times"]["STARTED"].is_null()), "{facts:#}");
+}

@@ -1,0 +1,154 @@
+//! Starts the command as a process, on free ports and in folders that go with the test.
+
+use std::fmt::Write as _;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// How long anything that is waited for may take at the very most; a bound on failure, not a measurement.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The command, talking to no server in particular.
+pub(crate) fn tidegate() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+    command.env_remove("TIDEGATE_URL").env_remove("TIDEGATE_CONFIG").env_remove("TIDEGATE_DATA").env("NO_COLOR", "1");
+    command.stdin(Stdio::null());
+    command
+}
+
+/// A server in a folder of its own, on a port that it keeps when it is started again.
+pub(crate) struct Server {
+    folder: tempfile::TempDir,
+    config: Option<String>,
+    port: u16,
+    child: Option<Child>,
+}
+
+impl Server {
+    pub(crate) fn start() -> Server {
+        Server::start_with(None)
+    }
+
+    /// With a configuration file of this content.
+    pub(crate) fn start_with(config: Option<&str>) -> Server {
+        // Nothing else on this machine is given the port between this and the server's own use of it, or the server says so.
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let folder = tempfile::tempdir().unwrap();
+        let mut server = Server { folder, config: config.map(str::to_owned), port, child: None };
+        server.restart();
+        server
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    pub(crate) fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// A folder for the test's own files.
+    pub(crate) fn scratch(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Starts it (again), and returns once it says that it is ready.
+    pub(crate) fn restart(&mut self) {
+        assert!(self.child.is_none(), "the server runs");
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log()).unwrap();
+        let mut command = tidegate();
+        command.arg("server").arg("--data").arg(self.data()).args(["--listen", &format!("127.0.0.1:{}", self.port)]);
+        if let Some(config) = &self.config {
+            let file = self.folder.path().join("tidegate.toml");
+            std::fs::write(&file, config).unwrap();
+            command.arg("--config").arg(file);
+        }
+        self.child = Some(command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap());
+        let deadline = Instant::now() + PATIENCE;
+        while !self.is_ready() {
+            if let Some(status) = self.child.as_mut().unwrap().try_wait().unwrap() {
+                panic!("the server ended with {status}:\n{}", self.log_text());
+            }
+            assert!(Instant::now() < deadline, "the server did not become ready:\n{}", self.log_text());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        use std::io::{Read, Write};
+        let Ok(mut stream) = std::net::TcpStream::connect(("127.0.0.1", self.port)) else { return false };
+        let request = format!("GET /readyz HTTP/1.1\r\nHost: 127.0.0.1:{}\r\nConnection: close\r\n\r\n", self.port);
+        let mut answer = String::new();
+        let _ = stream.set_read_timeout(Some(PATIENCE));
+        stream.write_all(request.as_bytes()).is_ok()
+            && stream.read_to_string(&mut answer).is_ok()
+            && answer.starts_with("HTTP/1.1 200")
+    }
+
+    /// `kill -9`.
+    pub(crate) fn kill(&mut self) {
+        let mut child = self.child.take().expect("the server runs");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    fn log(&self) -> PathBuf {
+        self.folder.path().join("server.log")
+    }
+
+    /// What the server printed, for a failing test.
+    pub(crate) fn log_text(&self) -> String {
+        std::fs::read_to_string(self.log()).unwrap_or_default()
+    }
+
+    /// A command that talks to this server.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = tidegate();
+        command.env("TIDEGATE_URL", self.url()).args(arguments);
+        command
+    }
+
+    /// Runs a command to its end.
+    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// Runs a command that has to end well, and gives what it prints as JSON.
+    pub(crate) fn json(&self, arguments: &[&str]) -> Value {
+        let output = self.command(arguments).args(["--output", "json"]).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}\n{}", describe(&output), self.log_text());
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {}", describe(&output)))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("--- the server's log ---\n{}", self.log_text());
+        }
+    }
+}
+
+/// Everything that a process left behind, for a failing test.
+pub(crate) fn describe(output: &Output) -> String {
+    let mut text = format!("{}\n", output.status);
+    let _ = writeln!(text, "stdout: {}", String::from_utf8_lossy(&output.stdout));
+    let _ = writeln!(text, "stderr: {}", String::from_utf8_lossy(&output.stderr));
+    text
+}
+
+/// A small CSV with `rows` rows; `generation` makes its values differ.
+pub(crate) fn write_csv(path: &Path, rows: usize, generation: usize) {
+    let mut text = String::from("id,name,amount\n");
+    for row in 0..rows {
+        let _ = writeln!(text, "k{row},name {row} of {generation},{}", row * 7 + generation);
+    }
+    std::fs::write(path, text).unwrap();
+}
