@@ -123,6 +123,9 @@ impl CallState {
 /// An entity that holds one call. Its id is the hook's name, and its parent is the gate, so that there is at most one
 /// call per hook and gate. Only its gate's controller writes `Asked`, and only the runner writes `Answered`.
 pub trait CallSite: Entity<Id = String> {
+    /// The beginning of the names of the cluster hooks that run such calls. Another one for each type.
+    const REGISTRATION: &'static str = crate::lifecycle::CALL_HOOK;
+
     /// Where the call stands.
     fn state(&self) -> &CallState;
 
@@ -191,10 +194,4 @@ impl Record for CallRecord {
             IndexKey::new().text(self.push.as_deref().unwrap_or("")).number(self.ended_at.0),
         ]
     }
-}
-
-/// The idempotency key of an attempt: the same for every run of it, on whichever server, however often.
-#[must_use]
-pub fn idempotency_key(call: &Path, request: &CallRequest) -> String {
-    format!("{}#{}", call.as_str(), request.attempt)
 }

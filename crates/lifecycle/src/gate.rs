@@ -429,3 +429,6 @@ fn pending(gate: &GateState, hooks: &[EffectiveHook]) -> Option<GateStep> {
         stops_clock: false,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -58,12 +58,16 @@ pub enum StoreVersionLifecycleEventOutcome {
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// Go on.
+    #[serde(alias = "PROCEED", alias = "Proceed")]
     Proceed,
     /// Ask again later.
+    #[serde(alias = "WAIT", alias = "Wait")]
     Wait,
     /// End the push.
+    #[serde(alias = "ABORT", alias = "Abort")]
     Abort,
     /// End the push and go back.
+    #[serde(alias = "ROLLBACK", alias = "Rollback")]
     Rollback,
 }
 

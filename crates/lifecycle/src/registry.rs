@@ -55,7 +55,7 @@ impl Registry {
     /// The hooks that Tidegate ships.
     #[must_use]
     pub fn shipped() -> Self {
-        Registry::default()
+        Registry { hooks: crate::hooks::shipped() }
     }
 
     /// Adds a hook of one's own, or replaces the one of that name.
