@@ -133,6 +133,11 @@ impl Document {
         Arc::ptr_eq(&self.0, &other.0) || (self.0.format == other.0.format && self.0.json == other.0.json)
     }
 
+    /// For tests of what is let go.
+    pub(crate) fn downgrade(&self) -> WeakDocument {
+        WeakDocument(Arc::downgrade(&self.0))
+    }
+
     /// The value, decoded at most once; the error is the reason.
     pub(crate) fn get<E: Entity>(&self) -> Result<&E, Arc<str>> {
         match &self.decoded::<E>().value {
@@ -168,6 +173,15 @@ impl Document {
 
     fn upgraded(&self, form: &Form) -> Result<Value, String> {
         upgraded(&self.0.json, self.0.format, form)
+    }
+}
+
+/// Says whether a document is still held by anyone.
+pub(crate) struct WeakDocument(std::sync::Weak<Inner>);
+
+impl WeakDocument {
+    pub(crate) fn is_held(&self) -> bool {
+        self.0.strong_count() > 0
     }
 }
 

@@ -40,7 +40,7 @@ pub(crate) fn apply_row(tree: &mut Tree, row: &LogRow, epoch: Epoch) -> Arc<Appl
                 actions.push(AppliedAction::Existing { sequence, path: path.clone(), hook: *hook });
             }
             LogEntry::Action { request, action } => {
-                actions.push(AppliedAction::Act { request: *request, action: *action });
+                actions.push(AppliedAction::Act { sequence, request: *request, action: *action });
             }
         }
     }

@@ -289,7 +289,6 @@ impl Committer {
                     }
                     Look::Abandoned { mut done, rest, standing } => {
                         ran.append(&mut done);
-                        self.core.metrics.closures_over_budget.inc();
                         self.thread = None;
                         if rest.is_empty() {
                             return ran;
@@ -386,7 +385,12 @@ impl Committer {
         self.answered = ran.len();
         for Ran { mut submission, outcome } in ran {
             let answer = match outcome {
-                Outcome::Failed(failure) => Answer::Failed(failure),
+                Outcome::Failed(failure) => {
+                    if let Failure::OverBudget { .. } = failure {
+                        self.core.metrics.closures_over_budget.inc();
+                    }
+                    Answer::Failed(failure)
+                }
                 Outcome::Rejected => {
                     Answer::Rejected { closure: submission.closure.take().expect("it came back from its run") }
                 }

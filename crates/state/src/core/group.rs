@@ -216,7 +216,7 @@ fn prepare(terms: &Terms, standing: &mut Standing, submission: &Submission, effe
                 actions.push(AppliedAction::Existing { sequence, path: path.clone(), hook: *hook });
             }
             LogEntry::Action { request, action } => {
-                actions.push(AppliedAction::Act { request: *request, action: *action });
+                actions.push(AppliedAction::Act { sequence, request: *request, action: *action });
             }
             LogEntry::Change { .. } => unreachable!("a transaction's own entries are no changes"),
         }

@@ -1,0 +1,290 @@
+//! D: what every driver does when the store is away, answers are lost, or it is replaced.
+
+use std::time::Duration;
+
+use super::entities::*;
+use super::transactions::put_counter;
+use super::{Case, LIMIT, Written, agree, within};
+use crate::driver::{CommitFault, Faults};
+use crate::entity::Ref;
+use crate::error::{OpenError, WriteError};
+use crate::feed::FeedItem;
+use crate::revision::SubmissionId;
+use crate::state::{State, StateOptions};
+use crate::testing::points::name as point;
+use crate::transaction::{Transaction, TransactionError};
+
+/// D8: a store that was dropped and made anew is noticed and loaded, also where the head's number is the same.
+pub async fn d08_a_recreated_store_is_loaded_anew(case: Case) {
+    let cluster = case.cluster(1).await;
+    let [old, new] = ["old", "new"].map(|id| Ref::<Counter>::root(case.id(id)).unwrap());
+    put_counter(&case, cluster.server(0), &old, 1).await;
+    let epoch = cluster.server(0).snapshot().epoch();
+    cluster.faults(0).set_absent(true);
+    cluster.store().drop_and_recreate().await.unwrap();
+    let other = cluster.latecomer().await;
+    put_counter(&case, &other, &new, 2).await;
+    assert_eq!(other.snapshot().revision(), cluster.server(0).snapshot().revision(), "the numbers coincide");
+    cluster.faults(0).set_absent(false);
+    cluster.server(0).flush_within(LIMIT).await.unwrap();
+    let snapshot = cluster.server(0).snapshot();
+    assert_ne!(snapshot.epoch(), epoch);
+    assert!(!snapshot.contains(old.path()) && snapshot.contains(new.path()));
+    put_counter(&case, cluster.server(0), &old, 3).await;
+    other.close().await;
+    agree(&cluster, None).await;
+    cluster.finish().await;
+}
+
+/// D9: while the store is away the last snapshot is served and writes fail as retryable; what comes back is taken up
+/// without a restart and without a flush.
+pub async fn d09_a_store_that_comes_back_is_taken_up(case: Case) {
+    let builder = case.configured(|_, mut options| {
+        options.write_limit = Duration::from_millis(200);
+        options
+    });
+    let cluster = case.open(builder.servers(1)).await;
+    let [old, new] = ["old", "new"].map(|id| Ref::<Counter>::root(case.id(id)).unwrap());
+    put_counter(&case, cluster.server(0), &old, 1).await;
+    cluster.faults(0).set_absent(true);
+    let target = old.clone();
+    let failed = cluster.server(0).write(move |tx: &mut Transaction| tx.put(&target, Counter { n: 2 })).await;
+    assert!(failed.as_ref().is_err_and(WriteError::is_retryable), "{failed:?}");
+    assert_eq!(cluster.server(0).snapshot().require(&old).unwrap().n, 1);
+    cluster.store().drop_and_recreate().await.unwrap();
+    let other = cluster.latecomer().await;
+    put_counter(&case, &other, &new, 2).await;
+    put_counter(&case, &other, &new, 3).await;
+    let mut feed = cluster.server(0).changes(None);
+    let _ = feed.next().await;
+    cluster.faults(0).set_absent(false);
+    let Some(FeedItem::Snapshot(fresh)) = within("the fresh tree", feed.next()).await else {
+        panic!("a feed starts again with a snapshot")
+    };
+    assert!(!fresh.contains(old.path()) && fresh.contains(new.path()));
+    other.close().await;
+    agree(&cluster, None).await;
+    cluster.finish().await;
+}
+
+/// D10: without its store a state does not open, and no tree is invented; the next try finds what is there.
+pub async fn d10_a_start_without_a_store_invents_nothing(case: Case) {
+    let cluster = case.cluster(1).await;
+    let counter: Ref<Counter> = Ref::root(case.id("n")).unwrap();
+    put_counter(&case, cluster.server(0), &counter, 1).await;
+    let faults = Faults::new();
+    faults.set_absent(true);
+    let open = || {
+        let options = declare_records(StateOptions::new("late"))
+            .initialise(|tx| tx.put(&Ref::root("invented".to_owned())?, Counter { n: 0 }));
+        State::open(cluster.store().driver(faults.clone()), options)
+    };
+    let refused = open().await;
+    assert!(matches!(&refused, Err(OpenError::Driver(error)) if error.is_retryable()), "{refused:?}");
+    faults.set_absent(false);
+    let state = open().await.unwrap();
+    assert_eq!(state.snapshot().require(&counter).unwrap().n, 1);
+    assert_eq!(state.snapshot().len(), 1);
+    state.close().await;
+    cluster.finish().await;
+}
+
+/// D12, as far as it concerns every driver: with the store away under load reads go on, writes fail within their limit as
+/// retryable, and all resumes by itself, the tail too.
+pub async fn d12_writes_fail_in_time_and_all_resumes(case: Case) {
+    let builder = case.configured(|_, mut options| {
+        options.write_limit = Duration::from_millis(300);
+        options
+    });
+    let cluster = case.open(builder.servers(2)).await;
+    let counter: Ref<Counter> = Ref::root(case.id("n")).unwrap();
+    put_counter(&case, cluster.server(0), &counter, 0).await;
+    cluster.faults(0).set_absent(true);
+    let writes = futures::future::join_all((0..50).map(|n| {
+        let target = counter.clone();
+        cluster.server(0).write(move |tx: &mut Transaction| tx.put(&target, Counter { n }))
+    }));
+    for failed in within("the writes' failures", writes).await {
+        assert!(failed.as_ref().is_err_and(WriteError::is_retryable), "{failed:?}");
+    }
+    assert_eq!(cluster.server(0).snapshot().require(&counter).unwrap().n, 0);
+    let at = put_counter(&case, cluster.server(1), &counter, 77).await;
+    cluster.faults(0).set_absent(false);
+    // Nobody writes or flushes on this server.
+    cluster.server(0).wait_for(at, LIMIT).await.unwrap();
+    put_counter(&case, cluster.server(0), &counter, 78).await;
+    agree(&cluster, None).await;
+    cluster.finish().await;
+}
+
+async fn increment_once(cluster: &crate::testing::Cluster, counter: &Ref<Counter>, fault: CommitFault) -> Written<i64> {
+    cluster.faults(0).next_commits([fault]);
+    let target = counter.clone();
+    let written = cluster.server(0).write(move |tx: &mut Transaction| {
+        tx.update(&target, |counter| counter.n += 1)?;
+        Ok::<_, TransactionError>(tx.require(&target)?.n)
+    });
+    within("the write", written).await
+}
+
+/// D16: a commit whose answer was lost had taken place: it counts once, and the caller is told its revision.
+pub async fn d16_unknown_and_committed_counts_once(case: Case) {
+    let cluster = case.cluster(2).await;
+    let counter: Ref<Counter> = Ref::root(case.id("n")).unwrap();
+    let head = put_counter(&case, cluster.server(0), &counter, 0).await;
+    let written = increment_once(&cluster, &counter, CommitFault::AppliedAnswerLost).await.unwrap();
+    assert_eq!((written.value, written.revision, written.changed), (1, head.next(), true));
+    assert_eq!(cluster.server(0).snapshot().require(&counter).unwrap().n, 1);
+    cluster.points(0).cut(point::COMMIT_AFTER_COMMIT, 1);
+    let written = increment_once(&cluster, &counter, CommitFault::None).await.unwrap();
+    assert_eq!((written.value, written.revision), (2, head.next().next()));
+    assert_eq!(cluster.stored().await.meta.head, head.next().next());
+    agree(&cluster, None).await;
+    cluster.finish().await;
+}
+
+/// D17: a commit whose answer was lost had not taken place: it is submitted again at the head, once.
+pub async fn d17_unknown_and_not_committed_is_submitted_again(case: Case) {
+    let cluster = case.cluster(2).await;
+    let counter: Ref<Counter> = Ref::root(case.id("n")).unwrap();
+    let head = put_counter(&case, cluster.server(0), &counter, 0).await;
+    let written = increment_once(&cluster, &counter, CommitFault::NotAppliedAnswerLost).await.unwrap();
+    assert_eq!((written.value, written.revision), (1, head.next()));
+    let refused = CommitFault::Refused(crate::driver::DriverError::Unavailable("busy".to_owned()));
+    let written = increment_once(&cluster, &counter, refused).await.unwrap();
+    assert_eq!(written.value, 2);
+    assert_eq!(cluster.stored().await.meta.head, head.next().next());
+    agree(&cluster, None).await;
+    cluster.finish().await;
+}
+
+/// D18: before an unknown commit is resolved another server changes the same entity; that change is not overwritten by a
+/// blind repeat.
+pub async fn d18_an_unknown_commit_overwrites_nothing(case: Case) {
+    for fault in [CommitFault::AppliedAnswerLost, CommitFault::NotAppliedAnswerLost] {
+        let cluster = case.cluster(2).await;
+        let counter: Ref<Counter> = Ref::root(case.id("n")).unwrap();
+        put_counter(&case, cluster.server(0), &counter, 0).await;
+        cluster.server(1).flush().await.unwrap();
+        let hold = cluster.points(0).hold(point::COMMIT_AFTER_COMMIT);
+        cluster.faults(0).next_commits([fault.clone()]);
+        let (state, target) = (cluster.server(0).clone(), counter.clone());
+        let unknown = tokio::spawn(async move {
+            let written = state.write(move |tx: &mut Transaction| {
+                tx.update(&target, |counter| counter.n += 1)?;
+                Ok::<_, TransactionError>(tx.require(&target)?.n)
+            });
+            written.await
+        });
+        hold.reached().await;
+        let target = counter.clone();
+        let other = cluster.server(1).write(move |tx: &mut Transaction| tx.update(&target, |counter| counter.n += 100));
+        within("the other server's write", other).await.unwrap();
+        hold.release();
+        let value = within("the unknown write", unknown).await.unwrap().unwrap().value;
+        cluster.server(0).flush().await.unwrap();
+        assert_eq!(cluster.server(0).snapshot().require(&counter).unwrap().n, 101, "{fault:?}");
+        let expected = if matches!(fault, CommitFault::AppliedAnswerLost) { 1 } else { 101 };
+        assert_eq!(value, expected, "{fault:?}");
+        agree(&cluster, None).await;
+        cluster.finish().await;
+    }
+}
+
+/// D19: an unknown commit that can't be resolved in time is said to be unknown; asked later, it is answered yes or no.
+pub async fn d19_unknown_past_the_limit_says_unknown(case: Case) {
+    let builder = case.configured(|_, mut options| {
+        options.write_limit = Duration::from_millis(300);
+        options
+    });
+    let cluster = case.open(builder.servers(1)).await;
+    for (fault, committed) in [(CommitFault::AppliedAnswerLost, true), (CommitFault::NotAppliedAnswerLost, false)] {
+        let counter: Ref<Counter> = Ref::root(case.id(&format!("n{committed}"))).unwrap();
+        let hold = cluster.points(0).hold(point::COMMIT_AFTER_COMMIT);
+        cluster.faults(0).next_commits([fault]);
+        let id = SubmissionId::random();
+        let (write, target) = (cluster.server(0).transaction().submission(id), counter.clone());
+        let unknown =
+            tokio::spawn(
+                async move { write.write(move |tx: &mut Transaction| tx.put(&target, Counter { n: 1 })).await },
+            );
+        hold.reached().await;
+        cluster.faults(0).set_absent(true);
+        hold.release();
+        let answer = within("the answer", unknown).await.unwrap();
+        assert!(matches!(&answer, Err(WriteError::Unknown { submission, .. }) if *submission == id), "{answer:?}");
+        assert!(!answer.unwrap_err().is_retryable());
+        cluster.faults(0).set_absent(false);
+        assert_eq!(cluster.server(0).find_submission(id).await.unwrap().is_some(), committed);
+        cluster.server(0).flush_within(LIMIT).await.unwrap();
+        assert_eq!(cluster.server(0).snapshot().contains(counter.path()), committed);
+    }
+    agree(&cluster, None).await;
+    cluster.finish().await;
+}
+
+/// D35, as far as it concerns the tree: a restored backup has a new epoch; whoever resumes by (epoch, revision) notices,
+/// also once the head is above the old one, and nothing of what was lost remains.
+pub async fn d35_a_restored_backup_is_noticed(case: Case) {
+    let mut cluster = case.cluster(2).await;
+    let [kept, lost, later] = ["kept", "lost", "later"].map(|id| Ref::<Counter>::root(case.id(id)).unwrap());
+    put_counter(&case, cluster.server(0), &kept, 1).await;
+    let backup = cluster.store().back_up().await.unwrap();
+    let mut at = put_counter(&case, cluster.server(0), &lost, 1).await;
+    for n in 2..50 {
+        at = put_counter(&case, cluster.server(0), &lost, n).await;
+    }
+    let epoch = cluster.server(0).snapshot().epoch();
+    // One server is down while it is restored.
+    cluster.close(1).await;
+    let mut feed = cluster.server(0).changes(Some((epoch, at)));
+    cluster.store().restore(backup).await.unwrap();
+    cluster.server(0).flush_within(LIMIT).await.unwrap();
+    cluster.restart(1).await;
+    for state in cluster.running() {
+        let snapshot = state.snapshot();
+        assert_ne!(snapshot.epoch(), epoch);
+        assert!(snapshot.contains(kept.path()) && !snapshot.contains(lost.path()));
+    }
+    let Some(FeedItem::Snapshot(fresh)) = within("the watch's restart", feed.next()).await else {
+        panic!("a watch of the old epoch starts again")
+    };
+    assert!(!fresh.contains(lost.path()));
+    for n in 0..100 {
+        put_counter(&case, cluster.server(1), &later, n).await;
+    }
+    cluster.server(0).flush_within(LIMIT).await.unwrap();
+    let mut resumed = cluster.server(0).changes(Some((epoch, at)));
+    assert!(matches!(resumed.next().await, Some(FeedItem::Snapshot(_))), "the number alone is not taken for a place");
+    agree(&cluster, None).await;
+    cluster.finish().await;
+}
+
+/// D37: a store that was put back behind the servers' backs is not written to until an operator confirms it.
+pub async fn d37_a_lower_head_stops_writing(case: Case) {
+    let cluster = case.cluster(1).await;
+    let counter: Ref<Counter> = Ref::root(case.id("n")).unwrap();
+    put_counter(&case, cluster.server(0), &counter, 1).await;
+    let backup = cluster.store().back_up().await.unwrap();
+    for n in 2..10 {
+        put_counter(&case, cluster.server(0), &counter, n).await;
+    }
+    let epoch = cluster.server(0).snapshot().epoch();
+    cluster.store().set_back_to(backup).await.unwrap();
+    within("the notice", async {
+        while cluster.server(0).writes_stopped().is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    let target = counter.clone();
+    let refused = cluster.server(0).write(move |tx: &mut Transaction| tx.put(&target, Counter { n: 99 })).await;
+    assert!(matches!(&refused, Err(WriteError::Unavailable { retryable: false, .. })), "{refused:?}");
+    assert!(refused.unwrap_err().to_string().contains("operator"));
+    cluster.server(0).confirm_lower_head().await.unwrap();
+    assert_ne!(cluster.server(0).snapshot().epoch(), epoch);
+    assert_eq!(cluster.server(0).snapshot().require(&counter).unwrap().n, 1);
+    put_counter(&case, cluster.server(0), &counter, 5).await;
+    agree(&cluster, None).await;
+    cluster.finish().await;
+}
