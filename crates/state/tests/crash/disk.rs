@@ -1,5 +1,6 @@
-//! A full disk: a small file system that is filled and given room again.
+//! A full disk: a small file system that is filled and given room again; files that must not grow any more.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -7,7 +8,7 @@ use tidegate_state::driver::sqlite::{SqliteOptions, SqliteStore};
 use tidegate_state::driver::{CommitError, DriverError};
 use tidegate_state::{Revision, SubmissionId};
 
-use crate::writers::{batch, declaration, store_in};
+use crate::writers::{FOLDER, acknowledged_in, batch, declaration, store_in};
 
 /// A file system of 16 MB, taken down when it is dropped.
 struct SmallDisk {
@@ -77,8 +78,8 @@ async fn x11_a_full_disk_refuses_writes_loses_nothing_and_goes_on_with_room() {
         let mut refused = 0;
         for number in 0..60 {
             let begun = driver.begin(epoch, seen, 10_000).await.unwrap();
-            let submission = SubmissionId::random();
-            let outcome = begun.session.commit(batch(seen, begun_at(), submission, 2_000 + number * 100)).await;
+            let (submission, now) = (SubmissionId::random(), begun.session.now());
+            let outcome = begun.session.commit(batch(seen, now, submission, 2_000 + number * 100)).await;
             match outcome {
                 Ok(()) => {
                     seen = seen.next();
@@ -96,8 +97,8 @@ async fn x11_a_full_disk_refuses_writes_loses_nothing_and_goes_on_with_room() {
         assert!(refused > 0 || round > 2, "the disk was not full");
         std::fs::remove_file(ballast).unwrap();
         let begun = driver.begin(epoch, seen, 10_000).await.unwrap();
-        let submission = SubmissionId::random();
-        begun.session.commit(batch(seen, begun_at(), submission, 10)).await.unwrap();
+        let (submission, now) = (SubmissionId::random(), begun.session.now());
+        begun.session.commit(batch(seen, now, submission, 10)).await.unwrap();
         seen = seen.next();
         acknowledged.push(submission);
     }
@@ -110,6 +111,66 @@ async fn x11_a_full_disk_refuses_writes_loses_nothing_and_goes_on_with_room() {
     assert_eq!(again.stored().await.unwrap().log, log);
 }
 
-fn begun_at() -> tidegate_state::Timestamp {
-    tidegate_state::Timestamp(0)
+/// Not a test by itself: what a test starts under a limit on the size of files. It writes well beyond that, notes what it
+/// was told of each submission, and ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_beyond_the_limit() {
+    let Some(folder) = std::env::var_os(FOLDER) else { return };
+    let folder = Path::new(&folder);
+    let driver = SqliteStore::open(store_in(folder), SqliteOptions::default()).unwrap().driver();
+    let meta = driver.open(&[declaration()]).await.unwrap();
+    let mut notes = std::fs::File::create(acknowledged_in(folder)).unwrap();
+    let mut seen = meta.head;
+    for number in 0..400usize {
+        let begun = driver.begin(meta.epoch, seen, 10_000).await.unwrap();
+        let (submission, now) = (SubmissionId::random(), begun.session.now());
+        // Small ones fit in where large ones do not.
+        let padding = [20, 9_000, 60_000][number % 3];
+        let told = match begun.session.commit(batch(seen, now, submission, padding)).await {
+            Ok(()) => "committed",
+            Err(CommitError::NotCommitted(_)) => "refused",
+            Err(CommitError::Unknown(_)) => "unknown",
+        };
+        writeln!(notes, "{told} {submission}").unwrap();
+        let head = driver.meta().await.unwrap().head;
+        assert_eq!(head, if told == "committed" { seen.next() } else { seen }, "reads go on, and see what was told");
+        seen = head;
+    }
+}
+
+#[test]
+fn d30_what_was_told_of_a_commit_that_did_not_fit_is_true_after_a_restart() {
+    for limit in [400, 900, 2_000] {
+        let folder = tempfile::tempdir().unwrap();
+        // The limit's signal is ignored, so that writing beyond it is an error and no death.
+        let script = format!("trap '' XFSZ; ulimit -f {limit}; exec \"$0\" \"$@\"");
+        let status = Command::new("sh")
+            .args(["-c", &script])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "disk::writes_beyond_the_limit", "--nocapture"])
+            .env(FOLDER, folder.path())
+            .stdout(std::process::Stdio::null())
+            .status()
+            .unwrap();
+        assert!(status.success(), "{status}");
+        let notes = std::fs::read_to_string(acknowledged_in(folder.path())).unwrap();
+        let told = |word: &str| -> Vec<String> {
+            let of_word = notes.lines().filter_map(|line| line.strip_prefix(word)?.strip_prefix(' '));
+            of_word.map(str::to_owned).collect()
+        };
+        let (committed, refused, unknown) = (told("committed"), told("refused"), told("unknown"));
+        println!("limit {limit}: {} committed, {} refused, {} unknown", committed.len(), refused.len(), unknown.len());
+        assert!(!committed.is_empty() && !refused.is_empty(), "the limit was met");
+
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let found: Vec<String> = runtime.block_on(async {
+            let store = SqliteStore::open(store_in(folder.path()), SqliteOptions::default()).unwrap();
+            let log = store.driver().stored().await.unwrap().log;
+            log.iter().map(|row| row.submission.to_string()).collect()
+        });
+        let certain: Vec<&String> = found.iter().filter(|submission| !unknown.contains(submission)).collect();
+        assert_eq!(certain, committed.iter().collect::<Vec<_>>());
+        assert!(refused.iter().all(|submission| !found.contains(submission)));
+        assert_eq!(integrity(&store_in(folder.path())), "ok");
+    }
 }

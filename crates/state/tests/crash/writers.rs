@@ -15,31 +15,31 @@ use tidegate_state::driver::{
 use tidegate_state::{IndexDeclaration, IndexKey, Path, Retain, Revision, SubmissionId, Timestamp};
 
 /// Names the folder of the store to a process that is to write until it is killed.
-pub const FOLDER: &str = "TIDEGATE_CRASH_FOLDER";
+pub(crate) const FOLDER: &str = "TIDEGATE_CRASH_FOLDER";
 
 /// How many tasks commit side by side.
-pub const WRITERS: usize = 16;
+pub(crate) const WRITERS: usize = 16;
 
 /// The hook whose requests are settled while others commit.
-pub const HOOK: HookNumber = HookNumber(1);
+pub(crate) const HOOK: HookNumber = HookNumber(1);
 
 /// The store's file.
-pub fn store_in(folder: &FilePath) -> std::path::PathBuf {
+pub(crate) fn store_in(folder: &FilePath) -> std::path::PathBuf {
     folder.join("store.db")
 }
 
 /// What was acknowledged: `commit REVISION SUBMISSION` and `receipt REVISION`, a line each.
-pub fn acknowledged_in(folder: &FilePath) -> std::path::PathBuf {
+pub(crate) fn acknowledged_in(folder: &FilePath) -> std::path::PathBuf {
     folder.join("acknowledged")
 }
 
 /// The one kind of record that the writers append.
-pub fn declaration() -> IndexDeclaration {
+pub(crate) fn declaration() -> IndexDeclaration {
     IndexDeclaration { kind: "entry".into(), indexes: vec!["by-number".to_owned()], retain: Retain::FOREVER }
 }
 
 /// A transaction that puts an entity and appends a record.
-pub fn batch(head: Revision, at: Timestamp, submission: SubmissionId, padding: usize) -> Batch {
+pub(crate) fn batch(head: Revision, at: Timestamp, submission: SubmissionId, padding: usize) -> Batch {
     let revision = head.next();
     let document = StoredDocument { format: 1, json: format!("{{\"text\":\"{}\"}}", "x".repeat(padding)).into() };
     let entry = LogEntry::Change {

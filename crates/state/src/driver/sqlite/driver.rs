@@ -126,7 +126,7 @@ impl SqliteDriver {
     }
 
     /// Rows from memory; none if they are older than what is kept there.
-    fn from_tail(&self, epoch: Epoch, after: Revision, rows_max: usize) -> Result<Option<LogPage>, DriverError> {
+    fn tail_page(&self, epoch: Epoch, after: Revision, rows_max: usize) -> Result<Option<LogPage>, DriverError> {
         let known = self.shared().known.lock();
         if epoch != known.epoch {
             return Err(DriverError::EpochChanged { expected: epoch, found: known.epoch });
@@ -196,7 +196,7 @@ impl Driver for SqliteDriver {
 
     async fn read_log(&self, epoch: Epoch, after: Revision, rows_max: usize) -> Result<LogPage, DriverError> {
         let rows_max = rows_max.max(1);
-        if let Some(page) = self.from_tail(epoch, after, rows_max)? {
+        if let Some(page) = self.tail_page(epoch, after, rows_max)? {
             return Ok(page);
         }
         self.read(move |connection| {

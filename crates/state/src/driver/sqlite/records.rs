@@ -44,6 +44,13 @@ impl Kinds {
     }
 }
 
+/// A record's row in `records`.
+struct Found {
+    place: i64,
+    closed: bool,
+    keys: Vec<Vec<u8>>,
+}
+
 impl Writer {
     /// Takes a build's declarations in.
     pub(super) fn declare(&mut self, declarations: &[IndexDeclaration]) -> Result<(), DriverError> {
@@ -161,8 +168,7 @@ impl Writer {
         Ok(())
     }
 
-    /// The record's place in `records`, whether it is closed, and its keys.
-    fn find_record(&self, kind: i64, id: RecordId) -> Result<Option<(i64, bool, Vec<Vec<u8>>)>, DriverError> {
+    fn find_record(&self, kind: i64, id: RecordId) -> Result<Option<Found>, DriverError> {
         let found: Option<(i64, bool, Vec<u8>)> = self
             .connection
             .prepare_cached("SELECT id, closed, keys FROM records WHERE kind = ?1 AND revision = ?2 AND sequence = ?3")?
@@ -170,13 +176,17 @@ impl Writer {
                 Ok((row.get(0)?, row.get(1)?, row.get(2)?))
             })
             .optional()?;
-        found.map(|(place, closed, keys)| Ok((place, closed, decode_keys(&keys).ok_or_else(damaged_keys)?))).transpose()
+        found
+            .map(|(place, closed, keys)| {
+                Ok(Found { place, closed, keys: decode_keys(&keys).ok_or_else(damaged_keys)? })
+            })
+            .transpose()
     }
 
     fn update_record(&mut self, row: &RecordRow) -> Result<(), DriverError> {
         let (kind, grouped) = self.kind_of(row)?;
         let (revision, sequence) = (row.id.revision.0.cast_signed(), row.id.sequence);
-        let Some((place, false, old)) = self.find_record(kind, row.id)? else {
+        let Some(Found { place, closed: false, keys: old }) = self.find_record(kind, row.id)? else {
             return Err(DriverError::RecordClosed(row.id));
         };
         if old != row.keys {
@@ -256,7 +266,7 @@ impl Writer {
 
     fn remove_records(&mut self, kind: i64, ids: &[RecordId], grouped: bool) -> Result<usize, DriverError> {
         for id in ids {
-            if let Some((place, _, keys)) = self.find_record(kind, *id)? {
+            if let Some(Found { place, keys, .. }) = self.find_record(kind, *id)? {
                 self.leave_indexes(kind, *id, &keys, grouped)?;
                 self.connection.prepare_cached("DELETE FROM records WHERE id = ?1")?.execute([place])?;
             }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, ffi, params};
 use uuid::Uuid;
 
 use super::super::DriverError;
@@ -139,9 +139,15 @@ pub(super) fn read_failed(error: &rusqlite::Error) -> DriverError {
     }
 }
 
-/// Whether an error of COMMIT itself leaves open what a later recovery finds: the commit frame may be in the file.
+/// Whether an error of COMMIT itself leaves open what a later recovery finds. It does not where the write-ahead log could
+/// not be written, since the commit's frame is the last one; it does where flushing, or what follows it, has failed.
 pub(super) fn leaves_commit_open(error: &rusqlite::Error) -> bool {
-    !matches!(code(error), Some(ErrorCode::DiskFull | ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+    match error {
+        rusqlite::Error::SqliteFailure(failure, _) if failure.extended_code == ffi::SQLITE_IOERR_WRITE => false,
+        error => {
+            !matches!(code(error), Some(ErrorCode::DiskFull | ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+        }
+    }
 }
 
 impl From<rusqlite::Error> for DriverError {

@@ -278,7 +278,10 @@ impl Writer {
         }
         if let Err(error) = self.connection.prepare_cached("COMMIT").and_then(|mut commit| commit.execute([])) {
             let open = leaves_commit_open(&error);
-            return Err(self.undo(error.into(), open));
+            let failed = self.undo(error.into(), open);
+            // What is copied into the database gives room in the write-ahead log to the next. It may fail as well.
+            let _ = self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+            return Err(failed);
         }
         self.shared.set_uncertain(false);
         let staged = std::mem::take(&mut self.staged);

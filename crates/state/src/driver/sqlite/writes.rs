@@ -248,13 +248,14 @@ impl Writer {
             .query_map([], |row| row.get(0))?
             .collect::<rusqlite::Result<_>>()?;
         for hook in hooks {
+            // One range of the primary key, cut off after so many rows (and the rest of that transaction's).
             self.connection
                 .prepare_cached(
-                    "DELETE FROM receipts WHERE hook = ?1 AND (revision, sequence) IN (
-                         SELECT revision, sequence FROM receipts WHERE hook = ?1 AND revision <= ?2
-                         ORDER BY revision, sequence LIMIT ?3)",
+                    "DELETE FROM receipts WHERE hook = ?1 AND revision <= min(?2, coalesce(
+                         (SELECT revision FROM receipts WHERE hook = ?1 ORDER BY revision, sequence LIMIT 1 OFFSET ?3),
+                         ?2))",
                 )?
-                .execute(params![hook, self.compacted.0.cast_signed(), limit])?;
+                .execute(params![hook, self.compacted.0.cast_signed(), limit.saturating_sub(1)])?;
         }
         Ok(())
     }
