@@ -112,24 +112,17 @@ fn needs_gates(push: &Push) -> bool {
     !over || push.regions.values().any(|region| region.late && !region.state.is_at_rest())
 }
 
-fn gates(source: &impl Source, push: &Ref<Push>) -> Result<BTreeMap<String, GateFacts>, TransactionError> {
+/// All gates of a push, however long ago it ended.
+///
+/// # Errors
+/// An entity that can't be read.
+pub fn gates(source: &impl Source, push: &Ref<Push>) -> Result<BTreeMap<String, GateFacts>, TransactionError> {
     let mut gates = BTreeMap::new();
     for (gate, value) in source.children::<Gate>(push)? {
         let calls = collected(source.children::<Call>(&gate)?);
         gates.insert(gate.id(), GateFacts { gate: (*value).clone(), calls });
     }
     Ok(gates)
-}
-
-/// A push with its client and all its gates, for people to look at, however long ago it ended.
-///
-/// # Errors
-/// An entity that can't be read.
-pub(crate) fn gather_gates(
-    source: &impl Source,
-    push: &Ref<Push>,
-) -> Result<BTreeMap<String, GateFacts>, TransactionError> {
-    gates(source, push)
 }
 
 fn region_facts(

@@ -48,15 +48,17 @@ mod swap;
 mod version;
 mod view;
 
-pub use gather::{Source, apply, gather};
+pub use gather::{Source, apply, gates as gates_of, gather};
 pub use holds::{Hold, HoldKind, holds};
 pub use plan::{CallWrite, Plan, Write};
 pub use version::overall_status;
 pub use view::{GateFacts, HookSettings, PushFacts, PushView, RegionFacts};
 
-use tidegate_state::Timestamp;
+use tidegate_lifecycle::Registry;
+use tidegate_state::{Timestamp, Transaction, TransactionError};
 
 use self::planner::Planner;
+use crate::entities::{EndedBy, PushStatus};
 
 /// What is to be done for a store, given all that is known about it. Pure: the same view and time give the same plan.
 #[must_use]
@@ -64,4 +66,22 @@ pub fn next(view: &PushView, now: Timestamp) -> Plan {
     let mut planner = Planner::new(view, now);
     planner.settle();
     planner.plan(view)
+}
+
+/// Ends a push from outside the controller: its client says that its input is bad. What that leads to for regions, parts
+/// and gates is the same as for every other end. A push that has ended stays as it is.
+pub(crate) fn finish_push(
+    transaction: &mut Transaction,
+    registry: &Registry,
+    store: &str,
+    push: &str,
+    status: PushStatus,
+    by: EndedBy,
+    reason: String,
+) -> Result<(), TransactionError> {
+    let Some(view) = gather(transaction, registry, store)? else { return Ok(()) };
+    let mut planner = Planner::new(&view, transaction.now());
+    planner.with_push(push, |step| step.finish(status, Some(by), reason));
+    let plan = planner.plan(&view);
+    apply(transaction, store, plan)
 }

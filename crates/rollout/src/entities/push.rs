@@ -34,6 +34,9 @@ pub struct Push {
     /// What became of the schema that its input has.
     #[serde(default)]
     pub schema: SchemaProgress,
+    /// Whether its version may be without records, beside what the store allows.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub allow_empty: bool,
     /// When its artifact was complete. From then on its client is not needed any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completed_at: Option<Timestamp>,

@@ -1,0 +1,115 @@
+//! The rollout controller as a cluster hook, keyed by store.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use tidegate_lifecycle::Registry;
+use tidegate_state::{ClusterHook, Outcome, Registration, Run, Timestamp};
+
+use super::{RolloutDependencies, level_triggered};
+use crate::controller::{Plan, PushView, Write, apply, gather, next};
+use crate::entities::VersionStatus;
+use crate::metrics::RolloutMetrics;
+
+pub(super) fn registration() -> Registration {
+    level_triggered("rollout", 1)
+        .on("/stores/{store}")
+        .on("/stores/{store}/pushes/{push}")
+        .on("/stores/{store}/pushes/{push}/gates/{gate}/calls/{hook}")
+        .on("/stores/{store}/wake/{cause}")
+        .on("/regions/{region}/reports/{store}")
+        .key("{store}")
+        .from_existing()
+}
+
+pub(super) fn hook(dependencies: &RolloutDependencies) -> Arc<Control> {
+    Arc::new(Control {
+        registry: Arc::clone(&dependencies.registry),
+        metrics: dependencies.metrics.clone(),
+        mismatched: Mutex::new(BTreeSet::new()),
+    })
+}
+
+pub(super) struct Control {
+    registry: Arc<Registry>,
+    metrics: RolloutMetrics,
+    /// Store and region where nodes serve something else than was confirmed, so that each time counts once.
+    mismatched: Mutex<BTreeSet<(String, String)>>,
+}
+
+#[async_trait]
+impl ClusterHook for Control {
+    async fn run(&self, run: Run) -> Outcome {
+        let Some(store) = run.id("store") else {
+            return Outcome::Fail("the run's key names no store".to_owned());
+        };
+        let view = match gather(run.snapshot(), &self.registry, &store) {
+            Ok(Some(view)) => view,
+            Ok(None) => return Outcome::Done,
+            Err(error) => return Outcome::Fail(error.to_string()),
+        };
+        let now = run.now();
+        let plan = next(&view, now);
+        self.count(&view, &plan);
+        if plan.is_empty() {
+            return match plan.wake_at {
+                Some(at) => Outcome::RetryAt(at),
+                None => Outcome::Done,
+            };
+        }
+        // What is committed is computed again from what the transaction reads, so that nothing is decided on what is no
+        // longer so. What it writes wakes this hook again, which then finds when to look next.
+        let registry = Arc::clone(&self.registry);
+        let wake_at = plan.wake_at.unwrap_or(Timestamp(i64::MAX));
+        let carry_out = move |transaction: &mut tidegate_state::Transaction| {
+            if let Some(view) = gather(transaction, &registry, &store)? {
+                let plan = next(&view, transaction.now());
+                apply(transaction, &store, plan)?;
+            }
+            Ok(())
+        };
+        if wake_at == Timestamp(i64::MAX) {
+            Outcome::done_with(carry_out)
+        } else {
+            Outcome::retry_at_with(wake_at, carry_out)
+        }
+    }
+}
+
+impl Control {
+    fn count(&self, view: &PushView, plan: &Plan) {
+        for write in &plan.writes {
+            if let Write::Push { id, push } = write
+                && let Some(end) = push.end()
+                && view.pushes.get(id).is_some_and(|facts| !facts.push.status().is_final())
+            {
+                self.metrics.push_ended(end.status, end.by);
+            }
+        }
+        let mut mismatched = self.mismatched.lock();
+        for (region, facts) in &view.regions {
+            let key = (view.name.clone(), region.clone());
+            if mismatch(view, region, facts) {
+                if mismatched.insert(key) {
+                    self.metrics.mismatch(&view.name, region);
+                }
+            } else {
+                mismatched.remove(&key);
+            }
+        }
+    }
+}
+
+/// Whether a region's nodes serve something else than it was told to and had confirmed before.
+fn mismatch(view: &PushView, region: &str, facts: &crate::controller::RegionFacts) -> bool {
+    let (Some(assignment), Some(report)) = (&facts.assignment, facts.current_report(&view.store)) else { return false };
+    let Some(told) = assignment.serve else { return false };
+    let confirmed = view
+        .versions
+        .get(&told)
+        .and_then(|version| version.regions.get(region))
+        .is_some_and(|version| version.status == VersionStatus::Online);
+    confirmed && report.generation >= assignment.generation && report.serving != Some(told)
+}

@@ -1,0 +1,11 @@
+//! Behaviour of rollouts, by the acceptance cases whose ids the tests' names carry.
+#![allow(clippy::unwrap_used)]
+
+mod end_of_push;
+mod failures;
+mod gates;
+mod linter;
+mod property;
+mod regions;
+mod rollbacks;
+mod simulator;
