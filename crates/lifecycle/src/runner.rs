@@ -79,7 +79,8 @@ impl<C: CallSite> Runner<C> {
             tracing::warn!(call = %run.path(), "no hooks configuration is published; the call waits for one");
             return Err(Outcome::RetryAt(run.now().after(TRY_AGAIN)));
         };
-        let Some(mut context) = self.source.context(snapshot, run.path(), &request).map_err(|error| fail(&error))?
+        let Some(mut context) =
+            self.source.context(snapshot, run.path(), &request, run.now()).map_err(|error| fail(&error))?
         else {
             return Err(Outcome::Done);
         };
