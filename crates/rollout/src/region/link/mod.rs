@@ -1,0 +1,120 @@
+//! What a region's agent and the control plane say to each other.
+//!
+//! An agent watches its own subtree and reports into it, and knows nothing else of the state tree.
+//! [`StateLink`] is the link within one process; the trait has nothing in it that could not be sent
+//! over a connection: a watch begins at a position and can be resumed there, and a report is a
+//! whole document that may be sent twice.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tidegate_state::{Epoch, Revision};
+
+use crate::entities::{AgentHeartbeat, Assignment, Report};
+
+mod state;
+
+pub use state::StateLink;
+
+/// A place in the control plane's log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// Which log.
+    pub epoch: Epoch,
+    /// How far in it.
+    pub revision: Revision,
+}
+
+impl Position {
+    /// Whether this is an earlier place in the same log.
+    #[must_use]
+    pub fn is_before(self, other: Position) -> bool {
+        self.epoch == other.epoch && self.revision < other.revision
+    }
+}
+
+/// What a watch gives.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LinkItem {
+    /// All there is, as of this position: the start of a watch, and whenever the log no longer
+    /// reaches back to where one was.
+    Snapshot {
+        /// Where this is in the log.
+        position: Position,
+        /// What is wanted, by store. A store that is not here is not to be held.
+        assignments: BTreeMap<String, Assignment>,
+        /// Stores whose assignment is there and can't be read: they stay as they are.
+        unreadable: BTreeSet<String>,
+        /// What the region last reported, by store.
+        reports: BTreeMap<String, Report>,
+    },
+    /// One store's assignment changed, or is gone.
+    Change {
+        /// Where this is in the log.
+        position: Position,
+        /// The store.
+        store: String,
+        /// What is wanted of it now; `None`: nothing.
+        assignment: Option<Assignment>,
+    },
+    /// The control plane does not know this region (any more). The region goes on serving what it
+    /// has until it is told otherwise, and its reports are refused.
+    Removed {
+        /// Where this is in the log.
+        position: Position,
+    },
+}
+
+/// Why something could not be said or heard.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LinkError {
+    /// The control plane can't be reached now. Try again.
+    #[error("the control plane can't be reached: {why}")]
+    Unavailable {
+        /// What happened.
+        why: String,
+    },
+    /// It was heard and refused. Trying again does not help by itself.
+    #[error("the control plane refused: {why}")]
+    Refused {
+        /// Its reason.
+        why: String,
+    },
+}
+
+/// An open watch.
+#[async_trait]
+pub trait AssignmentWatch: Send {
+    /// Waits for the next item. Cancelling the wait loses nothing.
+    ///
+    /// # Errors
+    /// The watch is over and another must be opened, at the last position.
+    async fn next(&mut self) -> Result<LinkItem, LinkError>;
+}
+
+/// A region's link to the control plane.
+#[async_trait]
+pub trait RegionLink: Send + Sync + 'static {
+    /// The region that this link speaks for.
+    fn region(&self) -> &str;
+
+    /// Begins to watch what is wanted of the region: everything first, or, where `from` is a place
+    /// that the log still reaches back to, what came after it.
+    ///
+    /// # Errors
+    /// See [`LinkError`].
+    async fn watch(&self, from: Option<Position>) -> Result<Box<dyn AssignmentWatch>, LinkError>;
+
+    /// Replaces the region's report on one store, or removes it once nothing of the store is left.
+    ///
+    /// # Errors
+    /// See [`LinkError`].
+    async fn report(&self, store: &str, report: Option<Report>) -> Result<(), LinkError>;
+
+    /// Says that the region's agent lives.
+    ///
+    /// # Errors
+    /// See [`LinkError`].
+    async fn heartbeat(&self, heartbeat: AgentHeartbeat) -> Result<(), LinkError>;
+}

@@ -1,0 +1,23 @@
+//! Regions: where data is served, and the agents that make each region what it should be.
+//!
+//! A region is a few nodes, each an [`Engine`](crate::engine::Engine), and one [`RegionAgent`] that
+//! follows the region's assignments over a [`RegionLink`] and reports what is. [`RegionHost`] keeps
+//! the regions of one process and answers reads from them.
+
+pub(crate) mod plan;
+mod standing;
+
+pub mod agent;
+pub mod artifacts;
+mod capacity;
+pub mod clients;
+pub mod host;
+pub mod link;
+pub mod metrics;
+
+pub use agent::{AgentLimits, AgentOptions, RegionAgent, RegionNode};
+pub use artifacts::RegionArtifacts;
+pub use clients::{EmbeddedClients, NoClients};
+pub use host::RegionHost;
+pub use link::{RegionLink, StateLink};
+pub use metrics::RegionMetrics;

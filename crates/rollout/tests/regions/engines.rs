@@ -1,0 +1,291 @@
+//! N1 to N8: the embedded engine passes the suite, and the suite finds an engine that is broken in any one step.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde_json::Value;
+use tempfile::TempDir;
+use tidegate_api::manifest::Manifest;
+use tidegate_dataset::Cancel;
+use tidegate_dataset::index::{IndexBuilder, IndexCompression};
+use tidegate_rollout::engine::conformance::{self, BegunRead, EngineFactory, Violation};
+use tidegate_rollout::engine::embedded::{EmbeddedEngine, Reader};
+use tidegate_rollout::engine::{
+    Capacity, Engine, EngineError, HeldVersion, LoadProgress, LoadableArtifact, Observed, StoreKey, Verification,
+};
+use tokio_util::sync::CancellationToken;
+
+struct Nodes {
+    folder: TempDir,
+    fault: Option<Fault>,
+}
+
+/// What one step does wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    AdoptsNothing,
+    AdoptsEverything,
+    AdoptStopsServing,
+    NeedsNoRoom,
+    NeedsRoomForWhatItHolds,
+    NeedsTheSameForAll,
+    LoadServes,
+    LoadTakesTheSecondAmiss,
+    LoadSaysDoneWhenCutOff,
+    LoadForgetsAllElse,
+    VerifyGuesses,
+    VerifyCountsWrong,
+    SwapDoesNothing,
+    SwapToNoneDoesNothing,
+    SwapsToWhatIsNotHeld,
+    SwapIsForgottenAtARestart,
+    DropDropsWhatServes,
+    DropDoesNothing,
+    DropRefusesWhatIsNotHeld,
+    DropLeavesFiles,
+    ObserveSeesNothing,
+    ObserveSeesTheDropped,
+    ObserveBelievesTheSwap,
+    StoresForgets,
+    ForgetsIncarnations,
+}
+
+const FAULTS: [Fault; 25] = [
+    Fault::AdoptsNothing,
+    Fault::AdoptsEverything,
+    Fault::AdoptStopsServing,
+    Fault::NeedsNoRoom,
+    Fault::NeedsRoomForWhatItHolds,
+    Fault::NeedsTheSameForAll,
+    Fault::LoadServes,
+    Fault::LoadTakesTheSecondAmiss,
+    Fault::LoadSaysDoneWhenCutOff,
+    Fault::LoadForgetsAllElse,
+    Fault::VerifyGuesses,
+    Fault::VerifyCountsWrong,
+    Fault::SwapDoesNothing,
+    Fault::SwapToNoneDoesNothing,
+    Fault::SwapsToWhatIsNotHeld,
+    Fault::SwapIsForgottenAtARestart,
+    Fault::DropDropsWhatServes,
+    Fault::DropDoesNothing,
+    Fault::DropRefusesWhatIsNotHeld,
+    Fault::DropLeavesFiles,
+    Fault::ObserveSeesNothing,
+    Fault::ObserveSeesTheDropped,
+    Fault::ObserveBelievesTheSwap,
+    Fault::StoresForgets,
+    Fault::ForgetsIncarnations,
+];
+
+struct Broken {
+    engine: EmbeddedEngine,
+    folder: PathBuf,
+    fault: Option<Fault>,
+}
+
+impl Broken {
+    fn is(&self, fault: Fault) -> bool {
+        self.fault == Some(fault)
+    }
+
+    fn key(&self, store: &StoreKey) -> StoreKey {
+        let mut key = store.clone();
+        if self.is(Fault::ForgetsIncarnations) {
+            key.incarnation = uuid::Uuid::nil();
+        }
+        key
+    }
+}
+
+#[async_trait]
+impl Engine for Broken {
+    async fn adopt(&self, store: &StoreKey) -> Result<bool, EngineError> {
+        match self.fault {
+            Some(Fault::AdoptsNothing) => Ok(false),
+            Some(Fault::AdoptsEverything) => Ok(true),
+            Some(Fault::AdoptStopsServing) => {
+                let adopted = self.engine.adopt(store).await?;
+                self.engine.swap(store, None).await?;
+                Ok(adopted)
+            }
+            _ => self.engine.adopt(&self.key(store)).await,
+        }
+    }
+
+    async fn capacity(&self, store: &StoreKey, version: u64, manifest: &Manifest) -> Result<Capacity, EngineError> {
+        let mut capacity = self.engine.capacity(&self.key(store), version, manifest).await?;
+        match self.fault {
+            Some(Fault::NeedsNoRoom) => capacity.needed_bytes = 0,
+            Some(Fault::NeedsRoomForWhatItHolds) => capacity.needed_bytes += 1,
+            Some(Fault::NeedsTheSameForAll) if capacity.needed_bytes > 0 => capacity.needed_bytes = 1 << 30,
+            _ => {}
+        }
+        Ok(capacity)
+    }
+
+    async fn load(
+        &self,
+        store: &StoreKey,
+        version: u64,
+        artifact: &LoadableArtifact,
+        progress: &Arc<LoadProgress>,
+        cancelled: &CancellationToken,
+    ) -> Result<(), EngineError> {
+        let store = &self.key(store);
+        let before = self.engine.observe(store).await?;
+        if self.is(Fault::LoadTakesTheSecondAmiss) && before.holds(version) {
+            return Err(EngineError::retry("it is there already"));
+        }
+        let result = self.engine.load(store, version, artifact, progress, cancelled).await;
+        match self.fault {
+            Some(Fault::LoadServes) => self.engine.swap(store, Some(version)).await?,
+            Some(Fault::LoadSaysDoneWhenCutOff) => return Ok(()),
+            Some(Fault::LoadForgetsAllElse) => {
+                for other in before.held.keys().filter(|other| **other != version && before.serving != Some(**other)) {
+                    self.engine.drop_version(store, *other).await?;
+                }
+            }
+            _ => {}
+        }
+        result
+    }
+
+    async fn verify(&self, store: &StoreKey, version: u64) -> Result<Verification, EngineError> {
+        let mut verification = self.engine.verify(&self.key(store), version).await?;
+        match self.fault {
+            Some(Fault::VerifyGuesses) => verification.content_digest = "0".repeat(32),
+            Some(Fault::VerifyCountsWrong) => verification.record_count += 1,
+            _ => {}
+        }
+        Ok(verification)
+    }
+
+    async fn swap(&self, store: &StoreKey, version: Option<u64>) -> Result<(), EngineError> {
+        match (self.fault, version) {
+            (Some(Fault::SwapDoesNothing | Fault::ObserveBelievesTheSwap), _)
+            | (Some(Fault::SwapToNoneDoesNothing), None) => Ok(()),
+            (Some(Fault::SwapsToWhatIsNotHeld), Some(_)) => {
+                let _ = self.engine.swap(store, version).await;
+                Ok(())
+            }
+            _ => self.engine.swap(&self.key(store), version).await,
+        }
+    }
+
+    async fn drop_version(&self, store: &StoreKey, version: u64) -> Result<(), EngineError> {
+        let store = &self.key(store);
+        let observed = self.engine.observe(store).await?;
+        match self.fault {
+            Some(Fault::DropDropsWhatServes) if observed.serving == Some(version) => {
+                self.engine.swap(store, None).await?;
+            }
+            Some(Fault::DropDoesNothing) if observed.serving != Some(version) => return Ok(()),
+            Some(Fault::DropRefusesWhatIsNotHeld) if !observed.holds(version) => {
+                return Err(EngineError::retry("it is not there"));
+            }
+            Some(Fault::DropLeavesFiles) => std::fs::write(self.folder.join("left"), b"left").unwrap(),
+            _ => {}
+        }
+        self.engine.drop_version(store, version).await
+    }
+
+    async fn observe(&self, store: &StoreKey) -> Result<Observed, EngineError> {
+        let mut observed = self.engine.observe(&self.key(store)).await?;
+        match self.fault {
+            Some(Fault::ObserveSeesNothing) => observed = Observed::default(),
+            Some(Fault::ObserveSeesTheDropped) if !observed.held.is_empty() => {
+                observed.held.insert(1, HeldVersion::default());
+            }
+            Some(Fault::ObserveBelievesTheSwap) => observed.serving = observed.held.keys().max().copied(),
+            _ => {}
+        }
+        Ok(observed)
+    }
+
+    async fn stores(&self) -> Result<Vec<StoreKey>, EngineError> {
+        if self.is(Fault::StoresForgets) { Ok(Vec::new()) } else { self.engine.stores().await }
+    }
+}
+
+struct Read(Reader);
+
+#[async_trait]
+impl BegunRead for Read {
+    fn version(&self) -> u64 {
+        self.0.version()
+    }
+
+    async fn value(&self, key: &str) -> Result<Option<Value>, String> {
+        self.0.read(key).map_err(|error| error.to_string())
+    }
+}
+
+fn size(folder: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
+    entries
+        .map(|entry| {
+            let entry = entry.unwrap();
+            if entry.path().is_dir() { size(&entry.path()) } else { entry.metadata().map_or(0, |data| data.len()) }
+        })
+        .sum()
+}
+
+#[async_trait]
+impl EngineFactory for Nodes {
+    type Engine = Broken;
+
+    async fn open(&self, node: &str) -> Broken {
+        let folder = self.folder.path().join(node);
+        if self.fault == Some(Fault::SwapIsForgottenAtARestart) {
+            for entry in std::fs::read_dir(folder.join("stores")).into_iter().flatten() {
+                let _ = std::fs::remove_file(entry.unwrap().path().join("serving.json"));
+            }
+        }
+        let engine = EmbeddedEngine::open(&folder).await.unwrap();
+        Broken { engine, folder, fault: self.fault }
+    }
+
+    async fn lose(&self, node: &str) {
+        std::fs::remove_dir_all(self.folder.path().join(node)).unwrap();
+    }
+
+    async fn put_live(&self, node: &str, store: &StoreKey, artifact: &LoadableArtifact) -> bool {
+        let folder = self.folder.path().join(node).join("stores").join(&store.name);
+        std::fs::create_dir_all(&folder).unwrap();
+        let builder = IndexBuilder::new(folder.join("live.index")).compression(IndexCompression::Never);
+        let progress = Arc::new(|_| {});
+        let manifest = Arc::clone(&artifact.manifest);
+        builder.build_from_store(artifact.store.clone(), manifest, progress, Cancel::new()).await.unwrap();
+        true
+    }
+
+    async fn begin_read(&self, engine: &Broken, store: &StoreKey) -> Option<Box<dyn BegunRead>> {
+        let reader = engine.engine.reader(&store.name).ok()?;
+        Some(Box::new(Read(reader)))
+    }
+
+    async fn footprint(&self, node: &str) -> Option<u64> {
+        Some(size(&self.folder.path().join(node)))
+    }
+}
+
+async fn run(fault: Option<Fault>) -> Vec<Violation> {
+    let nodes = Nodes { folder: tempfile::tempdir().unwrap(), fault };
+    conformance::run(&nodes).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn n1_to_n8_the_embedded_engine_keeps_every_promise() {
+    let violations = run(None).await;
+    assert!(violations.is_empty(), "{violations:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn n1_to_n8_an_engine_broken_in_any_one_step_fails_the_suite() {
+    for fault in FAULTS {
+        let violations = run(Some(fault)).await;
+        assert!(!violations.is_empty(), "{fault:?} was not found");
+    }
+}

@@ -1,0 +1,12 @@
+//! Regions: engines, agents, links and reads, on real folders and small real artifacts.
+#![allow(clippy::unwrap_used, unreachable_pub)]
+
+mod clients;
+mod damage;
+mod engines;
+mod faults;
+mod fleet;
+mod links;
+mod restarts;
+mod rollouts;
+mod support;
