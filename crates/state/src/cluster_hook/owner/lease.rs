@@ -1,0 +1,268 @@
+//! The server's lease: joining, heartbeats, and giving everything up when it has ended.
+//!
+//! Invariant: by its own clocks a server holds its lease for no longer than the database does, since it counts from the
+//! last renewal that it sent.
+
+use std::time::{Duration, Instant};
+
+use super::{Event, Owner, Slot, SlotState};
+use crate::cluster_hook::points;
+use crate::driver::{DriverError, HookLoad, ServerHook, ServerId, ServerLoad, ServerRow};
+use crate::revision::Timestamp;
+use crate::testing::points::Pass;
+
+/// How many heartbeats there are in a lease.
+const HEARTBEATS: u32 = 4;
+/// How soon a heartbeat or joining that failed is tried again.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// This server's place in the cluster.
+pub(super) struct Membership {
+    pub(super) id: ServerId,
+    /// Until when the lease holds, by the machine's own monotonic clock and by the driver's.
+    until: Instant,
+    until_by_clock: Timestamp,
+    next: Instant,
+    next_by_clock: Timestamp,
+    sending: bool,
+    /// Something of the row has changed since it was last sent.
+    changed: bool,
+    lapsing: bool,
+    /// The row with `draining` set has been stored.
+    pub(super) known_as_draining: bool,
+}
+
+impl Membership {
+    pub(super) fn next_by_clock(&self, now: Timestamp) -> Timestamp {
+        let lapse = if self.lapsing { Timestamp(i64::MAX) } else { self.until_by_clock };
+        if self.sending { lapse } else { lapse.min(self.next_by_clock.max(now)) }
+    }
+
+    fn has_ended(&self, now: Timestamp) -> bool {
+        Instant::now() >= self.until || now >= self.until_by_clock
+    }
+}
+
+impl Owner {
+    /// Whether runs may be started: the lease holds by every clock.
+    pub(super) fn lease_holds(&self, now: Timestamp) -> bool {
+        self.membership.as_ref().is_some_and(|membership| !membership.lapsing && !membership.has_ended(now))
+    }
+
+    /// What this server says of itself.
+    fn row(&self, id: ServerId, until: Timestamp) -> ServerRow {
+        let hooks = self
+            .hooks
+            .iter()
+            .filter(|(_, hook)| !hook.withdrawn)
+            .map(|(number, hook)| ServerHook {
+                hook: *number,
+                version: hook.declared.version,
+                room: hook.declared.room,
+            })
+            .collect();
+        let mut waiting = Vec::new();
+        for (number, hook) in &self.hooks {
+            let running = u32::try_from(hook.running).unwrap_or(u32::MAX);
+            let load = |keys, since| HookLoad { hook: *number, keys, since, running };
+            match (hook.probe, hook.overloaded_at) {
+                (Some((since, _)), _) => {
+                    let ready: usize =
+                        hook.slots.iter().filter_map(|slot| Some(self.slots.get(slot)?.queue()?.ready())).sum();
+                    waiting.push(load(ready.max(1) as u64, since));
+                }
+                (None, Some(at)) => waiting.push(load(0, at)),
+                (None, None) => {}
+            }
+        }
+        ServerRow {
+            id,
+            name: self.core.server.clone(),
+            lease_until: until,
+            draining: self.drain.is_some(),
+            hooks,
+            load: ServerLoad { waiting },
+            applied: self.position,
+        }
+    }
+
+    /// The row has changed: it is sent at once, or this server joins.
+    pub(super) fn declare_now(&mut self) {
+        if let Some(membership) = &mut self.membership {
+            membership.changed = true;
+        }
+        let now = self.core.clock.now();
+        self.heartbeat_if_due(now);
+    }
+
+    pub(super) fn heartbeat_if_due(&mut self, now: Timestamp) {
+        let lease = self.core.options.lease;
+        match &mut self.membership {
+            None => self.join(now),
+            Some(membership) => {
+                let due = membership.changed || Instant::now() >= membership.next || now >= membership.next_by_clock;
+                if !due || membership.sending || membership.lapsing || membership.has_ended(now) {
+                    return;
+                }
+                membership.sending = true;
+                membership.changed = false;
+                let id = membership.id;
+                let (core, sender) = (self.core.clone(), self.sender.clone());
+                let row = self.row(id, now.after(lease));
+                let sent = Instant::now();
+                self.spawn(async move {
+                    let (until, draining) = (row.lease_until, row.draining);
+                    let result = if core.points.pass(points::SLOT_BEFORE_HEARTBEAT).await == Pass::Cut {
+                        Err(DriverError::Unavailable("cut by a test before a heartbeat".to_owned()))
+                    } else {
+                        core.driver.heartbeat(row).await
+                    };
+                    let result = match core.points.pass(points::SLOT_AFTER_HEARTBEAT).await {
+                        Pass::Go => result,
+                        Pass::Cut => Err(DriverError::Unavailable("cut by a test after a heartbeat".to_owned())),
+                    };
+                    let _ = sender.send(Event::Heartbeat { server: id, sent, until, draining, result });
+                });
+            }
+        }
+    }
+
+    fn join(&mut self, now: Timestamp) {
+        let has_hooks = self.hooks.values().any(|hook| !hook.withdrawn);
+        if self.joining || self.drain.is_some() || !has_hooks {
+            return;
+        }
+        self.joining = true;
+        // Another id than ever before: what an earlier life of this server leased is not its own any more.
+        let id = ServerId(uuid::Uuid::new_v4());
+        let until = now.after(self.core.options.lease);
+        let row = self.row(id, until);
+        let (core, sender) = (self.core.clone(), self.sender.clone());
+        let sent = Instant::now();
+        self.spawn(async move {
+            let result = core.driver.join(row).await;
+            if result.is_err() {
+                tokio::time::sleep(AGAIN).await;
+            }
+            let _ = sender.send(Event::Joined { server: id, sent, until, result });
+        });
+    }
+
+    pub(super) fn joined(&mut self, id: ServerId, sent: Instant, until: Timestamp, result: Result<(), DriverError>) {
+        self.joining = false;
+        if let Err(error) = result {
+            tracing::warn!(server = %self.core.server, %error, "this server can't join; it tries again");
+            return;
+        }
+        let lease = self.core.options.lease;
+        let pause = lease / HEARTBEATS;
+        self.membership = Some(Membership {
+            id,
+            until: sent + lease,
+            until_by_clock: until,
+            next: sent + pause.mul_f64(rand::random_range(0.8..1.0)),
+            next_by_clock: Timestamp(until.0 - millis(lease) + millis(pause)),
+            sending: false,
+            // Hooks may have been declared since the row was made.
+            changed: true,
+            lapsing: false,
+            known_as_draining: false,
+        });
+        self.core.options.recorder.joined(&self.core.server, id);
+        self.look_soon();
+        let now = self.core.clock.now();
+        self.heartbeat_if_due(now);
+    }
+
+    pub(super) fn heartbeat_answered(
+        &mut self,
+        id: ServerId,
+        sent: Instant,
+        until: Timestamp,
+        draining: bool,
+        result: Result<(), DriverError>,
+    ) {
+        let lease = self.core.options.lease;
+        let Some(membership) = self.membership.as_mut().filter(|membership| membership.id == id) else { return };
+        membership.sending = false;
+        let pause = lease / HEARTBEATS;
+        match result {
+            Ok(()) => {
+                membership.until = sent + lease;
+                membership.until_by_clock = until;
+                membership.next = sent + pause.mul_f64(rand::random_range(0.8..1.0));
+                membership.next_by_clock = Timestamp(until.0 - millis(lease) + millis(pause));
+                membership.known_as_draining |= draining;
+                self.look_soon();
+            }
+            Err(DriverError::LeaseLapsed) => self.lapse("the store says that its lease has ended"),
+            Err(error) => {
+                membership.next = Instant::now() + AGAIN;
+                membership.next_by_clock = self.core.clock.now().after(pause);
+                tracing::debug!(server = %self.core.server, %error, "a heartbeat failed; it is tried again");
+            }
+        }
+    }
+
+    /// Notices that the lease has ended by this server's own clocks.
+    pub(super) fn check_lease(&mut self, now: Timestamp) {
+        let Some(membership) = &mut self.membership else { return };
+        if membership.lapsing || !membership.has_ended(now) {
+            return;
+        }
+        membership.lapsing = true;
+        let id = membership.id;
+        let (core, sender) = (self.core.clone(), self.sender.clone());
+        self.spawn(async move {
+            let _ = core.points.pass(points::SLOT_BEFORE_LAPSE).await;
+            let _ = sender.send(Event::Lapsed { server: id });
+        });
+    }
+
+    /// The lease has ended: every token of this server is void. Its runs are cancelled, what they return is refused, and
+    /// it joins anew.
+    pub(super) fn lapse(&mut self, why: &str) {
+        let Some(membership) = self.membership.take() else { return };
+        let held = self.slots.len();
+        tracing::warn!(server = %self.core.server, id = %membership.id.0, held, "{why}; its slots and runs are given up");
+        self.core.metrics.hooks.lapses.inc();
+        let slots: Vec<_> = self.slots.keys().copied().collect();
+        for slot in slots {
+            self.drop_slot(slot);
+        }
+        self.loads.clear();
+        self.rereads.clear();
+        self.view = None;
+        self.taking = false;
+        self.look_soon();
+    }
+
+    /// Forgets a slot whose token no longer holds, and cancels its runs.
+    pub(super) fn drop_slot(&mut self, id: crate::driver::SlotId) {
+        let Some(Slot { fence, state, runs, .. }) = self.slots.remove(&id) else { return };
+        self.core.options.recorder.slot_lost(&self.core.server, fence);
+        for control in runs.values() {
+            control.revoke();
+        }
+        if let Some(hook) = self.hooks.get_mut(&id.hook) {
+            hook.slots.retain(|slot| *slot != id);
+            hook.running = hook.running.saturating_sub(runs.len());
+            if matches!(state, SlotState::Permit) {
+                hook.permits = hook.permits.saturating_sub(1);
+            }
+        }
+        // Whoever is cancelled may clean up for a while; then its task ends.
+        if !runs.is_empty() {
+            self.spawn(async move {
+                tokio::time::sleep(super::moving::GRACE).await;
+                for control in runs.values() {
+                    control.abort();
+                }
+            });
+        }
+    }
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX / 4)
+}

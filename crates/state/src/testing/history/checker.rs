@@ -1,0 +1,546 @@
+//! Finds in a history what should not have happened, and names the lines.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+
+use super::{HistoryEvent, Line, RunOutcome};
+use crate::cluster_hook::Delivery;
+use crate::driver::{
+    ExceptionState, HookNumber, LogEntry, ReceiptOutcome, RequestAction, RequestId, ServerId, SlotId, SlotToken,
+    StoredState,
+};
+use crate::revision::Revision;
+
+/// Which rule a violation is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Rule {
+    /// G1, G3: a change in scope was never run, and nothing on record says why.
+    LostRun,
+    /// G2: a run for a request that no committed change made.
+    Phantom,
+    /// G4: a request started twice without a reason.
+    Duplicate,
+    /// G5: a request has a durable receipt that no run of its own, and no operator, explains.
+    StaleEffect,
+    /// G5: a record of a run under a token that did not hold.
+    StaleRecord,
+    /// G5: a receipt was accepted under a token that no longer held.
+    ReceiptUnderLostToken,
+    /// G5: a request was acknowledged twice.
+    SecondReceipt,
+    /// G6: a run's snapshot is before its request.
+    EarlySnapshot,
+    /// G7: two runs of one key under tokens that hold overlap.
+    Overlap,
+    /// G7: the requests of a key were not run in the order of their revisions.
+    FallingRevision,
+    /// G7: a key's fencing tokens fell.
+    FallingToken,
+    /// G7: a run started before it was durable how the one before it ended.
+    StartBeforeReceipt,
+    /// A run started under a token after its slot was released or lost.
+    StartAfterRelease,
+    /// A token was given out twice, or not above the ones before.
+    TokenGivenTwice,
+    /// G10: a slot is leased by a server that does not run the hook, or only in a lower definition version.
+    SlotOfUnknownHook,
+    /// G10: a server ran a hook that it does not run.
+    UnknownHookRun,
+    /// More runs at once than the hook's cap allows in the cluster, or a server declared.
+    CapExceeded,
+    /// G9: more attempts than the hook allows.
+    TooManyAttempts,
+}
+
+/// One violation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HistoryViolation {
+    /// The rule.
+    pub rule: Rule,
+    /// What was found.
+    pub what: String,
+    /// The places of the lines in the history.
+    pub lines: Vec<usize>,
+}
+
+impl fmt::Display for HistoryViolation {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{:?}: {} (lines {:?})", self.rule, self.what, self.lines)
+    }
+}
+
+/// What a history is checked against besides itself.
+#[derive(Debug, Clone, Default)]
+pub struct Expectation {
+    /// What is stored at the end. Without it the checks that need it are left out.
+    pub stored: Option<StoredState>,
+    /// The highest definition version of each hook that each server's code has, by the server's name. Empty: not checked.
+    pub declared: HashMap<String, HashMap<HookNumber, u32>>,
+    /// How many runs of a hook each server takes at once, by its name.
+    pub rooms: HashMap<(String, HookNumber), usize>,
+    /// The caps in the cluster.
+    pub caps: HashMap<HookNumber, usize>,
+    /// The definition version that each hook's registration has.
+    pub versions: HashMap<HookNumber, u32>,
+    /// How many failed runs make a dead letter; absent for unlimited.
+    pub attempts: HashMap<HookNumber, u32>,
+    /// The key of each request that the log makes, so that what was coalesced is known.
+    pub keys: HashMap<RequestId, String>,
+    /// Requests that need not be finished at the end, since they wait.
+    pub may_wait: bool,
+    /// The fencing tokens that records of runs carry, with the request each; one record per effect.
+    pub records: Vec<(RequestId, u64)>,
+}
+
+#[derive(Debug, Clone)]
+struct RunLine {
+    line: usize,
+    server: String,
+    key: (HookNumber, String),
+    slot: SlotId,
+    slot_token: SlotToken,
+    token: u64,
+    request: RequestId,
+    attempt: u32,
+    snapshot: Revision,
+    delivery: Delivery,
+    ended: Option<(usize, RunOutcome)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Held {
+    Leased { line: usize, until: Option<usize> },
+}
+
+/// Checks a history.
+#[must_use]
+pub fn check(lines: &[Line], expectation: &Expectation) -> Vec<HistoryViolation> {
+    let mut checker = Checker { lines, expectation, found: Vec::new(), runs: Vec::new(), leases: HashMap::new() };
+    checker.leases();
+    checker.gather_runs();
+    checker.starts();
+    checker.keys();
+    checker.receipts();
+    checker.caps();
+    checker.against_what_is_stored();
+    checker.found.sort_by_key(|violation| (violation.rule, violation.lines.clone()));
+    checker.found
+}
+
+struct Checker<'a> {
+    lines: &'a [Line],
+    expectation: &'a Expectation,
+    found: Vec<HistoryViolation>,
+    runs: Vec<RunLine>,
+    leases: HashMap<(SlotId, SlotToken), Held>,
+}
+
+impl Checker<'_> {
+    fn violation(&mut self, rule: Rule, lines: &[usize], what: String) {
+        self.found.push(HistoryViolation { rule, what, lines: lines.to_vec() });
+    }
+
+    /// Whether the token held at a line: it was leased before, and not released, lost or passed on.
+    fn held_at(&self, slot: SlotId, token: SlotToken, line: usize) -> bool {
+        match self.leases.get(&(slot, token)) {
+            Some(Held::Leased { line: from, until }) => *from <= line && until.is_none_or(|until| line < until),
+            None => true,
+        }
+    }
+
+    fn leases(&mut self) {
+        let lines = self.lines;
+        let mut last: HashMap<SlotId, (SlotToken, usize)> = HashMap::new();
+        let mut servers: HashMap<ServerId, Vec<(SlotId, SlotToken)>> = HashMap::new();
+        let mut tokens: HashMap<SlotToken, usize> = HashMap::new();
+        for (place, line) in lines.iter().enumerate() {
+            match &line.event {
+                HistoryEvent::SlotLeased { id, fence } => {
+                    if let Some(earlier) = tokens.insert(fence.token, place) {
+                        let what = format!("token {} was given out twice", fence.token.0);
+                        self.violation(Rule::TokenGivenTwice, &[earlier, place], what);
+                    } else if let Some((before, at)) = last.get(&fence.slot).copied()
+                        && before >= fence.token
+                    {
+                        let what = format!("token {} of {:?} is not above {}", fence.token.0, fence.slot, before.0);
+                        self.violation(Rule::TokenGivenTwice, &[at, place], what);
+                    }
+                    if let Some((before, _)) = last.insert(fence.slot, (fence.token, place)) {
+                        self.end_lease(fence.slot, before, place);
+                    }
+                    servers.entry(*id).or_default().push((fence.slot, fence.token));
+                    self.leases.insert((fence.slot, fence.token), Held::Leased { line: place, until: None });
+                    self.check_declared(Rule::SlotOfUnknownHook, &line.server, fence.slot.hook, place);
+                }
+                HistoryEvent::SlotReleased { fence } | HistoryEvent::SlotLost { fence } => {
+                    self.end_lease(fence.slot, fence.token, place);
+                }
+                HistoryEvent::LeaseEnded { id } => {
+                    for (slot, token) in servers.get(id).cloned().unwrap_or_default() {
+                        self.end_lease(slot, token, place);
+                    }
+                }
+                HistoryEvent::RunStarted { .. }
+                | HistoryEvent::RunEnded { .. }
+                | HistoryEvent::Joined { .. }
+                | HistoryEvent::Receipt { .. }
+                | HistoryEvent::Held { .. }
+                | HistoryEvent::Committed { .. }
+                | HistoryEvent::Acted { .. }
+                | HistoryEvent::Fault { .. } => {}
+            }
+        }
+    }
+
+    fn end_lease(&mut self, slot: SlotId, token: SlotToken, at: usize) {
+        if let Some(Held::Leased { until, .. }) = self.leases.get_mut(&(slot, token)) {
+            *until = Some(until.map_or(at, |until| until.min(at)));
+        }
+    }
+
+    fn check_declared(&mut self, rule: Rule, server: &str, hook: HookNumber, place: usize) {
+        if self.expectation.declared.is_empty() {
+            return;
+        }
+        let declared = self.expectation.declared.get(server).and_then(|hooks| hooks.get(&hook)).copied();
+        let needed = self.expectation.versions.get(&hook).copied().unwrap_or(0);
+        match declared {
+            None => self.violation(rule, &[place], format!("{server} does not run hook {}", hook.0)),
+            Some(version) if version < needed => {
+                let what =
+                    format!("{server} knows hook {} in version {version} only, and {needed} is in force", hook.0);
+                self.violation(rule, &[place], what);
+            }
+            Some(_) => {}
+        }
+    }
+
+    fn gather_runs(&mut self) {
+        let mut open: HashMap<(HookNumber, u64, RequestId, String), usize> = HashMap::new();
+        for (place, line) in self.lines.iter().enumerate() {
+            match &line.event {
+                HistoryEvent::RunStarted { delivery, key, fence, token, request, attempt, snapshot, .. } => {
+                    open.insert((request.hook, *token, *request, line.server.clone()), self.runs.len());
+                    self.runs.push(RunLine {
+                        line: place,
+                        server: line.server.clone(),
+                        key: (request.hook, key.clone()),
+                        slot: fence.slot,
+                        slot_token: fence.token,
+                        token: *token,
+                        request: *request,
+                        attempt: *attempt,
+                        snapshot: *snapshot,
+                        delivery: *delivery,
+                        ended: None,
+                    });
+                }
+                HistoryEvent::RunEnded { token, request, outcome, .. } => {
+                    let id = (request.hook, *token, *request, line.server.clone());
+                    if let Some(at) = open.remove(&id) {
+                        self.runs[at].ended = Some((place, *outcome));
+                    }
+                }
+                HistoryEvent::Joined { .. }
+                | HistoryEvent::SlotLeased { .. }
+                | HistoryEvent::SlotReleased { .. }
+                | HistoryEvent::SlotLost { .. }
+                | HistoryEvent::Receipt { .. }
+                | HistoryEvent::Held { .. }
+                | HistoryEvent::Committed { .. }
+                | HistoryEvent::LeaseEnded { .. }
+                | HistoryEvent::Acted { .. }
+                | HistoryEvent::Fault { .. } => {}
+            }
+        }
+    }
+
+    /// What each start must satisfy by itself: G6, G9, G10, the slot's lease; and G4.
+    fn starts(&mut self) {
+        let runs = self.runs.clone();
+        let mut of_request: HashMap<RequestId, Vec<&RunLine>> = HashMap::new();
+        for run in &runs {
+            if run.snapshot < run.request.revision {
+                let what = format!("the run of {} reads revision {}", run.request, run.snapshot);
+                self.violation(Rule::EarlySnapshot, &[run.line], what);
+            }
+            if !self.held_at(run.slot, run.slot_token, run.line) {
+                let what = format!("{} started under token {}, which had ended", run.request, run.slot_token.0);
+                self.violation(Rule::StartAfterRelease, &[run.line], what);
+            }
+            self.check_declared(Rule::UnknownHookRun, &run.server, run.request.hook, run.line);
+            if let Some(bound) = self.expectation.attempts.get(&run.request.hook)
+                && run.attempt > *bound
+            {
+                let what = format!("{} has attempt {}, and {bound} are allowed", run.request, run.attempt);
+                self.violation(Rule::TooManyAttempts, &[run.line], what);
+            }
+            of_request.entry(run.request).or_default().push(run);
+        }
+        for (request, runs) in of_request {
+            for pair in runs.windows(2) {
+                let (first, second) = (pair[0], pair[1]);
+                let returned = first.ended.is_some_and(|(_, outcome)| outcome != RunOutcome::Done);
+                let refused = self.lines[first.line..second.line].iter().any(|line| {
+                    matches!(&line.event, HistoryEvent::Receipt { request: of, durable: false, .. } if *of == request)
+                });
+                let rejected = second.attempt > first.attempt;
+                let handed_over = first.slot_token != second.slot_token
+                    && (first.ended.is_none() || !self.held_at(first.slot, first.slot_token, second.line));
+                let was_handed_back =
+                    first.ended.is_none_or(|(at, _)| !self.held_at(first.slot, first.slot_token, at) || refused);
+                let acted = self.lines[first.line..second.line]
+                    .iter()
+                    .any(|line| matches!(&line.event, HistoryEvent::Acted { request: of } if *of == request));
+                // A run that ended while its lease held is only to be repeated when its receipt was lost with the lease.
+                let lost_receipt = handed_over && !self.has_durable_receipt(request, first.line, second.line);
+                if !(returned || rejected || refused || acted || handed_over && was_handed_back || lost_receipt) {
+                    let what = format!("{request} started twice without a failure, a hand-back or the end of a lease");
+                    self.violation(Rule::Duplicate, &[first.line, second.line], what);
+                }
+            }
+        }
+    }
+
+    fn has_durable_receipt(&self, request: RequestId, from: usize, to: usize) -> bool {
+        self.lines[from..to].iter().any(
+            |line| matches!(&line.event, HistoryEvent::Receipt { request: of, durable: true, .. } if *of == request),
+        )
+    }
+
+    /// G7, per key.
+    fn keys(&mut self) {
+        let mut of_key: BTreeMap<(HookNumber, String), Vec<RunLine>> = BTreeMap::new();
+        for run in &self.runs {
+            of_key.entry(run.key.clone()).or_default().push(run.clone());
+        }
+        let mut settled: HashMap<RequestId, Vec<usize>> = HashMap::new();
+        for (place, line) in self.lines.iter().enumerate() {
+            if let HistoryEvent::Receipt { request, durable: true, .. }
+            | HistoryEvent::Held { request, durable: true, .. } = &line.event
+            {
+                settled.entry(*request).or_default().push(place);
+            }
+        }
+        for (key, runs) in of_key {
+            for pair in runs.windows(2) {
+                let (first, second) = (&pair[0], &pair[1]);
+                if second.token <= first.token {
+                    let what = format!("token {} of key {} follows {}", second.token, key.1, first.token);
+                    self.violation(Rule::FallingToken, &[first.line, second.line], what);
+                }
+                if second.request < first.request {
+                    let what = format!("key {}: {} ran after {}", key.1, second.request, first.request);
+                    self.violation(Rule::FallingRevision, &[first.line, second.line], what);
+                }
+                let held = self.held_at(first.slot, first.slot_token, second.line);
+                let same_lease = first.slot_token == second.slot_token;
+                let overlaps = first.ended.is_none_or(|(ended, _)| ended > second.line);
+                if overlaps && held {
+                    let what = format!("key {}: {} started while {} ran", key.1, second.request, first.request);
+                    self.violation(Rule::Overlap, &[first.line, second.line], what);
+                    continue;
+                }
+                let durable = settled
+                    .get(&first.request)
+                    .is_some_and(|places| places.iter().any(|place| *place > first.line && *place < second.line));
+                if same_lease && !durable {
+                    let what = format!(
+                        "key {}: {} started before it was durable how {} ended",
+                        key.1, second.request, first.request
+                    );
+                    self.violation(Rule::StartBeforeReceipt, &[first.line, second.line], what);
+                }
+            }
+        }
+    }
+
+    /// G5: receipts.
+    fn receipts(&mut self) {
+        let mut seen: HashMap<RequestId, usize> = HashMap::new();
+        for (place, line) in self.lines.iter().enumerate() {
+            let HistoryEvent::Receipt { request, fence, outcome, durable: true } = &line.event else { continue };
+            if let Some(earlier) = seen.insert(*request, place) {
+                self.violation(Rule::SecondReceipt, &[earlier, place], format!("{request} was acknowledged twice"));
+            }
+            // The line is written after the answer, so a lease that ended in between is not held against it: another
+            // owner's lease line before it, with a run of its own, is.
+            let overtaken = self.runs.iter().find(|run| {
+                run.slot == fence.slot && run.slot_token > fence.token && run.request == *request && run.line < place
+            });
+            if let Some(run) = overtaken {
+                let what = format!(
+                    "{request} was acknowledged under token {}, after it had run under {}",
+                    fence.token.0, run.slot_token.0
+                );
+                let line = run.line;
+                self.violation(Rule::ReceiptUnderLostToken, &[line, place], what);
+            }
+            let is_run = self.runs.iter().any(|run| run.request == *request && run.slot_token == fence.token);
+            let is_for_a_run = match outcome {
+                ReceiptOutcome::Done => is_run || self.is_action(*request),
+                ReceiptOutcome::Coalesced | ReceiptOutcome::Discarded | ReceiptOutcome::Cancelled => true,
+            };
+            if !is_for_a_run {
+                let what = format!("{request} is acknowledged under token {} without a run under it", fence.token.0);
+                self.violation(Rule::StaleEffect, &[place], what);
+            }
+        }
+        let mut recorded: HashSet<RequestId> = HashSet::new();
+        for (request, token) in &self.expectation.records {
+            let slot_token = SlotToken(token >> 24);
+            let receipt = self.lines.iter().position(|line| {
+                matches!(&line.event, HistoryEvent::Receipt { request: of, durable: true, fence, .. }
+                    if of == request && fence.token == slot_token)
+            });
+            if receipt.is_none() || !recorded.insert(*request) {
+                let what = format!("a record of {request} under token {token} has no receipt of its own");
+                self.violation(Rule::StaleRecord, &[], what);
+            }
+        }
+    }
+
+    fn is_action(&self, id: RequestId) -> bool {
+        let Some(stored) = &self.expectation.stored else { return true };
+        stored
+            .log
+            .iter()
+            .filter(|row| row.revision == id.revision)
+            .any(|row| matches!(row.entries.get(id.sequence as usize), Some(LogEntry::Action { .. })))
+    }
+
+    /// Runs at once, under tokens that hold.
+    fn caps(&mut self) {
+        let mut going: Vec<usize> = Vec::new();
+        let ends: HashMap<usize, usize> =
+            self.runs.iter().enumerate().filter_map(|(at, run)| Some((run.ended?.0, at))).collect();
+        let starts: HashMap<usize, usize> = self.runs.iter().enumerate().map(|(at, run)| (run.line, at)).collect();
+        for place in 0..self.lines.len() {
+            if let Some(at) = ends.get(&place) {
+                going.retain(|other| other != at);
+            }
+            let Some(at) = starts.get(&place).copied() else { continue };
+            going.push(at);
+            let hook = self.runs[at].request.hook;
+            let server = self.runs[at].server.clone();
+            let holding: Vec<usize> = going
+                .iter()
+                .copied()
+                .filter(|other| {
+                    let run = &self.runs[*other];
+                    run.request.hook == hook && self.held_at(run.slot, run.slot_token, place)
+                })
+                .collect();
+            if let Some(cap) = self.expectation.caps.get(&hook)
+                && holding.len() > *cap
+            {
+                let lines: Vec<usize> = holding.iter().map(|other| self.runs[*other].line).collect();
+                let what = format!("{} runs of hook {} at once, and {cap} are allowed", holding.len(), hook.0);
+                self.violation(Rule::CapExceeded, &lines, what);
+            }
+            let here: Vec<usize> = holding.into_iter().filter(|other| self.runs[*other].server == server).collect();
+            if let Some(room) = self.expectation.rooms.get(&(server.clone(), hook))
+                && here.len() > *room
+            {
+                let lines: Vec<usize> = here.iter().map(|other| self.runs[*other].line).collect();
+                let what =
+                    format!("{} runs of hook {} at once on {server}, which has room for {room}", here.len(), hook.0);
+                self.violation(Rule::CapExceeded, &lines, what);
+            }
+        }
+    }
+
+    /// G1, G2 and G3: the log's requests against receipts, letters and runs.
+    fn against_what_is_stored(&mut self) {
+        let Some(stored) = &self.expectation.stored else { return };
+        let mut requests: BTreeMap<RequestId, ()> = BTreeMap::new();
+        let mut let_go: HashSet<RequestId> = HashSet::new();
+        for row in &stored.log {
+            for (sequence, entry) in row.entries.iter().enumerate() {
+                let sequence = u32::try_from(sequence).unwrap_or(u32::MAX);
+                let id = |hook| RequestId { revision: row.revision, sequence, hook };
+                match entry {
+                    LogEntry::Change { hooks, .. } => requests.extend(hooks.iter().map(|hook| (id(*hook), ()))),
+                    LogEntry::Existing { hook, .. } => {
+                        requests.insert(id(*hook), ());
+                    }
+                    LogEntry::Action { request, action } => {
+                        if matches!(action, RequestAction::Discard | RequestAction::Cancel) {
+                            let_go.insert(*request);
+                        }
+                    }
+                }
+            }
+        }
+        let reaches_back = stored.meta.compacted;
+        let phantoms: Vec<(RequestId, usize)> = self
+            .runs
+            .iter()
+            .filter(|run| run.request.revision > reaches_back && !requests.contains_key(&run.request))
+            .map(|run| (run.request, run.line))
+            .collect();
+        let receipts: HashMap<RequestId, ReceiptOutcome> =
+            stored.receipts.iter().map(|receipt| (receipt.request, receipt.outcome)).collect();
+        let waiting: HashMap<RequestId, &ExceptionState> =
+            stored.exceptions.iter().map(|exception| (exception.request, &exception.state)).collect();
+        let watermarks: HashMap<SlotId, Revision> = stored.slots.iter().map(|row| (row.slot, row.watermark)).collect();
+        let lowest = |hook: HookNumber| {
+            watermarks
+                .iter()
+                .filter(|(slot, _)| slot.hook == hook)
+                .map(|(_, mark)| *mark)
+                .min()
+                .unwrap_or(Revision::ZERO)
+        };
+        // What a covering run saw, by key: the highest snapshot of a run whose receipt is durable.
+        let mut seen: HashMap<(HookNumber, &str), Revision> = HashMap::new();
+        let mut ran: HashSet<RequestId> = HashSet::new();
+        for run in &self.runs {
+            ran.insert(run.request);
+            if run.delivery == Delivery::LatestState && receipts.contains_key(&run.request) {
+                let best = seen.entry((run.key.0, run.key.1.as_str())).or_default();
+                *best = (*best).max(run.snapshot);
+            }
+        }
+        let mut lost: Vec<(RequestId, String)> = Vec::new();
+        for request in requests.keys() {
+            let covered_later = || {
+                let key = self.expectation.keys.get(request)?;
+                seen.get(&(request.hook, key.as_str())).map(|snapshot| *snapshot >= request.revision)
+            };
+            match (receipts.get(request), waiting.get(request)) {
+                (Some(ReceiptOutcome::Done), _) if !ran.contains(request) && !self.runs.is_empty() => {
+                    lost.push((*request, "has a receipt, but never ran".to_owned()));
+                }
+                (Some(ReceiptOutcome::Coalesced), _) if covered_later() == Some(false) => {
+                    let dead_behind = stored.exceptions.iter().any(|exception| {
+                        exception.request > *request
+                            && self.expectation.keys.get(&exception.request) == self.expectation.keys.get(request)
+                    });
+                    if !dead_behind {
+                        lost.push((*request, "was coalesced into no run that saw it".to_owned()));
+                    }
+                }
+                (Some(ReceiptOutcome::Discarded | ReceiptOutcome::Cancelled), _) if !let_go.contains(request) => {
+                    lost.push((*request, "was let go of by nobody".to_owned()));
+                }
+                (Some(_), _) | (None, Some(ExceptionState::Dead)) => {}
+                (None, Some(_)) if self.expectation.may_wait => {}
+                (None, None) if self.expectation.may_wait && request.revision > lowest(request.hook) => {}
+                (None, None) if let_go.contains(request) => {}
+                // Receipts at or below the watermark may have been pruned.
+                (None, None) if request.revision <= reaches_back => {}
+                (None, Some(state)) => lost.push((*request, format!("is {state:?} at the end"))),
+                (None, None) => lost.push((*request, "has no receipt and no dead letter".to_owned())),
+            }
+        }
+        for (request, line) in phantoms {
+            self.violation(Rule::Phantom, &[line], format!("no committed change asked for {request}"));
+        }
+        for (request, what) in lost {
+            let rule = if what.starts_with("has a receipt") { Rule::StaleEffect } else { Rule::LostRun };
+            self.violation(rule, &[], format!("{request} {what}"));
+        }
+    }
+}

@@ -1,0 +1,330 @@
+//! What happened in a cluster, line by line, and a checker that finds what should not have: G1 to G10 of the crate's
+//! first page.
+//!
+//! A [`Recorder`] is shared by the servers of a test. It keeps its lines in memory, and can write each straight to a file
+//! opened for append, so that a kill loses none; lines of several files are merged by their time.
+
+mod checker;
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+pub use checker::{Expectation, HistoryViolation, Rule, check};
+
+use crate::cluster_hook::run::{Outcome, Run};
+use crate::cluster_hook::{CommitEnd, Delivery};
+use crate::core::Fenced;
+use crate::driver::{Fence, ReceiptOutcome, RequestId, ServerId, Settle, Settled, SlotId, SlotToken};
+use crate::path::Path;
+use crate::revision::Revision;
+
+/// One line of a history.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Line {
+    /// When, in nanoseconds; of the machine's clock, so that lines of several processes can be merged.
+    pub at: u64,
+    /// Which server wrote it.
+    pub server: String,
+    /// What happened.
+    pub event: HistoryEvent,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum HistoryEvent {
+    /// A run started.
+    RunStarted {
+        /// The hook's name.
+        hook: String,
+        /// The definition version of the registration.
+        version: u32,
+        /// Which runs the hook is given.
+        delivery: Delivery,
+        /// The key.
+        key: String,
+        /// The slot and the token that it runs under.
+        fence: Fence,
+        /// The fencing token that it passes on.
+        token: u64,
+        /// The request.
+        request: RequestId,
+        /// From 1.
+        attempt: u32,
+        /// The revision of its snapshot.
+        snapshot: Revision,
+    },
+    /// A run returned.
+    RunEnded {
+        /// The hook's name.
+        hook: String,
+        /// The key.
+        key: String,
+        /// The fencing token.
+        token: u64,
+        /// The request.
+        request: RequestId,
+        /// How.
+        outcome: RunOutcome,
+    },
+    /// A server entered the cluster.
+    Joined {
+        /// Its id from now on.
+        id: ServerId,
+    },
+    /// A slot was leased.
+    SlotLeased {
+        /// The server's id.
+        id: ServerId,
+        /// The slot and its token.
+        fence: Fence,
+    },
+    /// A slot was released.
+    SlotReleased {
+        /// The slot and its token.
+        fence: Fence,
+    },
+    /// A server noticed that a slot is not its own any more.
+    SlotLost {
+        /// The slot and its token.
+        fence: Fence,
+    },
+    /// A receipt was answered.
+    Receipt {
+        /// The request.
+        request: RequestId,
+        /// Under which token.
+        fence: Fence,
+        /// How the request ended.
+        outcome: ReceiptOutcome,
+        /// What the store said.
+        durable: bool,
+    },
+    /// It was answered that a request waits, failed or is dead.
+    Held {
+        /// The request.
+        request: RequestId,
+        /// Under which token.
+        fence: Fence,
+        /// Whether it is a dead letter.
+        dead: bool,
+        /// What the store said.
+        durable: bool,
+    },
+    /// A writer was told that its transaction is committed.
+    Committed {
+        /// At which revision.
+        revision: Revision,
+        /// What it changed.
+        paths: Vec<Path>,
+    },
+    /// A lease ended: the server was held, stopped, killed or cut off for too long.
+    LeaseEnded {
+        /// Which server.
+        id: ServerId,
+    },
+    /// An operator acted on a request.
+    Acted {
+        /// The request.
+        request: RequestId,
+    },
+    /// A fault was injected.
+    Fault {
+        /// Which.
+        what: String,
+    },
+}
+
+/// How a run returned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RunOutcome {
+    /// Finished.
+    Done,
+    /// Again at a time.
+    RetryAt,
+    /// Failed.
+    Failed,
+}
+
+/// Writes down what happens. The default writes nothing.
+#[derive(Debug, Clone, Default)]
+pub struct Recorder(Option<Arc<Inner>>);
+
+#[derive(Debug)]
+struct Inner {
+    lines: Mutex<Vec<Line>>,
+    file: Option<Mutex<File>>,
+}
+
+impl Recorder {
+    /// Writes nothing.
+    #[must_use]
+    pub const fn none() -> Recorder {
+        Recorder(None)
+    }
+
+    /// Keeps lines in memory.
+    #[must_use]
+    pub fn in_memory() -> Recorder {
+        Recorder(Some(Arc::new(Inner { lines: Mutex::default(), file: None })))
+    }
+
+    /// Keeps lines in memory, and appends each to a file as it comes.
+    ///
+    /// # Errors
+    /// The file can't be opened.
+    pub fn to_file(path: &std::path::Path) -> io::Result<Recorder> {
+        let file = File::options().create(true).append(true).open(path)?;
+        Ok(Recorder(Some(Arc::new(Inner { lines: Mutex::default(), file: Some(Mutex::new(file)) }))))
+    }
+
+    /// The lines of a file, but for a last one that a kill cut short.
+    ///
+    /// # Errors
+    /// The file can't be read.
+    pub fn read_file(path: &std::path::Path) -> io::Result<Vec<Line>> {
+        let text = std::fs::read_to_string(path)?;
+        Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+    }
+
+    /// The lines so far, in order of time.
+    #[must_use]
+    pub fn lines(&self) -> Vec<Line> {
+        let mut lines = self.0.as_ref().map(|inner| inner.lines.lock().clone()).unwrap_or_default();
+        lines.sort_by_key(|line| line.at);
+        lines
+    }
+
+    /// Writes a line of the test's own: a commit that was answered, a fault.
+    pub fn write(&self, server: &str, event: HistoryEvent) {
+        let Some(inner) = &self.0 else { return };
+        // Stamped under the lock, so that lines are in the order of their times.
+        let mut lines = inner.lines.lock();
+        let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        let at = u64::try_from(at.as_nanos()).unwrap_or(u64::MAX);
+        let at = lines.last().map_or(at, |last: &Line| at.max(last.at + 1));
+        let line = Line { at, server: server.to_owned(), event };
+        if let Some(file) = &inner.file
+            && let Ok(mut text) = serde_json::to_string(&line)
+        {
+            text.push('\n');
+            // One write, so that a line is whole or cut at its end.
+            if let Err(error) = file.lock().write_all(text.as_bytes()) {
+                tracing::error!(%error, "a line of the history is lost");
+            }
+        }
+        lines.push(line);
+    }
+
+    pub(crate) fn run_started(&self, run: &Run) {
+        if self.0.is_none() {
+            return;
+        }
+        self.write(
+            run.state.server(),
+            HistoryEvent::RunStarted {
+                hook: run.hook().to_owned(),
+                version: run.definitions.entity.version(),
+                delivery: run.definitions.entity.delivery(),
+                key: run.key.as_str().to_owned(),
+                fence: run.fence,
+                token: run.token.0,
+                request: run.request,
+                attempt: run.attempt,
+                snapshot: run.snapshot.revision(),
+            },
+        );
+    }
+
+    pub(crate) fn run_ended(&self, run: &Run, outcome: &Outcome) {
+        if self.0.is_none() {
+            return;
+        }
+        let outcome = match outcome {
+            Outcome::Done | Outcome::DoneWith(_) => RunOutcome::Done,
+            Outcome::RetryAt(_) | Outcome::RetryAtWith(..) => RunOutcome::RetryAt,
+            Outcome::Fail(_) => RunOutcome::Failed,
+        };
+        let event = HistoryEvent::RunEnded {
+            hook: run.hook().to_owned(),
+            key: run.key.as_str().to_owned(),
+            token: run.token.0,
+            request: run.request,
+            outcome,
+        };
+        self.write(run.state.server(), event);
+    }
+
+    pub(crate) fn joined(&self, server: &str, id: ServerId) {
+        self.write(server, HistoryEvent::Joined { id });
+    }
+
+    pub(crate) fn slot_leased(&self, server: &str, id: ServerId, fence: Fence) {
+        self.write(server, HistoryEvent::SlotLeased { id, fence });
+    }
+
+    pub(crate) fn slot_released(&self, server: &str, fence: Fence) {
+        self.write(server, HistoryEvent::SlotReleased { fence });
+    }
+
+    pub(crate) fn slot_lost(&self, server: &str, fence: Fence) {
+        self.write(server, HistoryEvent::SlotLost { fence });
+    }
+
+    pub(crate) fn settled(&self, server: &str, items: &[Settle], results: &[Settled]) {
+        if self.0.is_none() {
+            return;
+        }
+        for (item, result) in items.iter().zip(results) {
+            let durable = *result == Settled::Durable;
+            match item {
+                Settle::Receipt(receipt) => self.write(
+                    server,
+                    HistoryEvent::Receipt {
+                        request: receipt.request,
+                        fence: receipt.fence,
+                        outcome: receipt.outcome,
+                        durable,
+                    },
+                ),
+                Settle::Exception { exception, fence } => {
+                    let dead = exception.state == crate::driver::ExceptionState::Dead;
+                    let request = exception.request;
+                    self.write(server, HistoryEvent::Held { request, fence: *fence, dead, durable });
+                }
+                Settle::Watermark { .. } => {}
+            }
+        }
+    }
+
+    pub(crate) fn completed(&self, server: &str, fenced: &Fenced, end: &CommitEnd) {
+        if self.0.is_none() {
+            return;
+        }
+        let durable = match end {
+            CommitEnd::Committed => true,
+            CommitEnd::Fenced => false,
+            CommitEnd::Rejected(_) | CommitEnd::Closed => return,
+        };
+        for receipt in &fenced.receipts {
+            let (request, fence, outcome) = (receipt.request, receipt.fence, receipt.outcome);
+            self.write(server, HistoryEvent::Receipt { request, fence, outcome, durable });
+        }
+        for exception in &fenced.exceptions {
+            let request = exception.request;
+            self.write(server, HistoryEvent::Held { request, fence: fenced.fence, dead: false, durable });
+        }
+    }
+}
+
+/// A slot with its token, for tests that write histories by hand.
+#[must_use]
+pub fn fence(hook: u32, slot: u32, token: u64) -> Fence {
+    Fence { slot: SlotId { hook: crate::driver::HookNumber(hook), slot }, token: SlotToken(token) }
+}
