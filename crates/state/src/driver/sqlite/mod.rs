@@ -148,8 +148,9 @@ struct Store {
 
 impl Drop for Store {
     fn drop(&mut self) {
-        self.shared.queue.close();
+        // The writer's connection has to be the last one: it ends the write-ahead log, which a reader's can't.
         self.shared.readers.close();
+        self.shared.queue.close();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
