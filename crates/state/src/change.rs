@@ -111,6 +111,8 @@ pub(crate) enum AppliedAction {
     },
     /// An operator acted on a request.
     Act {
+        /// The entry's place in the transaction.
+        sequence: u32,
         /// The request.
         request: RequestId,
         /// What is to happen to it.

@@ -16,6 +16,7 @@ use crate::driver::StoredDocument;
 use crate::entity::Entity;
 use crate::float_check;
 use crate::record::Record;
+use crate::revision::Revision;
 
 /// The longest JSON text of one entity.
 pub(crate) const DOCUMENT_BYTES_MAX: usize = 8 << 20;
@@ -28,6 +29,7 @@ pub struct Document(Arc<Inner>);
 
 struct Inner {
     format: u32,
+    written_at: Revision,
     json: Arc<str>,
     decoded: OnceLock<Decoded>,
 }
@@ -67,9 +69,15 @@ pub(crate) enum EncodeError {
 }
 
 impl Document {
-    /// What a driver stored.
+    /// What a driver stored, read apart from the tree.
     pub(crate) fn stored(document: &StoredDocument) -> Document {
-        Document(Arc::new(Inner { format: document.format, json: document.json.clone(), decoded: OnceLock::new() }))
+        Document::stored_at(document, Revision::ZERO)
+    }
+
+    /// What a driver stored, written by the transaction of this revision.
+    pub(crate) fn stored_at(document: &StoredDocument, written_at: Revision) -> Document {
+        let StoredDocument { format, json } = document.clone();
+        Document(Arc::new(Inner { format, written_at, json, decoded: OnceLock::new() }))
     }
 
     /// What a driver is to store.
@@ -79,7 +87,11 @@ impl Document {
 
     /// Encodes a value. Fields of `before` that the type does not know are carried over (design: documents survive
     /// rolling upgrades).
-    pub(crate) fn encode<E: Entity>(value: E, before: Option<&Document>) -> Result<Document, EncodeError> {
+    pub(crate) fn encode<E: Entity>(
+        value: E,
+        before: Option<&Document>,
+        written_at: Revision,
+    ) -> Result<Document, EncodeError> {
         let json = encode_json(&value)?;
         let known: Arc<str> = json.into();
         let (json, format) = match before {
@@ -91,7 +103,7 @@ impl Document {
         };
         let exact = Arc::ptr_eq(&json, &known);
         let decoded = Decoded { type_id: TypeId::of::<E>(), value: Ok(Arc::new(value)), exact, next: OnceLock::new() };
-        Ok(Document(Arc::new(Inner { format, json, decoded: OnceLock::from(decoded) })))
+        Ok(Document(Arc::new(Inner { format, written_at, json, decoded: OnceLock::from(decoded) })))
     }
 
     /// The text with the fields that `E` does not know, or none if there are no such fields.
@@ -125,6 +137,12 @@ impl Document {
     #[must_use]
     pub fn format(&self) -> u32 {
         self.0.format
+    }
+
+    /// The revision of the transaction that wrote it.
+    #[must_use]
+    pub(crate) fn written_at(&self) -> Revision {
+        self.0.written_at
     }
 
     /// Whether two documents are the same in content: the same text in the same form.

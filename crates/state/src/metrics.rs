@@ -6,6 +6,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+use crate::cluster_hook::metrics::HookMetrics;
+
 /// A hook's name, as a label.
 pub(crate) type HookLabel = [(String, String); 1];
 
@@ -33,6 +35,7 @@ pub struct StateMetrics {
     pub(crate) local_hook_calls: Family<HookLabel, Counter>,
     pub(crate) local_hook_errors: Family<HookLabel, Counter>,
     pub(crate) local_hook_lag: Family<HookLabel, Gauge>,
+    pub(crate) hooks: HookMetrics,
 }
 
 impl StateMetrics {
@@ -55,6 +58,7 @@ impl StateMetrics {
             local_hook_calls: Family::default(),
             local_hook_errors: Family::default(),
             local_hook_lag: Family::default(),
+            hooks: HookMetrics::new(),
         }
     }
 
@@ -89,6 +93,7 @@ impl StateMetrics {
         registry.register("upkeep_errors", "Upkeep steps that failed and are tried again", self.upkeep_errors.clone());
         registry.register("local_hook_calls", "Calls of local hooks", self.local_hook_calls.clone());
         registry.register("local_hook_errors", "Calls of local hooks that failed", self.local_hook_errors.clone());
+        self.hooks.register(registry);
         registry.register("local_hook_lag", "Revisions that a local hook is behind", self.local_hook_lag.clone());
     }
 

@@ -23,13 +23,12 @@ const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'/').add(b'%').add(b'?').add
 
 /// Names a place in the tree. Cheap to clone; equality and hashing use the carried hash first.
 #[derive(Clone)]
-pub struct Path(Arc<Inner>);
+pub struct Path(
+    /// The hash, then the text: one place in memory to look at, and few bytes in the maps that have paths as keys.
+    Arc<[u8]>,
+);
 
-struct Inner {
-    hash: u64,
-    depth: u8,
-    text: Box<str>,
-}
+const HASH_BYTES: usize = 8;
 
 /// Why a text is not a path, or a path is not of the type that was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -109,11 +108,14 @@ impl Path {
     /// The top of the tree, which holds no entity itself. Its text is empty.
     #[must_use]
     pub fn root() -> Path {
-        Path::from_text(String::new(), 0)
+        Path::from_text("")
     }
 
-    fn from_text(text: String, depth: u8) -> Path {
-        Path(Arc::new(Inner { hash: xxh3_64(text.as_bytes()), depth, text: text.into_boxed_str() }))
+    fn from_text(text: &str) -> Path {
+        let mut bytes = Vec::with_capacity(HASH_BYTES + text.len());
+        bytes.extend_from_slice(&xxh3_64(text.as_bytes()).to_le_bytes());
+        bytes.extend_from_slice(text.as_bytes());
+        Path(bytes.into())
     }
 
     /// The path of a child of this one.
@@ -121,7 +123,8 @@ impl Path {
     /// # Errors
     /// A collection's name or an id that is none, and a path that gets too deep.
     pub fn child(&self, collection: &str, id: &str) -> Result<Path, PathError> {
-        let segment = usize::from(self.0.depth) * 2 + 1;
+        let depth = self.depth();
+        let segment = depth * 2 + 1;
         check_collection(collection, segment)?;
         if id.is_empty() {
             return Err(PathError::EmptyId { collection: collection.to_owned() });
@@ -129,11 +132,16 @@ impl Path {
         if id.len() > ID_BYTES_MAX {
             return Err(PathError::IdTooLong { collection: collection.to_owned(), bytes: id.len() });
         }
-        if usize::from(self.0.depth) >= DEPTH_MAX {
+        if depth >= DEPTH_MAX {
             return Err(PathError::TooDeep);
         }
-        let text = format!("{}/{}/{}", self.0.text, collection, utf8_percent_encode(id, ENCODED));
-        Ok(Path::from_text(text, self.0.depth + 1))
+        let mut text = String::with_capacity(self.as_str().len() + collection.len() + id.len() + 2);
+        text.push_str(self.as_str());
+        text.push('/');
+        text.push_str(collection);
+        text.push('/');
+        text.extend(utf8_percent_encode(id, ENCODED));
+        Ok(Path::from_text(&text))
     }
 
     /// Parses the text form, `/stores/airports/versions/7`.
@@ -179,45 +187,47 @@ impl Path {
     /// The text form.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        &self.0.text
+        // SAFETY: behind the hash stands a whole `str`, put there by `from_text`, the only place that makes the bytes.
+        unsafe { std::str::from_utf8_unchecked(&self.0[HASH_BYTES..]) }
     }
 
     /// How many pairs of collection and id it has; 0 for the root.
     #[must_use]
     pub fn depth(&self) -> usize {
-        usize::from(self.0.depth)
+        self.as_str().bytes().filter(|byte| *byte == b'/').count() / 2
     }
 
     /// The hash that it carries: xxh3 of the text form, the same everywhere.
     #[must_use]
     pub fn hash_code(&self) -> u64 {
-        self.0.hash
+        let hash = self.0.first_chunk().expect("the bytes begin with the hash");
+        u64::from_le_bytes(*hash)
     }
 
     /// The path above, or none for the root.
     #[must_use]
     pub fn parent(&self) -> Option<Path> {
-        let (above, _) = self.0.text.rsplit_once('/')?;
+        let (above, _) = self.as_str().rsplit_once('/')?;
         let (above, _) = above.rsplit_once('/')?;
-        Some(Path::from_text(above.to_owned(), self.0.depth - 1))
+        Some(Path::from_text(above))
     }
 
     /// The last collection's name; empty for the root.
     #[must_use]
     pub fn collection(&self) -> &str {
-        self.0.text.rsplit('/').nth(1).unwrap_or("")
+        self.as_str().rsplit('/').nth(1).unwrap_or("")
     }
 
     /// The last id, decoded; empty for the root.
     #[must_use]
     pub fn id(&self) -> Cow<'_, str> {
-        let encoded = self.0.text.rsplit('/').next().unwrap_or("");
+        let encoded = self.as_str().rsplit('/').next().unwrap_or("");
         percent_decode_str(encoded).decode_utf8_lossy()
     }
 
     /// The pairs of collection and decoded id, from the top down.
     pub fn pairs(&self) -> impl Iterator<Item = (&str, Cow<'_, str>)> {
-        let mut segments = self.0.text.split('/').skip(1);
+        let mut segments = self.as_str().split('/').skip(1);
         std::iter::from_fn(move || {
             let collection = segments.next()?;
             let id = percent_decode_str(segments.next()?).decode_utf8_lossy();
@@ -228,7 +238,7 @@ impl Path {
     /// Whether this path is `other` or lies below it.
     #[must_use]
     pub fn is_within(&self, other: &Path) -> bool {
-        match self.0.text.strip_prefix(&*other.0.text) {
+        match self.as_str().strip_prefix(&other.as_str()) {
             Some(rest) => rest.is_empty() || rest.starts_with('/'),
             None => false,
         }
@@ -251,7 +261,7 @@ impl Path {
     fn wrong_collection(&self, position: usize, found: &str, expected: &str) -> PathError {
         PathError::WrongCollection {
             segment: position * 2 + 1,
-            path: self.0.text.to_string(),
+            path: self.as_str().to_string(),
             found: found.to_owned(),
             expected: expected.to_owned(),
         }
@@ -266,13 +276,13 @@ fn check_collection(name: &str, segment: usize) -> Result<(), PathError> {
 
 impl PartialEq for Path {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0) || (self.0.hash == other.0.hash && self.0.text == other.0.text)
+        Arc::ptr_eq(&self.0, &other.0) || self.0 == other.0
     }
 }
 impl Eq for Path {}
 impl Hash for Path {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
-        hasher.write_u64(self.0.hash);
+        hasher.write_u64(self.hash_code());
     }
 }
 impl PartialOrd for Path {
@@ -283,12 +293,12 @@ impl PartialOrd for Path {
 /// By the bytes of the text form. Listings of children use the order of their ids instead.
 impl Ord for Path {
     fn cmp(&self, other: &Self) -> Ordering {
-        self.0.text.cmp(&other.0.text)
+        self.as_str().cmp(other.as_str())
     }
 }
 impl fmt::Debug for Path {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(if self.0.text.is_empty() { "/" } else { &self.0.text })
+        formatter.write_str(if self.as_str().is_empty() { "/" } else { self.as_str() })
     }
 }
 impl fmt::Display for Path {
@@ -298,7 +308,7 @@ impl fmt::Display for Path {
 }
 impl Serialize for Path {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.0.text)
+        serializer.serialize_str(self.as_str())
     }
 }
 impl<'de> Deserialize<'de> for Path {

@@ -7,7 +7,7 @@ use crate::entity::{Entity, EntityId, Parent, Ref, Root};
 use crate::error::ReadError;
 use crate::path::Path;
 use crate::revision::{Epoch, Revision};
-use crate::tree::Tree;
+use crate::tree::{Node, Tree};
 
 /// The whole tree at one revision. Immutable, cheap to take, to clone and to hold; reading it does no I/O and takes no
 /// lock. It holds on to what it shows, so one that is kept for long keeps old values in memory.
@@ -110,7 +110,7 @@ impl Snapshot {
     /// The revision that last changed the entity; none if it does not exist.
     #[must_use]
     pub fn changed_at(&self, path: &Path) -> Option<Revision> {
-        self.0.tree.get(path).map(|node| node.changed_at)
+        self.0.tree.get(path).map(Node::changed_at)
     }
 
     /// The entities of one collection under a parent, in id order; none if the parent does not exist.

@@ -18,6 +18,7 @@ use crate::metrics::StateMetrics;
 use crate::record::{IndexDeclaration, Record};
 use crate::revision::{Attributes, Epoch, Revision, SubmissionId, Timestamp};
 use crate::snapshot::Snapshot;
+use crate::testing::history::Recorder;
 use crate::testing::points::Points;
 use crate::transaction::{Transaction, TransactionError};
 
@@ -49,8 +50,13 @@ pub struct StateOptions {
     pub log_keep: Duration,
     /// How long closing waits for cluster hooks' runs before it cancels them.
     pub drain_limit: Duration,
+    /// How many requests of cluster hooks this server keeps in memory at most; further ones are read from the log again
+    /// when there is room.
+    pub hook_requests_in_memory: usize,
     /// Named test points; none outside tests.
     pub points: Points,
+    /// Writes down what cluster hooks do, for the history checker; nothing outside tests.
+    pub recorder: Recorder,
     /// Writes the initial state, once, into a store that is empty.
     pub initialise: Option<Initialise>,
 }
@@ -71,7 +77,9 @@ impl StateOptions {
             compact_every: 30,
             log_keep: Duration::from_secs(3_600),
             drain_limit: Duration::from_secs(30),
+            hook_requests_in_memory: 100_000,
             points: Points::none(),
+            recorder: Recorder::none(),
             initialise: None,
         }
     }

@@ -280,7 +280,7 @@ impl Transaction {
             return Ok(());
         }
         let before = current.or(original).map(|node| &node.document);
-        let document = Document::encode(value, before).map_err(|error| encode_error(path.to_string(), error))?;
+        let document = Document::encode(value, before, self.revision).map_err(|error| encode_error(path.to_string(), error))?;
         let size = document.json().len();
         if size > DOCUMENT_BYTES_MAX {
             let what = format!("the document of {path}, in bytes,");
@@ -288,7 +288,7 @@ impl Transaction {
         }
         self.grow(size)?;
         self.touch(path)?;
-        self.tree.insert(path, Node { document, changed_at: self.revision });
+        self.tree.insert(path, Node { document });
         Ok(())
     }
 

@@ -23,8 +23,13 @@ use crate::revision::Revision;
 #[derive(Debug, Clone)]
 pub(crate) struct Node {
     pub(crate) document: Document,
+}
+
+impl Node {
     /// The revision that last changed it.
-    pub(crate) changed_at: Revision,
+    pub(crate) fn changed_at(&self) -> Revision {
+        self.document.written_at()
+    }
 }
 
 /// Takes the hash that a [`Path`] carries as it is.

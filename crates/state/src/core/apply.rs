@@ -24,11 +24,11 @@ pub(crate) fn apply_row(tree: &mut Tree, row: &LogRow, epoch: Epoch) -> Arc<Appl
         let sequence = u32::try_from(sequence).unwrap_or(u32::MAX);
         match entry {
             LogEntry::Change { path, before: _, after, hooks } => {
-                let after = after.as_ref().map(Document::stored);
+                let after = after.as_ref().map(|after| Document::stored_at(after, row.revision));
                 let before = match &after {
                     Some(after) => {
                         let before = tree.get(path).map(|node| node.document.clone());
-                        tree.insert(path, Node { document: after.clone(), changed_at: row.revision });
+                        tree.insert(path, Node { document: after.clone() });
                         before
                     }
                     None => tree.remove(path).map(|node| node.document),
@@ -92,8 +92,8 @@ async fn load_once(driver: &dyn Driver) -> Result<Loaded, DriverError> {
     let stored = driver.load().await?;
     let from = stored.revision;
     for row in stored.entities {
-        let document = Document::stored(&row.document);
-        tree.insert(&row.path, Node { document, changed_at: row.revision });
+        let document = Document::stored_at(&row.document, row.revision);
+        tree.insert(&row.path, Node { document });
     }
     let mut revision = from;
     let mut touched = Vec::new();

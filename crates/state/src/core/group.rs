@@ -17,7 +17,7 @@ use crate::driver::{LogEntry, LogRow, RecordWrite, ServerName};
 use crate::revision::{Epoch, Revision, Timestamp};
 use crate::snapshot::Snapshot;
 use crate::transaction::{Effect, Transaction, TransactionError};
-use crate::tree::Tree;
+use crate::tree::{Node, Tree};
 
 /// What a group starts from, and where it stands.
 #[derive(Clone)]
@@ -192,7 +192,7 @@ fn prepare(terms: &Terms, standing: &mut Standing, submission: &Submission, effe
         registrations_changed |= Matcher::concerns(&path);
         // Matched at the head, by the registrations in force before this transaction: every server with any code makes
         // the same requests.
-        let existed_since = before.as_ref().and_then(|_| standing.tree.get(&path)).map(|node| node.changed_at);
+        let existed_since = before.as_ref().and_then(|_| standing.tree.get(&path)).map(Node::changed_at);
         let requested = standing.matcher.requested(&path, existed_since);
         for hook in requested.existing_first {
             let sequence = place(entries.len());

@@ -86,7 +86,7 @@ impl Core {
             match snapshot.tree().get(path) {
                 Some(node) => changed.push(EntityRow {
                     path: path.clone(),
-                    revision: node.changed_at,
+                    revision: node.changed_at(),
                     document: node.document.to_stored(),
                 }),
                 None => removed.push(path.clone()),
