@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tidegate_state::{HookHandle, RegisterError, Registration, State};
+use tidegate_state::{ClusterView, HookHandle, RegisterError, Registration, State};
 
 use crate::call::CallSite;
+use crate::configuration::HooksConfiguration;
 use crate::contract::{HookError, StoreLifecycleHooks};
 use crate::delivery::{Delivery, EventSink};
 use crate::metrics::LifecycleMetrics;
@@ -124,6 +125,18 @@ impl Lifecycle {
             handles.push(state.register(registration, self.0.room, Arc::new(runner)).await?);
         }
         Ok(handles)
+    }
+
+    /// The enabled hooks that no live server runs. Their gates wait; this is for saying so.
+    #[must_use]
+    pub fn hooks_without_server(configuration: &HooksConfiguration, cluster: &ClusterView) -> Vec<String> {
+        let runs = |name: &str| {
+            let cluster_hook = format!("{CALL_HOOK}-{name}");
+            cluster.servers.iter().any(|server| {
+                server.lives && !server.draining && server.hooks.iter().any(|(hook, ..)| *hook == cluster_hook)
+            })
+        };
+        configuration.enabled.iter().filter(|name| !runs(name)).cloned().collect()
     }
 
     /// Delivers events to a sink, in order per store.
