@@ -1,1 +1,280 @@
-fn main() {}
+//! How fast a build is, and how fast look-ups are, each with a baseline of the same run.
+//!
+//! `TIDEGATE_BENCH_INPUT_MB` (64) is the size of the CSV that is built, `TIDEGATE_BENCH_MEMORY_MB`
+//! (256) the build's memory bound, `TIDEGATE_BENCH_KEYS` (1 000 000) the number of keys that are
+//! looked up, with values of 100 bytes. Figures are medians of several rounds; ratios are the
+//! figures to go by, for they move less with the machine.
+#![allow(clippy::unwrap_used)]
+
+use std::fs::File;
+use std::hint::black_box;
+use std::io::{BufWriter, Read, Write};
+use std::path::Path;
+use std::time::Instant;
+
+use heed::types::Bytes;
+use heed::{Database, EnvOpenOptions, PutFlags};
+use tidegate_dataset::build::{BuildOptions, Builder, BuiltArtifact};
+use tidegate_dataset::index::{Index, IndexBuilder};
+use tidegate_dataset::key::KeyBytes;
+use tidegate_dataset::{Cancel, infer_schema, quiet};
+
+const ROUNDS: usize = 3;
+
+fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// A small generator, so that every run has the same input.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut value = self.0;
+        value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        value ^ (value >> 31)
+    }
+}
+
+fn seconds<T>(work: impl FnOnce() -> T) -> (f64, T) {
+    let start = Instant::now();
+    let result = work();
+    (start.elapsed().as_secs_f64(), result)
+}
+
+/// The most memory that the process ever had resident, in MiB.
+fn peak_resident_mib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.trim().trim_end_matches(" kB").trim().parse::<u64>().ok()).map_or(0, |kib| kib / 1024)
+}
+
+/// Rows like those of a feature table: an id, texts, numbers, some cells empty.
+fn write_table(path: &Path, bytes: u64) {
+    let mut out = BufWriter::with_capacity(1 << 20, File::create(path).unwrap());
+    writeln!(out, "id,name,city,country,elevation,lat,lon,zone,active").unwrap();
+    let (mut random, mut written, mut row) = (Random(1), 0u64, Vec::new());
+    while written < bytes {
+        let r = random.next();
+        row.clear();
+        let zone = ["Europe/Berlin", "America/Chicago", "", "Asia/Tokyo"][(r >> 40) as usize % 4];
+        writeln!(
+            row,
+            "{r:016x},\"Field number {}\",City {},{},{},{}.{:06},-{}.{:06},{zone},{}",
+            r % 100_000,
+            r % 5_000,
+            ["US", "DE", "JP", "GB"][(r >> 20) as usize % 4],
+            r % 4_000,
+            r % 90,
+            r % 999_983,
+            r % 180,
+            r % 999_979,
+            r % 2 == 0,
+        )
+        .unwrap();
+        out.write_all(&row).unwrap();
+        written += row.len() as u64;
+    }
+    out.flush().unwrap();
+}
+
+/// The baseline of the build: every cell of the file parsed and looked at, and no more.
+fn parse_only(path: &Path) -> u64 {
+    let mut file = File::open(path).unwrap();
+    let mut parser = csv_core::Reader::new();
+    let (mut buffer, mut cell) = (vec![0u8; 64 * 1024], vec![0u8; 64 * 1024]);
+    let mut sum = 0u64;
+    loop {
+        let filled = file.read(&mut buffer).unwrap();
+        let mut position = 0;
+        loop {
+            let (result, read, written) = parser.read_field(&buffer[position..filled], &mut cell);
+            position += read;
+            sum = sum.wrapping_add(written as u64);
+            match result {
+                csv_core::ReadFieldResult::InputEmpty => break,
+                csv_core::ReadFieldResult::End => return sum,
+                csv_core::ReadFieldResult::OutputFull | csv_core::ReadFieldResult::Field { .. } => {}
+            }
+        }
+    }
+}
+
+fn build(options: BuildOptions, input: &Path) -> BuiltArtifact {
+    Builder::new(options).build(&[input.to_path_buf()], &quiet, &Cancel::new()).unwrap()
+}
+
+fn bench_build(folder: &Path) {
+    let input_mb = setting("TIDEGATE_BENCH_INPUT_MB", 64);
+    let memory_mb = setting("TIDEGATE_BENCH_MEMORY_MB", 256);
+    let input = folder.join("table.csv");
+    write_table(&input, input_mb * 1_000_000);
+    let megabytes = std::fs::metadata(&input).unwrap().len() as f64 / 1e6;
+    let keys = [String::from("id")];
+    let (mut parsing, mut inferring, mut building) = (Vec::new(), Vec::new(), Vec::new());
+    let mut artifact_bytes = 0;
+    for _ in 0..ROUNDS {
+        parsing.push(megabytes / seconds(|| black_box(parse_only(&input))).0);
+        let (time, inferred) = seconds(|| infer_schema(std::slice::from_ref(&input), &keys).unwrap());
+        inferring.push(megabytes / time);
+        let mut options = BuildOptions::new(keys.clone(), folder.join("build"));
+        options.threads = 1;
+        options.memory_bytes = (memory_mb as usize) << 20;
+        options.schema = Some(inferred.schema);
+        let (time, artifact) = seconds(|| build(options, &input));
+        building.push(megabytes / time);
+        artifact_bytes = artifact.manifest.bytes;
+    }
+    let (parse, infer, whole) = (median(parsing), median(inferring), median(building));
+    println!("build, one thread, {megabytes:.0} MB of CSV, memory bound {memory_mb} MiB");
+    println!("  baseline: csv-core, cells only  {parse:8.1} MB/s");
+    println!("  first pass: schema and digest   {infer:8.1} MB/s   {:.2} × baseline", infer / parse);
+    println!("  second pass: artifact           {whole:8.1} MB/s   {:.2} × baseline", whole / parse);
+    let both = 1.0 / (1.0 / infer + 1.0 / whole);
+    println!("  both passes                     {both:8.1} MB/s   (wanted: at least 40)");
+    println!("  artifact {:.1} MB, peak resident {} MiB", artifact_bytes as f64 / 1e6, peak_resident_mib());
+    std::fs::remove_file(&input).unwrap();
+    std::fs::remove_dir_all(folder.join("build")).unwrap();
+}
+
+struct Latencies {
+    p50_ns: f64,
+    p99_ns: f64,
+    per_second: f64,
+}
+
+/// Latencies one by one, then throughput without a clock between look-ups.
+fn measure(order: &[u32], mut get: impl FnMut(usize) -> u64) -> Latencies {
+    let mut sum = 0u64;
+    let mut latencies: Vec<u32> = Vec::with_capacity(order.len());
+    for position in order {
+        let start = Instant::now();
+        sum = sum.wrapping_add(get(*position as usize));
+        latencies.push(start.elapsed().as_nanos() as u32);
+    }
+    let (time, ()) = seconds(|| {
+        for position in order {
+            sum = sum.wrapping_add(get(*position as usize));
+        }
+    });
+    black_box(sum);
+    latencies.sort_unstable();
+    Latencies {
+        p50_ns: f64::from(latencies[latencies.len() / 2]),
+        p99_ns: f64::from(latencies[latencies.len() * 99 / 100]),
+        per_second: order.len() as f64 / time,
+    }
+}
+
+fn summarise(rounds: &[Latencies]) -> Latencies {
+    let of = |figure: fn(&Latencies) -> f64| median(rounds.iter().map(figure).collect());
+    Latencies { p50_ns: of(|l| l.p50_ns), p99_ns: of(|l| l.p99_ns), per_second: of(|l| l.per_second) }
+}
+
+fn write_records(path: &Path, count: u64) -> Vec<String> {
+    let mut out = BufWriter::with_capacity(1 << 20, File::create(path).unwrap());
+    writeln!(out, "key,value").unwrap();
+    let mut random = Random(7);
+    let mut keys = Vec::with_capacity(count as usize);
+    let mut value = String::new();
+    for _ in 0..count {
+        let key = format!("{:016x}", random.next());
+        value.clear();
+        while value.len() < 100 {
+            value.push_str(&format!("{:016x}", random.next()));
+        }
+        value.truncate(100);
+        writeln!(out, "{key},{value}").unwrap();
+        keys.push(key);
+    }
+    out.flush().unwrap();
+    keys
+}
+
+fn bench_look_ups(folder: &Path) {
+    let count = setting("TIDEGATE_BENCH_KEYS", 1_000_000);
+    let input = folder.join("records.csv");
+    let keys = write_records(&input, count);
+    let mut options = BuildOptions::new(["key"], folder.join("work"));
+    options.threads = 1;
+    let artifact = build(options, &input);
+    let (time, index) = seconds(|| {
+        IndexBuilder::new(folder.join("index"))
+            .memory_bytes(256 << 20)
+            .build(&artifact.folder, &artifact.manifest, &quiet, &Cancel::new())
+            .unwrap()
+    });
+    println!(
+        "index of {count} keys with values of 100 bytes: built in {time:.1} s, {:.0} MB",
+        index.file_bytes() as f64 / 1e6
+    );
+    let encoded: Vec<KeyBytes> = keys.iter().map(|key| index.key(key).unwrap()).collect();
+    drop(keys);
+
+    let environment_folder = folder.join("lmdb");
+    std::fs::create_dir(&environment_folder).unwrap();
+    let (time, (environment, database)) = seconds(|| fill_lmdb(&environment_folder, &index, &encoded));
+    println!("LMDB with the same records: filled in {time:.1} s");
+
+    let look_ups = 1_000_000;
+    let mut random = Random(3);
+    let order: Vec<u32> = (0..look_ups).map(|_| (random.next() % count) as u32).collect();
+    let transaction = environment.read_txn().unwrap();
+    // A round to fault all pages in, then rounds in turns.
+    let mut of_index = |key: usize| {
+        let value = index.get(&encoded[key]).unwrap().unwrap();
+        u64::from(value[value.len() - 1])
+    };
+    let mut of_lmdb = |key: usize| {
+        let value = database.get(&transaction, encoded[key].as_bytes()).unwrap().unwrap();
+        u64::from(value[value.len() - 1])
+    };
+    for key in 0..encoded.len() {
+        black_box(of_index(key) + of_lmdb(key));
+    }
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        theirs.push(measure(&order, &mut of_lmdb));
+        ours.push(measure(&order, &mut of_index));
+    }
+    let (ours, theirs) = (summarise(&ours), summarise(&theirs));
+    println!("look-ups of random keys, one thread");
+    for (name, l) in [("baseline: LMDB", &theirs), ("index", &ours)] {
+        println!("  {name:<16} p50 {:6.0} ns   p99 {:6.0} ns   {:6.2} M/s", l.p50_ns, l.p99_ns, l.per_second / 1e6);
+    }
+    println!("  p50        {:.2} × baseline (wanted: at most 0.5)", ours.p50_ns / theirs.p50_ns);
+    println!("  p99        {:.2} × baseline (wanted: at most 0.6)", ours.p99_ns / theirs.p99_ns);
+    println!("  throughput {:.2} × baseline (wanted: at least 3)", ours.per_second / theirs.per_second);
+}
+
+fn fill_lmdb(folder: &Path, index: &Index, keys: &[KeyBytes]) -> (heed::Env, Database<Bytes, Bytes>) {
+    // SAFETY: the folder is new and used by this process alone.
+    let environment = unsafe { EnvOpenOptions::new().map_size(64 << 30).open(folder) }.unwrap();
+    let mut transaction = environment.write_txn().unwrap();
+    let database: Database<Bytes, Bytes> = environment.create_database(&mut transaction, None).unwrap();
+    let mut sorted: Vec<&KeyBytes> = keys.iter().collect();
+    sorted.sort_unstable();
+    for key in sorted {
+        let value = index.get(key).unwrap().unwrap();
+        database.put_with_flags(&mut transaction, PutFlags::APPEND, key.as_bytes(), &value).unwrap();
+    }
+    transaction.commit().unwrap();
+    (environment, database)
+}
+
+fn main() {
+    // `cargo test --benches` only asks whether it runs at all.
+    if std::env::args().any(|argument| argument == "--test") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    bench_build(folder.path());
+    bench_look_ups(folder.path());
+}

@@ -207,7 +207,7 @@ impl Inference<'_> {
                 })
                 .collect(),
         };
-        check_types(file, schema, &expected, &columns.first_file)?;
+        check_types(&file.path, schema, &expected, &columns.first_file)?;
         Ok(digest)
     }
 

@@ -32,10 +32,6 @@ impl KeyBytes {
         &self.0
     }
 
-    pub(crate) fn from_encoded(bytes: Vec<u8>) -> Self {
-        Self(bytes)
-    }
-
     /// The xxh3-64 hash of the encoded key, which decides its partition and its place in an index.
     #[must_use]
     pub fn hash(&self) -> u64 {

@@ -283,6 +283,9 @@ struct Levels {
     repetition: Vec<i16>,
 }
 
+/// Hands a batch to a column's encoder: values, levels if the column has any, whether it is a list.
+type WriteBatch<'w, T> = dyn FnMut(&[T], Option<&Levels>, bool) -> Result<(), ParquetError> + 'w;
+
 impl RowGroup<'_> {
     fn write<W: Write + Send>(&mut self, writer: &mut SerializedRowGroupWriter<'_, W>) -> Result<(), GroupError> {
         let mut value_field = 0;
@@ -359,7 +362,7 @@ impl RowGroup<'_> {
         position: usize,
         place: FieldPlace,
         convert: &dyn Fn(&Bytes, Scalar<'_>) -> T,
-        write: &mut dyn FnMut(&[T], Option<&Levels>, bool) -> Result<(), ParquetError>,
+        write: &mut WriteBatch<'_, T>,
     ) -> Result<(), GroupError> {
         let field = &self.schema.fields[position];
         let is_key = matches!(place, FieldPlace::Key(_));

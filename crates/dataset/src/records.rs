@@ -1,11 +1,12 @@
 //! The second pass over the input: every row parsed by the schema and encoded as a record.
 
-use std::path::Path;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 
 use tidegate_api::manifest::{FieldType, Schema};
 
 use crate::input::csv::CsvReader;
-use crate::input::parquet::{Column, ParquetFile};
+use crate::input::parquet::{Batch, Batches, Column, ParquetFile};
 use crate::input::source::{InputDigest, open_seekable};
 use crate::input::{Format, InputError, InputFile, Place, display};
 use crate::key::{KeyCodec, shorten};
@@ -181,86 +182,135 @@ impl<E: From<InputError>> Pass<'_, '_, E> {
             return Ok(crate::input::source::Source::open(file)?.finish()?);
         }
         let (opened, digest) = open_seekable(file, self.reading.folder)?;
-        let parquet = ParquetFile::open(opened, &file.path)?;
-        let columns: Vec<_> = parquet.schema().fields.iter().map(|f| f.name.clone()).collect();
-        map_columns(&file.path, schema, &columns)?;
-        check_types(file, parquet.schema(), schema, "the schema")?;
-        let rows_in_file = parquet.rows();
-        let mut batches = parquet.batches()?;
-        let mut first_row = 1u64;
-        while let Some(batch) = batches.next(schema)? {
-            self.report(file.bytes * (first_row - 1) / rows_in_file.max(1))?;
-            for offset in 0..batch.rows {
-                let row = first_row + offset as u64;
-                self.rows += 1;
-                let null = |position: usize, key: bool| InputError::Null {
-                    place: Place { file: display(&file.path), row, line: None },
-                    column: schema.fields[position].name.clone(),
-                    key,
-                };
-                self.key.clear();
-                for (order, column) in keys.columns().iter().enumerate() {
-                    let scalar = match &batch.columns[column.position] {
-                        Column::Scalar(values) => values.get(offset),
-                        Column::List(..) => None,
-                    };
-                    let scalar = scalar.ok_or_else(|| null(column.position, true))?;
-                    keys.encode_column(order, scalar, &mut self.key);
-                }
-                let mut encoder = ValueEncoder::new(&mut self.value, keys.value_field_count());
-                for (position, field) in schema.fields.iter().enumerate() {
-                    if keys.is_key_position(position) {
-                        continue;
-                    }
-                    let column = &batch.columns[position];
-                    if column.is_null(offset) {
-                        if !field.nullable {
-                            return Err(null(position, false).into());
-                        }
-                        encoder.null();
-                        continue;
-                    }
-                    match column {
-                        Column::Scalar(values) => match values.get(offset) {
-                            Some(scalar) => encoder.scalar(scalar),
-                            None => encoder.null(),
-                        },
-                        Column::List(list, elements) => {
-                            let offsets = list.value_offsets();
-                            let range = offsets[offset] as usize..offsets[offset + 1] as usize;
-                            encoder.list(range.map(|element| elements.get(element)));
-                        }
-                    }
-                }
-                let payload_bytes = encoder.payload_bytes();
-                (self.sink)(&Record {
-                    key: &self.key,
-                    value: &self.value,
-                    payload_bytes,
-                    file: index,
-                    row,
-                    line: None,
-                })?;
+        let mut rows = ParquetRows::open(opened, &file.path, schema, keys)?;
+        let rows_in_file = rows.rows_in_file.max(1);
+        let mut read = 0u64;
+        loop {
+            if read.is_multiple_of(ROWS_PER_CHECK) {
+                let share = u128::from(file.bytes) * u128::from(read) / u128::from(rows_in_file);
+                self.report(share as u64)?;
             }
-            first_row += batch.rows as u64;
+            let Some(record) = rows.next()? else { break };
+            read += 1;
+            self.rows += 1;
+            (self.sink)(&Record { file: index, ..record })?;
         }
         Ok(digest)
     }
 }
 
+/// The rows of one Parquet file as records, one after the other.
+pub(crate) struct ParquetRows<'a> {
+    path: PathBuf,
+    schema: &'a Schema,
+    keys: &'a KeyCodec,
+    rows_in_file: u64,
+    batches: Batches,
+    batch: Option<Batch>,
+    /// Position in the batch.
+    offset: usize,
+    row: u64,
+    key: Vec<u8>,
+    value: Vec<u8>,
+}
+
+impl<'a> ParquetRows<'a> {
+    /// Fails if the file's columns are not the schema's.
+    pub(crate) fn open(file: File, path: &Path, schema: &'a Schema, keys: &'a KeyCodec) -> Result<Self, InputError> {
+        let parquet = ParquetFile::open(file, path)?;
+        let found = parquet.schema();
+        let columns: Vec<_> = found.fields.iter().map(|f| f.name.clone()).collect();
+        map_columns(path, schema, &columns)?;
+        check_types(path, found, schema, "the schema")?;
+        Ok(Self {
+            path: path.to_path_buf(),
+            schema,
+            keys,
+            rows_in_file: parquet.rows(),
+            batches: parquet.batches()?,
+            batch: None,
+            offset: 0,
+            row: 0,
+            key: Vec::new(),
+            value: Vec::new(),
+        })
+    }
+
+    /// The next record; its `file` is 0.
+    pub(crate) fn next(&mut self) -> Result<Option<Record<'_>>, InputError> {
+        while self.batch.as_ref().is_none_or(|batch| self.offset == batch.rows) {
+            self.batch = self.batches.next(self.schema)?;
+            self.offset = 0;
+            if self.batch.is_none() {
+                return Ok(None);
+            }
+        }
+        let offset = self.offset;
+        self.offset += 1;
+        self.row += 1;
+        let payload_bytes = self.encode(offset)?;
+        Ok(Some(Record { key: &self.key, value: &self.value, payload_bytes, file: 0, row: self.row, line: None }))
+    }
+
+    fn null(&self, position: usize, key: bool) -> InputError {
+        InputError::Null {
+            place: Place { file: display(&self.path), row: self.row, line: None },
+            column: self.schema.fields[position].name.clone(),
+            key,
+        }
+    }
+
+    fn encode(&mut self, offset: usize) -> Result<u64, InputError> {
+        let Some(batch) = &self.batch else {
+            return Ok(0);
+        };
+        let (schema, keys) = (self.schema, self.keys);
+        self.key.clear();
+        for (order, column) in keys.columns().iter().enumerate() {
+            let scalar = match &batch.columns[column.position] {
+                Column::Scalar(values) => values.get(offset),
+                Column::List(..) => None,
+            };
+            let Some(scalar) = scalar else {
+                return Err(self.null(column.position, true));
+            };
+            keys.encode_column(order, scalar, &mut self.key);
+        }
+        let mut encoder = ValueEncoder::new(&mut self.value, keys.value_field_count());
+        for (position, field) in schema.fields.iter().enumerate() {
+            if keys.is_key_position(position) {
+                continue;
+            }
+            match &batch.columns[position] {
+                column if column.is_null(offset) => {
+                    if !field.nullable {
+                        return Err(self.null(position, false));
+                    }
+                    encoder.null();
+                }
+                Column::Scalar(values) => match values.get(offset) {
+                    Some(scalar) => encoder.scalar(scalar),
+                    None => encoder.null(),
+                },
+                Column::List(list, elements) => {
+                    let offsets = list.value_offsets();
+                    let range = offsets[offset] as usize..offsets[offset + 1] as usize;
+                    encoder.list(range.map(|element| elements.get(element)));
+                }
+            }
+        }
+        Ok(encoder.payload_bytes())
+    }
+}
+
 /// Refuses a file whose columns have other types than expected.
-pub(crate) fn check_types(
-    file: &InputFile,
-    found: &Schema,
-    expected: &Schema,
-    expected_by: &str,
-) -> Result<(), InputError> {
+pub(crate) fn check_types(path: &Path, found: &Schema, expected: &Schema, expected_by: &str) -> Result<(), InputError> {
     for field in &found.fields {
         if let Some(known) = expected.field(&field.name)
             && known.data_type != field.data_type
         {
             return Err(InputError::ColumnType {
-                path: display(&file.path),
+                path: display(path),
                 column: field.name.clone(),
                 found: field.data_type,
                 expected: known.data_type,

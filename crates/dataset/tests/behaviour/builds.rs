@@ -391,11 +391,8 @@ fn d12_every_type_comes_through() {
             .collect::<Vec<_>>()
     );
     assert_eq!(found[1][0..3], ["2", "false", "0"]);
-    assert_eq!(
-        found[1][4..6],
-        ["1e300".parse::<f64>().map(|v| format!("{v:e}")).unwrap().replace("1e300", "1e300").as_str(), "\"\""]
-            .map(|s| if s == "1e300" { found[1][4].clone() } else { s.to_owned() })
-    );
+    assert_eq!(found[1][4].parse::<f64>().unwrap(), 1e300);
+    assert_eq!(found[1][5], "\"\"");
     assert_eq!(found[1][9], "[]");
     assert_eq!(found[1][11], "null");
     assert_eq!(found[2][2], i64::MIN.to_string());
@@ -547,9 +544,7 @@ fn compressed_input_gives_the_same_artifact_and_a_cut_one_is_refused() {
         assert!(error.contains(name) && error.contains("can't be read"), "{error}");
     }
     // Parquet too, which needs random access.
-    let parquet = std::fs::read(plain.folder.join(&plain.manifest.parts[0].name));
-    drop(parquet);
-    let part = &world.build(&["k"], &[world.file("in.csv", &content)]);
+    let part = world.build(&["k"], &[world.file("in.csv", &content)]);
     let bytes = std::fs::read(part.folder.join(&part.manifest.parts[0].name)).unwrap();
     let packed = world.file("part.parquet.zst", zstd::encode_all(bytes.as_slice(), 1).unwrap());
     let artifact = world.build(&["k"], &[packed]);

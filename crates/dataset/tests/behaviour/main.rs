@@ -2,5 +2,9 @@
 //! acceptance tables.
 #![allow(clippy::unwrap_used)]
 
+mod artifacts;
 mod builds;
+mod diffs;
+mod indexes;
+mod keys;
 mod support;

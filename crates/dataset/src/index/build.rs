@@ -1,0 +1,701 @@
+//! Building an index from an artifact's parts.
+//!
+//! Parts are ranges of hashes, so that they are taken one after the other: each is sorted by hash
+//! (within a memory bound, see [`crate::sort`]) and appended.
+
+use std::fs::File;
+use std::io::{BufWriter, Seek, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tidegate_api::manifest::{Manifest, Part};
+
+use super::format::{
+    BODY_HEADER_BYTES, BUCKET_RECORDS, Body, ENTRY_BYTES, FLAG_COMPRESSED, HEAD_BYTES, HEADER_BYTES, Header,
+    LINE_BUCKETS, LINE_BYTES, bucket_count, bucket_of, fingerprint, line_count, line_to_bytes, write_head,
+};
+use super::{Damaged, Description, Index, OpenError, VALUE_BYTES_MAX};
+use crate::artifact::{ArtifactError, ArtifactStore, check_manifest};
+use crate::digest::ContentDigest;
+use crate::input::{Compression, Format, InputError, InputFile};
+use crate::key::{KeyCodec, hash, partition_of};
+use crate::progress::{Cancel, OnProgress, Phase, Progress};
+use crate::records::{Reading, read_records};
+use crate::sort::{Origin, SortedRuns, Sorter, SpillError};
+use crate::value::encode_varint;
+
+/// Why an index was not built. Nothing is left of it then.
+#[derive(Debug, thiserror::Error)]
+pub enum IndexError {
+    /// The artifact can't be read, or is damaged.
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+    /// A part has the right digest and still can't be read.
+    #[error("part {part} can't be read: {source}")]
+    Part {
+        /// The part's name.
+        part: String,
+        /// What is wrong with it.
+        source: Box<InputError>,
+    },
+    /// The records are not those that the manifest speaks of.
+    #[error(
+        "the parts have {records} records with digest {digest}; the manifest says {expected_records} with {expected_digest}"
+    )]
+    Content {
+        /// Records in the parts.
+        records: u64,
+        /// Digest over them.
+        digest: String,
+        /// Records by the manifest.
+        expected_records: u64,
+        /// Digest by the manifest.
+        expected_digest: String,
+    },
+    /// A part holds a record of another partition.
+    #[error("part {part} holds a record that belongs into another one")]
+    WrongPartition {
+        /// The part's name.
+        part: String,
+    },
+    /// A value is too large for an index.
+    #[error("part {part}: a value takes {bytes} bytes, the limit is {VALUE_BYTES_MAX}")]
+    ValueTooLarge {
+        /// The part's name.
+        part: String,
+        /// Its encoded size.
+        bytes: usize,
+    },
+    /// A file can't be written or read.
+    #[error("{path}: {}", crate::build::describe_disk_error(source))]
+    Disk {
+        /// The file.
+        path: String,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// What was written can't be opened: the disk lies.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The work was cancelled.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl From<SpillError> for IndexError {
+    fn from(error: SpillError) -> Self {
+        disk_error(&error.path, error.source)
+    }
+}
+
+fn disk_error(path: &Path, source: std::io::Error) -> IndexError {
+    IndexError::Disk { path: path.display().to_string(), source }
+}
+
+/// Whether values are compressed with a dictionary trained on some of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IndexCompression {
+    /// Where it pays: at least 256 MiB of data, of which a sample shrinks to 60 % or less. Below
+    /// that, memory is cheaper than the microsecond that unpacking takes.
+    #[default]
+    Auto,
+    /// Never.
+    Never,
+    /// Wherever a dictionary can be trained.
+    Always,
+}
+
+const COMPRESSION_DATA_BYTES_MIN: u64 = 256 * 1024 * 1024;
+const COMPRESSION_RATIO_MAX: f64 = 0.6;
+const COMPRESSION_LEVEL: i32 = 3;
+const DICTIONARY_BYTES_MAX: usize = 64 * 1024;
+const TRAINING_BYTES_MAX: usize = 2 * 1024 * 1024;
+const TRAINING_VALUES_MIN: usize = 64;
+/// A value shorter than this is stored as it is.
+const COMPRESSED_VALUE_BYTES_MIN: usize = 16;
+
+/// About how large the index of an artifact is, in bytes (without compression).
+#[must_use]
+pub fn bytes_estimate(manifest: &Manifest) -> u64 {
+    let records = manifest.record_count;
+    let buckets = bucket_count(records);
+    let fields = manifest.schema.fields.len() as u64;
+    let record_bytes = (BODY_HEADER_BYTES + ENTRY_BYTES) as u64 + fields.div_ceil(8) + fields;
+    HEADER_BYTES as u64
+        + line_count(buckets) * LINE_BYTES as u64
+        + buckets * HEAD_BYTES as u64
+        + records * record_bytes
+        + manifest.data_bytes
+        + 64 * fields
+}
+
+/// Builds the index of an artifact at a path.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct IndexBuilder {
+    path: PathBuf,
+    memory_bytes: usize,
+    compression: IndexCompression,
+}
+
+impl IndexBuilder {
+    /// A builder that sorts within 64 MiB and compresses where it pays. The index will be the file
+    /// at this path; next to it, names that begin with it and a dot are used for temporary files.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), memory_bytes: 64 * 1024 * 1024, compression: IndexCompression::Auto }
+    }
+
+    /// Sorts within so many bytes (at least 1 MiB).
+    pub fn memory_bytes(mut self, bytes: usize) -> Self {
+        self.memory_bytes = bytes.max(1024 * 1024);
+        self
+    }
+
+    /// Whether to compress values.
+    pub fn compression(mut self, compression: IndexCompression) -> Self {
+        self.compression = compression;
+        self
+    }
+
+    /// Builds from parts in a local folder, after checking their digests. If the index of this
+    /// very artifact is there and opens, it is taken as it is. Blocks.
+    ///
+    /// # Errors
+    /// See [`IndexError`].
+    pub fn build(
+        &self,
+        folder: &Path,
+        manifest: &Manifest,
+        progress: OnProgress<'_>,
+        cancel: &Cancel,
+    ) -> Result<Index, IndexError> {
+        let mut fetch = |part: &Part, _: &Path| {
+            let path = folder.join(&part.name);
+            check_part(&manifest.artifact_id, part, &path, cancel)?;
+            Ok(path)
+        };
+        self.build_with(manifest, &mut fetch, progress, cancel)
+    }
+
+    /// Builds from an artifact store: each part is fetched, checked, and removed again. If the
+    /// index of this very artifact is there and opens, it is taken as it is. Dropping the future
+    /// raises `cancel`.
+    ///
+    /// # Errors
+    /// See [`IndexError`].
+    pub async fn build_from_store(
+        self,
+        store: ArtifactStore,
+        manifest: Arc<Manifest>,
+        progress: Arc<dyn Fn(Progress) + Send + Sync>,
+        cancel: Cancel,
+    ) -> Result<Index, IndexError> {
+        struct Guard(Option<Cancel>);
+        impl Drop for Guard {
+            fn drop(&mut self) {
+                if let Some(cancel) = &self.0 {
+                    cancel.cancel();
+                }
+            }
+        }
+        let mut guard = Guard(Some(cancel.clone()));
+        let runtime = tokio::runtime::Handle::current();
+        let worker = tokio::task::spawn_blocking(move || {
+            let id = &manifest.artifact_id;
+            let mut fetch = |part: &Part, folder: &Path| {
+                let path = folder.join("part");
+                runtime.block_on(store.fetch_part(id, part, &path, &cancel))?;
+                Ok(path)
+            };
+            self.build_with(&manifest, &mut fetch, &*progress, &cancel)
+        });
+        let built = worker.await;
+        guard.0 = None;
+        match built {
+            Ok(built) => built,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => Err(IndexError::Cancelled),
+            },
+        }
+    }
+
+    fn beside(&self, extension: &str) -> PathBuf {
+        let mut path = self.path.as_os_str().to_owned();
+        path.push(extension);
+        path.into()
+    }
+
+    fn build_with(
+        &self,
+        manifest: &Manifest,
+        fetch: &mut dyn FnMut(&Part, &Path) -> Result<PathBuf, IndexError>,
+        progress: OnProgress<'_>,
+        cancel: &Cancel,
+    ) -> Result<Index, IndexError> {
+        check_manifest(manifest)?;
+        let (partial, folder) = (self.beside(".partial"), self.beside(".work"));
+        self.tidy(&partial, &folder)?;
+        if let Ok(index) = Index::open(&self.path)
+            && index.artifact_id() == manifest.artifact_id
+            && index.content_digest() == manifest.content_digest
+            && index.record_count() == manifest.record_count
+        {
+            return Ok(index);
+        }
+        std::fs::create_dir_all(&folder).map_err(|source| disk_error(&folder, source))?;
+        let built = Building { builder: self, manifest, folder: &folder, progress, cancel }.run(&partial, fetch);
+        match built {
+            Ok(()) => {
+                std::fs::rename(&partial, &self.path).map_err(|source| disk_error(&self.path, source))?;
+                self.tidy(&partial, &folder)?;
+                self.flush_folder()?;
+                Ok(Index::open(&self.path)?)
+            }
+            Err(error) => {
+                // What went wrong first is what counts; the next build tidies up in any case.
+                let _ = self.tidy(&partial, &folder);
+                Err(error)
+            }
+        }
+    }
+
+    fn tidy(&self, partial: &Path, folder: &Path) -> Result<(), IndexError> {
+        let absent = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+        match std::fs::remove_file(partial) {
+            Err(error) if !absent(&error) => return Err(disk_error(partial, error)),
+            _ => {}
+        }
+        match std::fs::remove_dir_all(folder) {
+            Err(error) if !absent(&error) => Err(disk_error(folder, error)),
+            _ => Ok(()),
+        }
+    }
+
+    fn flush_folder(&self) -> Result<(), IndexError> {
+        let parent = match self.path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        File::open(parent).and_then(|folder| folder.sync_all()).map_err(|source| disk_error(parent, source))
+    }
+}
+
+/// Reads a local part and compares it with its digest.
+fn check_part(artifact: &str, part: &Part, path: &Path, cancel: &Cancel) -> Result<(), IndexError> {
+    use sha2::{Digest, Sha256};
+    use std::io::Read;
+    let mut file = match File::open(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(IndexError::Artifact(ArtifactError::Missing {
+                artifact: artifact.to_owned(),
+                parts: vec![part.name.clone()],
+            }));
+        }
+        opened => opened.map_err(|source| disk_error(path, source))?,
+    };
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0u8; 64 * 1024];
+    loop {
+        if cancel.is_cancelled() {
+            return Err(IndexError::Cancelled);
+        }
+        match file.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(read) => hasher.update(&buffer[..read]),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(source) => return Err(disk_error(path, source)),
+        }
+    }
+    let found = hex::encode(hasher.finalize());
+    if found == part.sha256 { Ok(()) } else { Err(ArtifactError::damaged(artifact, part, found).into()) }
+}
+
+struct Building<'a> {
+    builder: &'a IndexBuilder,
+    manifest: &'a Manifest,
+    folder: &'a Path,
+    progress: OnProgress<'a>,
+    cancel: &'a Cancel,
+}
+
+impl Building<'_> {
+    fn run(
+        &self,
+        partial: &Path,
+        fetch: &mut dyn FnMut(&Part, &Path) -> Result<PathBuf, IndexError>,
+    ) -> Result<(), IndexError> {
+        let keys = KeyCodec::new(&self.manifest.schema, &self.manifest.key_columns).map_err(|error| {
+            ArtifactError::BadManifest { artifact: self.manifest.artifact_id.clone(), why: error.to_string() }
+        })?;
+        let mut writer = IndexWriter::create(partial, self.manifest.record_count)?;
+        for (partition, part) in self.manifest.parts.iter().enumerate() {
+            if self.cancel.is_cancelled() {
+                return Err(IndexError::Cancelled);
+            }
+            let path = fetch(part, self.folder).map_err(|error| match error {
+                IndexError::Artifact(ArtifactError::Cancelled) => IndexError::Cancelled,
+                other => other,
+            })?;
+            let runs = self.sort(partition as u32, part, &path, &keys)?;
+            if part.rows > 0 && !writer.is_trained {
+                let dictionary = self.train(&runs)?;
+                writer.train(dictionary)?;
+            }
+            self.append(&runs, &mut writer)?;
+        }
+        let (records, digest) = (writer.written, writer.digest.to_text());
+        if records != self.manifest.record_count || digest != self.manifest.content_digest {
+            return Err(IndexError::Content {
+                records,
+                digest,
+                expected_records: self.manifest.record_count,
+                expected_digest: self.manifest.content_digest.clone(),
+            });
+        }
+        if self.cancel.is_cancelled() {
+            return Err(IndexError::Cancelled);
+        }
+        writer.finish(self.manifest)
+    }
+
+    /// Sorts one part by hash.
+    fn sort(&self, partition: u32, part: &Part, path: &Path, keys: &KeyCodec) -> Result<SortedRuns, IndexError> {
+        let file = InputFile {
+            path: path.to_path_buf(),
+            format: Format::Parquet,
+            compression: Compression::None,
+            bytes: part.bytes,
+        };
+        let reading = Reading {
+            files: std::slice::from_ref(&file),
+            schema: &self.manifest.schema,
+            keys,
+            row_bytes_max: VALUE_BYTES_MAX,
+            folder: self.folder,
+            progress: &|_| {},
+            cancel: self.cancel,
+        };
+        enum Failed {
+            Input(InputError),
+            Index(IndexError),
+        }
+        impl From<InputError> for Failed {
+            fn from(error: InputError) -> Self {
+                Failed::Input(error)
+            }
+        }
+        let mut sorter = Sorter::new(self.folder, 1, self.builder.memory_bytes);
+        let mut sort_key = Vec::new();
+        read_records::<Failed>(&reading, &mut |record| {
+            let hash = hash(record.key);
+            if partition_of(hash, self.manifest.partition_count) != partition {
+                return Err(Failed::Index(IndexError::WrongPartition { part: part.name.clone() }));
+            }
+            if record.value.len() > VALUE_BYTES_MAX {
+                return Err(Failed::Index(IndexError::ValueTooLarge {
+                    part: part.name.clone(),
+                    bytes: record.value.len(),
+                }));
+            }
+            sort_key.clear();
+            sort_key.extend(hash.to_be_bytes());
+            sort_key.extend_from_slice(record.key);
+            let origin = Origin::new(0, record.row);
+            sorter.push(0, &sort_key, record.value, origin).map_err(|error| Failed::Index(error.into()))
+        })
+        .map_err(|failed| match failed {
+            Failed::Input(InputError::Cancelled) => IndexError::Cancelled,
+            Failed::Input(source) => IndexError::Part { part: part.name.clone(), source: Box::new(source) },
+            Failed::Index(error) => error,
+        })?;
+        let mut runs = sorter.finish()?;
+        let memory = self.builder.memory_bytes;
+        if runs.reduce(memory, memory, || !self.cancel.is_cancelled())? { Ok(runs) } else { Err(IndexError::Cancelled) }
+    }
+
+    /// A dictionary for the values, if one pays. Records in hash order are a fair sample, and the
+    /// same one for the same artifact.
+    fn train(&self, runs: &SortedRuns) -> Result<Option<Vec<u8>>, IndexError> {
+        match self.builder.compression {
+            IndexCompression::Never => return Ok(None),
+            IndexCompression::Auto if self.manifest.data_bytes < COMPRESSION_DATA_BYTES_MIN => {
+                return Ok(None);
+            }
+            IndexCompression::Auto | IndexCompression::Always => {}
+        }
+        let (mut samples, mut sizes) = (Vec::new(), Vec::new());
+        let mut merge = runs.merge(0, self.builder.memory_bytes)?;
+        while let Some(record) = merge.next()? {
+            if samples.len() + record.value.len() > TRAINING_BYTES_MAX {
+                break;
+            }
+            samples.extend_from_slice(record.value);
+            sizes.push(record.value.len());
+        }
+        if sizes.len() < TRAINING_VALUES_MIN {
+            return Ok(None);
+        }
+        // Every other value trains, the rest tell what it is worth. No dictionary from data that
+        // zstd finds nothing in.
+        let (mut training, mut training_sizes, mut rest) = (Vec::new(), Vec::new(), Vec::new());
+        let mut start = 0;
+        for (position, size) in sizes.iter().enumerate() {
+            let value = &samples[start..start + size];
+            start += size;
+            if position % 2 == 0 {
+                training.extend_from_slice(value);
+                training_sizes.push(*size);
+            } else {
+                rest.push(value);
+            }
+        }
+        let trained = zstd::dict::from_continuous(&training, &training_sizes, DICTIONARY_BYTES_MAX);
+        let Ok(dictionary) = trained else {
+            return Ok(None);
+        };
+        let mut compressor = compressor(&dictionary, &self.builder.path)?;
+        let (mut before, mut after) = (0usize, 0usize);
+        for value in rest {
+            before += value.len();
+            let compressed = compressor.compress(value).map_err(|source| disk_error(&self.builder.path, source))?;
+            after += compressed.len().min(value.len());
+        }
+        let pays = after as f64 <= before as f64 * COMPRESSION_RATIO_MAX;
+        let keep = pays || self.builder.compression == IndexCompression::Always;
+        Ok(keep.then_some(dictionary))
+    }
+
+    fn append(&self, runs: &SortedRuns, writer: &mut IndexWriter) -> Result<(), IndexError> {
+        let mut merge = runs.merge(0, self.builder.memory_bytes)?;
+        while let Some(record) = merge.next()? {
+            if writer.written.is_multiple_of(1024) {
+                if self.cancel.is_cancelled() {
+                    return Err(IndexError::Cancelled);
+                }
+                (self.progress)(Progress {
+                    phase: Phase::Indexing,
+                    done: writer.written,
+                    total: self.manifest.record_count,
+                    records: writer.written,
+                });
+            }
+            let (hash, key) = record.key.split_first_chunk::<8>().unwrap_or((&[0; 8], &[]));
+            writer.push(u64::from_be_bytes(*hash), key, record.value)?;
+        }
+        Ok(())
+    }
+}
+
+fn compressor<'a>(dictionary: &[u8], path: &Path) -> Result<zstd::bulk::Compressor<'a>, IndexError> {
+    zstd::bulk::Compressor::with_dictionary(COMPRESSION_LEVEL, dictionary)
+        .and_then(|mut compressor| {
+            use zstd::zstd_safe::CParameter;
+            // Both are in the file once; a few bytes less per value.
+            compressor.set_parameter(CParameter::DictIdFlag(false))?;
+            compressor.set_parameter(CParameter::ContentSizeFlag(false))?;
+            Ok(compressor)
+        })
+        .map_err(|source| disk_error(path, source))
+}
+
+/// Writes an index file from records in hash order.
+struct IndexWriter {
+    path: PathBuf,
+    records: BufWriter<File>,
+    lines: LineWriter,
+    buckets: u64,
+    bucket: u64,
+    entries: Vec<(u32, u32)>,
+    bodies: Vec<u8>,
+    head: Vec<u8>,
+    packed: Vec<u8>,
+    position: u64,
+    written: u64,
+    digest: ContentDigest,
+    is_trained: bool,
+    dictionary: Vec<u8>,
+    compressor: Option<zstd::bulk::Compressor<'static>>,
+}
+
+impl IndexWriter {
+    fn create(path: &Path, record_count: u64) -> Result<Self, IndexError> {
+        let error = |source| disk_error(path, source);
+        let mut file = File::create(path).map_err(error)?;
+        let buckets = bucket_count(record_count);
+        let records_start = HEADER_BYTES as u64 + line_count(buckets) * LINE_BYTES as u64;
+        file.seek(std::io::SeekFrom::Start(records_start)).map_err(error)?;
+        let lines = LineWriter {
+            file: file.try_clone().map_err(error)?,
+            number: 0,
+            base: 0,
+            ends: [0; LINE_BUCKETS as usize],
+            filled: 0,
+            buffer: Vec::new(),
+            flushed: HEADER_BYTES as u64,
+        };
+        Ok(Self {
+            path: path.to_path_buf(),
+            records: BufWriter::with_capacity(256 * 1024, file),
+            lines,
+            buckets,
+            bucket: 0,
+            entries: Vec::new(),
+            bodies: Vec::new(),
+            head: Vec::new(),
+            packed: Vec::new(),
+            position: 0,
+            written: 0,
+            digest: ContentDigest::default(),
+            is_trained: false,
+            dictionary: Vec::new(),
+            compressor: None,
+        })
+    }
+
+    fn train(&mut self, dictionary: Option<Vec<u8>>) -> Result<(), IndexError> {
+        self.is_trained = true;
+        if let Some(dictionary) = dictionary {
+            self.compressor = Some(compressor(&dictionary, &self.path)?);
+            self.dictionary = dictionary;
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, hash: u64, key: &[u8], value: &[u8]) -> Result<(), IndexError> {
+        let bucket = bucket_of(hash, self.buckets);
+        while self.bucket < bucket {
+            self.end_bucket()?;
+        }
+        self.digest.add(hash, key, value);
+        self.packed.clear();
+        let mut body = Body { flags: 0, key, value };
+        if let Some(compressor) = &mut self.compressor
+            && value.len() >= COMPRESSED_VALUE_BYTES_MIN
+        {
+            let compressed = compressor.compress(value).map_err(|source| disk_error(&self.path, source))?;
+            encode_varint(value.len() as u64, &mut self.packed);
+            self.packed.extend_from_slice(&compressed);
+            if self.packed.len() < value.len() {
+                body.flags = FLAG_COMPRESSED;
+                body.value = &self.packed;
+            }
+        }
+        let start = self.bodies.len();
+        body.write(&mut self.bodies);
+        let length = (self.bodies.len() - start) as u32;
+        self.entries.push((fingerprint(hash), length));
+        self.written += 1;
+        Ok(())
+    }
+
+    fn end_bucket(&mut self) -> Result<(), IndexError> {
+        if !self.entries.is_empty() {
+            self.head.clear();
+            write_head(self.bucket, &self.entries, &mut self.head);
+            self.records
+                .write_all(&self.head)
+                .and_then(|()| self.records.write_all(&self.bodies))
+                .map_err(|source| disk_error(&self.path, source))?;
+            self.position += (self.head.len() + self.bodies.len()) as u64;
+            self.entries.clear();
+            self.bodies.clear();
+        }
+        self.lines.end_bucket(self.position).map_err(|source| disk_error(&self.path, source))?;
+        self.bucket += 1;
+        Ok(())
+    }
+
+    fn finish(mut self, manifest: &Manifest) -> Result<(), IndexError> {
+        while self.bucket < self.buckets {
+            self.end_bucket()?;
+        }
+        let path = self.path.clone();
+        let error = |source| disk_error(&path, source);
+        self.lines.finish().map_err(error)?;
+        let description = serde_json::to_vec(&Description {
+            schema: manifest.schema.clone(),
+            key_columns: manifest.key_columns.clone(),
+        })
+        .map_err(|cause| error(cause.into()))?;
+        self.records.write_all(&description).map_err(error)?;
+        self.records.write_all(&self.dictionary).map_err(error)?;
+        let file = self.records.into_inner().map_err(|cause| error(cause.into_error()))?;
+        let bad = |_| IndexError::Artifact(ArtifactError::BadName { name: manifest.artifact_id.clone() });
+        let mut header = Header {
+            record_count: self.written,
+            bucket_count: self.buckets,
+            records_bytes: self.position,
+            description_bytes: description.len() as u64,
+            dictionary_bytes: self.dictionary.len() as u64,
+            description_checksum: crc32c::crc32c(&description),
+            dictionary_checksum: crc32c::crc32c(&self.dictionary),
+            content_digest: [0; 16],
+            artifact_id: [0; 32],
+        };
+        hex::decode_to_slice(self.digest.to_text(), &mut header.content_digest).map_err(bad)?;
+        hex::decode_to_slice(&manifest.artifact_id, &mut header.artifact_id).map_err(bad)?;
+        file.write_all_at(&header.to_bytes(), 0).map_err(error)?;
+        file.sync_all().map_err(error)
+    }
+}
+
+/// Writes the lines, which come before the records in the file and are known after them.
+struct LineWriter {
+    file: File,
+    number: u64,
+    base: u64,
+    ends: [u32; LINE_BUCKETS as usize],
+    filled: usize,
+    buffer: Vec<u8>,
+    flushed: u64,
+}
+
+impl LineWriter {
+    /// The present bucket ends at this position among the records.
+    fn end_bucket(&mut self, position: u64) -> std::io::Result<()> {
+        let end = u32::try_from(position - self.base)
+            .map_err(|_| std::io::Error::other("the records of a few buckets take more than 4 GiB"))?;
+        self.ends[self.filled..].fill(end);
+        self.filled += 1;
+        if self.filled == LINE_BUCKETS as usize {
+            self.end_line(position)?;
+        }
+        Ok(())
+    }
+
+    fn end_line(&mut self, position: u64) -> std::io::Result<()> {
+        let line = line_to_bytes(self.number, self.base, &self.ends);
+        self.buffer.extend(line);
+        self.number += 1;
+        self.base = position;
+        self.filled = 0;
+        if self.buffer.len() >= 64 * 1024 {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.write_all_at(&self.buffer, self.flushed)?;
+        self.flushed += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+
+    fn finish(&mut self) -> std::io::Result<()> {
+        if self.filled > 0 {
+            self.end_line(self.base)?;
+        }
+        self.flush()
+    }
+}
+
+const _: () = assert!(BUCKET_RECORDS > 0 && LINE_BUCKETS as usize * 4 + 12 == LINE_BYTES);
+
+impl From<Damaged> for IndexError {
+    fn from(damaged: Damaged) -> Self {
+        IndexError::Open(damaged.into())
+    }
+}

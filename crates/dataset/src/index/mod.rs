@@ -1,0 +1,329 @@
+//! A node's index: one memory-mapped file that answers look-ups.
+//!
+//! It is derived from an artifact and disposable. One of our own, because nothing else gives a
+//! third of LMDB's latency: records lie in hash order, and a small table says where each bucket of
+//! about four begins.
+//!
+//! ```text
+//! header       256 bytes: format, counts, sizes, artifact id, content digest, checksum
+//! lines        64 bytes for 13 buckets: where they begin and end, checksum
+//! records      buckets in order: head (count; fingerprint and length of each record; checksum),
+//!              then the records: checksum, flags, key length, key, value
+//! description  schema and key columns as JSON (checksum in the header)
+//! dictionary   for compressed values, may be empty (checksum in the header)
+//! ```
+//!
+//! Invariants:
+//! - **no wrong answer**: a look-up checks the line, the bucket's head and the record that it
+//!   answers with, so that a damaged byte gives [`Damaged`], never another value, and never a miss
+//!   for a key that is there. What look-ups don't come by is found by [`Index::scrub_step`];
+//! - every byte of the file is under a checksum;
+//! - a file under its final name is whole: it was flushed to the disk, then renamed, and is never
+//!   written again;
+//! - the same artifact gives the same bytes.
+//!
+//! A file that someone cuts short while it is mapped ends the process (SIGBUS), as with any
+//! mapping; keep indexes where only the node writes.
+
+mod build;
+mod format;
+mod scrub;
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use serde::{Deserialize, Serialize};
+use tidegate_api::manifest::Schema;
+use zstd::zstd_safe;
+
+pub use build::{IndexBuilder, IndexCompression, IndexError, bytes_estimate};
+pub use scrub::{ScrubPosition, ScrubStep, VerifiedContent};
+
+use crate::key::{KeyBytes, KeyCodec, KeyError};
+use crate::value::{decode_varint, json};
+use format::{
+    Body, Bucket, FLAG_COMPRESSED, HEADER_BYTES, Header, HeaderError, LINE_BYTES, bucket_count, bucket_of,
+    bucket_range, fingerprint,
+};
+
+/// The largest value that is unpacked, in bytes; larger ones are never written.
+const VALUE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// An index is damaged. It must not serve any more; build it again.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{path}: the index is damaged: {what}; it has to be built again")]
+pub struct Damaged {
+    /// The file.
+    pub path: String,
+    /// What was found.
+    pub what: String,
+}
+
+/// Why an index can't be opened. But for [`OpenError::Read`], build it again.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// There is no such file.
+    #[error("{path}: there is no index")]
+    Absent {
+        /// The file.
+        path: String,
+    },
+    /// It is no index, or one that was cut short.
+    #[error("{path}: not an index, or cut short: {bytes} bytes")]
+    Cut {
+        /// The file.
+        path: String,
+        /// Its size.
+        bytes: u64,
+    },
+    /// Another release wrote it.
+    #[error("{path}: the index has format {found}, this release reads {}", format::FORMAT)]
+    Format {
+        /// The file.
+        path: String,
+        /// Its format.
+        found: u32,
+    },
+    /// It is damaged.
+    #[error(transparent)]
+    Damaged(#[from] Damaged),
+    /// The system can't read it.
+    #[error("{path}: the index can't be read: {source}")]
+    Read {
+        /// The file.
+        path: String,
+        /// What the system says.
+        source: std::io::Error,
+    },
+}
+
+/// What the file says about its records.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Description {
+    schema: Schema,
+    key_columns: Vec<String>,
+}
+
+/// An open index. Look-ups take no lock and may come from any number of threads.
+#[derive(Debug)]
+pub struct Index {
+    path: PathBuf,
+    map: Mmap,
+    header: Header,
+    records_start: usize,
+    records_end: usize,
+    schema: Schema,
+    keys: KeyCodec,
+    dictionary: Option<Dictionary>,
+}
+
+struct Dictionary(zstd_safe::DDict<'static>);
+
+impl std::fmt::Debug for Dictionary {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Dictionary")
+    }
+}
+
+thread_local! {
+    static DECOMPRESSOR: RefCell<zstd_safe::DCtx<'static>> = RefCell::new(zstd_safe::DCtx::create());
+}
+
+/// A value as it is encoded: all fields but the key's.
+pub type EncodedValue<'a> = Cow<'a, [u8]>;
+
+impl Index {
+    /// Opens an index, after a cheap check: header, size, description, dictionary. Records are
+    /// checked when they are read.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self, OpenError> {
+        let path = path.into();
+        let text = path.display().to_string();
+        let read_error = |source| OpenError::Read { path: text.clone(), source };
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(OpenError::Absent { path: text });
+            }
+            opened => opened.map_err(read_error)?,
+        };
+        let bytes = file.metadata().map_err(read_error)?.len();
+        let cut = || OpenError::Cut { path: text.clone(), bytes };
+        if bytes < HEADER_BYTES as u64 {
+            return Err(cut());
+        }
+        // SAFETY: the file got this name by a rename when it was whole, and is never written
+        // again by us; that others leave it alone is the documented condition for keeping one.
+        let map = unsafe { Mmap::map(&file) }.map_err(read_error)?;
+        // Look-ups go everywhere; reading ahead would only evict what is in use.
+        map.advise(memmap2::Advice::Random).map_err(read_error)?;
+        let damaged = |what: &str| Damaged { path: text.clone(), what: what.to_owned() };
+        let header = Header::parse(&map).map_err(|error| match error {
+            HeaderError::NoIndex => cut(),
+            HeaderError::Format(found) => OpenError::Format { path: text.clone(), found },
+            HeaderError::Damaged => damaged("its header").into(),
+        })?;
+        if header.file_bytes() != Some(bytes) {
+            return Err(cut());
+        }
+        if header.bucket_count != bucket_count(header.record_count) {
+            return Err(damaged("its header").into());
+        }
+        let records_start = header.records_start().ok_or_else(cut)? as usize;
+        let records_end = records_start + header.records_bytes as usize;
+        let description_end = records_end + header.description_bytes as usize;
+        let description = &map[records_end..description_end];
+        if crc32c::crc32c(description) != header.description_checksum {
+            return Err(damaged("its description").into());
+        }
+        let Description { schema, key_columns } =
+            serde_json::from_slice(description).map_err(|_| damaged("its description"))?;
+        let keys = KeyCodec::new(&schema, &key_columns).map_err(|_| damaged("its description"))?;
+        let dictionary = &map[description_end..];
+        if crc32c::crc32c(dictionary) != header.dictionary_checksum {
+            return Err(damaged("its dictionary").into());
+        }
+        let dictionary = if dictionary.is_empty() {
+            None
+        } else {
+            let created = zstd_safe::DDict::try_create(dictionary);
+            Some(Dictionary(created.ok_or_else(|| damaged("its dictionary"))?))
+        };
+        Ok(Self { path, map, header, records_start, records_end, schema, keys, dictionary })
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The artifact that it was made from.
+    #[must_use]
+    pub fn artifact_id(&self) -> String {
+        hex::encode(self.header.artifact_id)
+    }
+
+    /// The digest over all records that it was made with; [`Index::verify`] says whether they
+    /// still are those.
+    #[must_use]
+    pub fn content_digest(&self) -> String {
+        hex::encode(self.header.content_digest)
+    }
+
+    /// How many records it has.
+    #[must_use]
+    pub fn record_count(&self) -> u64 {
+        self.header.record_count
+    }
+
+    /// Size of the file in bytes.
+    #[must_use]
+    pub fn file_bytes(&self) -> u64 {
+        self.map.len() as u64
+    }
+
+    /// The fields of its records.
+    #[must_use]
+    pub fn schema(&self) -> &Schema {
+        &self.schema
+    }
+
+    /// Reads and writes its keys.
+    #[must_use]
+    pub fn keys(&self) -> &KeyCodec {
+        &self.keys
+    }
+
+    /// Reads a key as people write it, see [`KeyCodec::parse_text`].
+    ///
+    /// # Errors
+    /// [`KeyError::NotAKey`], saying what is expected.
+    pub fn key(&self, text: &str) -> Result<KeyBytes, KeyError> {
+        self.keys.parse_text(text)
+    }
+
+    /// Looks a key up. The value is in the encoding of this crate; [`Index::get_json`] gives it as
+    /// JSON.
+    ///
+    /// # Errors
+    /// [`Damaged`], see the invariants of the [module](self).
+    #[inline]
+    pub fn get(&self, key: &KeyBytes) -> Result<Option<EncodedValue<'_>>, Damaged> {
+        let hash = key.hash();
+        let bucket = bucket_of(hash, self.header.bucket_count);
+        let wanted = fingerprint(hash);
+        for record in self.bucket(bucket)?.records() {
+            let (fingerprint, bytes) = record.ok_or_else(|| self.damaged_bucket(bucket))?;
+            if fingerprint != wanted {
+                continue;
+            }
+            let body = Body::parse(bytes).ok_or_else(|| self.damaged_bucket(bucket))?;
+            if body.key == key.as_bytes() {
+                return Ok(Some(self.unpack(&body)?));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Looks a key up and gives the record as a JSON object of all fields, key columns included.
+    ///
+    /// # Errors
+    /// As [`Index::get`].
+    pub fn get_json(&self, key: &KeyBytes) -> Result<Option<serde_json::Value>, Damaged> {
+        let Some(value) = self.get(key)? else {
+            return Ok(None);
+        };
+        json::from_record(&self.schema, &self.keys, key.as_bytes(), &value)
+            .map(Some)
+            .map_err(|malformed| self.damaged(malformed.to_string()))
+    }
+
+    #[inline]
+    fn bucket(&self, bucket: u64) -> Result<Bucket<'_>, Damaged> {
+        let line = (bucket / format::LINE_BUCKETS) as usize * LINE_BYTES + HEADER_BYTES;
+        let records = &self.map[self.records_start..self.records_end];
+        bucket_range(&self.map[line..line + LINE_BYTES], bucket)
+            .and_then(|(start, end)| {
+                let start = usize::try_from(start).ok()?;
+                records.get(start..usize::try_from(end).ok()?)
+            })
+            .and_then(|bytes| Bucket::parse(bucket, bytes))
+            .ok_or_else(|| self.damaged_bucket(bucket))
+    }
+
+    fn unpack<'a>(&self, body: &Body<'a>) -> Result<EncodedValue<'a>, Damaged> {
+        if body.flags & FLAG_COMPRESSED == 0 {
+            return Ok(Cow::Borrowed(body.value));
+        }
+        let failed = || self.damaged(String::from("a compressed value does not unpack"));
+        let dictionary = self.dictionary.as_ref().ok_or_else(failed)?;
+        let mut position = 0;
+        let length = decode_varint(body.value, &mut position).map_err(|_| failed())?;
+        let length = usize::try_from(length).map_err(|_| failed())?;
+        if length > VALUE_BYTES_MAX {
+            return Err(failed());
+        }
+        let mut value = Vec::with_capacity(length);
+        let unpacked = DECOMPRESSOR.with_borrow_mut(|decompressor| {
+            decompressor.decompress_using_ddict(&mut value, &body.value[position..], &dictionary.0)
+        });
+        match unpacked {
+            Ok(unpacked) if unpacked == length => Ok(Cow::Owned(value)),
+            _ => Err(failed()),
+        }
+    }
+
+    fn damaged(&self, what: String) -> Damaged {
+        Damaged { path: self.path.display().to_string(), what }
+    }
+
+    #[cold]
+    fn damaged_bucket(&self, bucket: u64) -> Damaged {
+        self.damaged(format!("a checksum in bucket {bucket} of {} does not match", self.header.bucket_count))
+    }
+}
