@@ -26,7 +26,7 @@ pub struct QueueEntryView {
     /// The last error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// Since when it has been in this state.
+    /// When the change that asked for it was committed.
     pub since: EpochMs,
     /// The server that has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -64,7 +64,9 @@ impl Upload<'_> {
         let mut bytes = bytes_before;
         let mut parts = there.len() as u64;
         self.report(bytes, parts, bytes_before);
-        let mut sent = futures::stream::iter(missing).map(|part| self.send(part)).buffer_unordered(self.at_once.max(1));
+        // Put together before the stream, so that the job's future can move between threads.
+        let sends: Vec<_> = missing.into_iter().map(|part| self.send(part)).collect();
+        let mut sent = futures::stream::iter(sends).buffer_unordered(self.at_once.max(1));
         while let Some(part) = sent.try_next().await? {
             bytes += part.bytes;
             parts += 1;

@@ -16,7 +16,7 @@ mod store;
 use std::sync::Arc;
 
 use tidegate_lifecycle::Registry;
-use tidegate_state::{Ref, State, Transaction};
+use tidegate_state::{Attributes, Ref, State, Transaction};
 
 pub use action::OperatorAction;
 pub use error::OperationError;
@@ -37,6 +37,7 @@ pub const TEXT_BYTES_MAX: usize = 4 * 1024;
 pub struct Operations {
     state: State,
     registry: Arc<Registry>,
+    attributes: Attributes,
 }
 
 impl std::fmt::Debug for Operations {
@@ -49,7 +50,13 @@ impl Operations {
     /// Operations on this state, with the hooks that this build has.
     #[must_use]
     pub fn new(state: State, registry: Arc<Registry>) -> Self {
-        Operations { state, registry }
+        Operations { state, registry, attributes: Attributes::new() }
+    }
+
+    /// The same operations, whose transactions say this about themselves: who asked, in which request.
+    #[must_use]
+    pub fn with_attributes(&self, attributes: Attributes) -> Self {
+        Operations { attributes, ..self.clone() }
     }
 
     /// The state that they work on.
@@ -63,7 +70,8 @@ impl Operations {
         work: impl Fn(&mut Transaction, &Registry) -> Result<T, OperationError> + Send + 'static,
     ) -> Result<T, OperationError> {
         let registry = Arc::clone(&self.registry);
-        Ok(self.state.write(move |transaction| work(transaction, &registry)).await?.value)
+        let transaction = self.state.transaction().attributes(self.attributes.clone());
+        Ok(transaction.write(move |transaction| work(transaction, &registry)).await?.value)
     }
 }
 

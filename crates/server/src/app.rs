@@ -1,0 +1,137 @@
+//! What every handler can reach.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::RwLock;
+use prometheus_client::registry::Registry as MetricsRegistry;
+use tidegate_api::{ServerConfigView, Setting};
+use tidegate_lifecycle::{Lifecycle, Registry};
+use tidegate_rollout::Operations;
+use tidegate_rollout::region::RegionHost;
+use tidegate_state::{Snapshot, State};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::ServerLimits;
+use crate::http::errors::ApiError;
+use crate::http::extract::Actor;
+use crate::http::guard::Room;
+use crate::http::metrics::HttpMetrics;
+use crate::uploads::Uploads;
+use crate::views::Scene;
+
+/// How long a handler waits until this server shows what it has just written.
+const CATCH_UP: Duration = Duration::from_secs(2);
+
+/// What every handler can reach. Clones are the same.
+#[derive(Clone)]
+pub(crate) struct App(Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub(crate) state: State,
+    pub(crate) operations: Operations,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) lifecycle: Lifecycle,
+    pub(crate) regions: RegionHost,
+    pub(crate) uploads: Arc<Uploads>,
+    pub(crate) limits: ServerLimits,
+    pub(crate) watches: Room,
+    pub(crate) metrics: MetricsRegistry,
+    pub(crate) http: HttpMetrics,
+    pub(crate) settings: BTreeMap<String, Setting>,
+    pub(crate) file_differs: Option<String>,
+    /// Why the server can't do its work (yet).
+    pub(crate) not_ready: RwLock<Option<String>>,
+    pub(crate) closing: CancellationToken,
+}
+
+impl App {
+    pub(crate) fn new(inner: Inner) -> Self {
+        Self(Arc::new(inner))
+    }
+
+    pub(crate) fn state(&self) -> &State {
+        &self.0.state
+    }
+
+    pub(crate) fn operations(&self) -> &Operations {
+        &self.0.operations
+    }
+
+    /// Operations whose transactions say who asked for them, and in which request.
+    pub(crate) fn operations_of(&self, actor: &Actor) -> Operations {
+        self.0.operations.with_attributes(actor.attributes())
+    }
+
+    pub(crate) fn registry(&self) -> Arc<Registry> {
+        Arc::clone(&self.0.registry)
+    }
+
+    pub(crate) fn lifecycle(&self) -> &Lifecycle {
+        &self.0.lifecycle
+    }
+
+    pub(crate) fn regions(&self) -> &RegionHost {
+        &self.0.regions
+    }
+
+    pub(crate) fn uploads(&self) -> &Uploads {
+        &self.0.uploads
+    }
+
+    pub(crate) fn limits(&self) -> &ServerLimits {
+        &self.0.limits
+    }
+
+    pub(crate) fn http_metrics(&self) -> &HttpMetrics {
+        &self.0.http
+    }
+
+    pub(crate) fn closing(&self) -> CancellationToken {
+        self.0.closing.clone()
+    }
+
+    pub(crate) fn scene<'a>(&'a self, snapshot: &'a Snapshot) -> Scene<'a> {
+        Scene { snapshot, registry: &self.0.registry, now: self.0.state.now() }
+    }
+
+    /// Waits until this server shows all that was committed before, so that whoever has written
+    /// something can read it. If that takes too long, what is shown may be a little behind.
+    pub(crate) async fn caught_up(&self) {
+        if let Err(error) = self.0.state.flush_within(CATCH_UP).await {
+            tracing::debug!(%error, "an answer may be behind what was written");
+        }
+    }
+
+    pub(crate) fn enter_watch(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        self.0.watches.enter()
+    }
+
+    pub(crate) fn encode_metrics(&self, text: &mut String) -> std::fmt::Result {
+        prometheus_client::encoding::text::encode(text, &self.0.metrics)
+    }
+
+    /// Why the server can't do its work, if it can't.
+    pub(crate) fn not_ready(&self) -> Option<String> {
+        if let Some(why) = self.0.not_ready.read().clone() {
+            return Some(why);
+        }
+        let stopped = self.0.state.writes_stopped()?;
+        Some(format!("Writes are stopped: {stopped}"))
+    }
+
+    pub(crate) fn set_not_ready(&self, why: Option<&str>) {
+        *self.0.not_ready.write() = why.map(str::to_owned);
+    }
+
+    pub(crate) fn server_config(&self) -> ServerConfigView {
+        ServerConfigView {
+            server: self.0.state.server().to_string(),
+            release: env!("CARGO_PKG_VERSION").to_owned(),
+            settings: self.0.settings.clone(),
+            file_differs: self.0.file_differs.clone(),
+        }
+    }
+}

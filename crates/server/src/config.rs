@@ -1,0 +1,385 @@
+//! A server's configuration file.
+//!
+//! ```toml
+//! [server]
+//! name = "server-a"
+//! listen = "127.0.0.1:7600"
+//!
+//! [[regions]]
+//! name = "a"
+//! nodes = 2
+//!
+//! [hooks]
+//! enabled = ["region-order", "data-quality", "health-check"]
+//! wait_interval = "60s"
+//!
+//! [hooks.config.region-order]
+//! order = "a, b, c"
+//! delay = "1h"
+//! ```
+//!
+//! `[server]` and `[[regions]]` are this server's own. `[hooks]` is published as state by the
+//! first server, and later by `tidegate config apply`; a server whose file says something else
+//! says so, and gates by what is published.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tidegate_api::{Setting, SettingOrigin};
+
+/// The largest configuration file that is read.
+pub(crate) const FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// How many regions one server hosts at most, and how many nodes one of them has.
+const REGIONS_MAX: usize = 64;
+const NODES_MAX: u32 = 64;
+
+/// The whole file.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ConfigFile {
+    /// What the server itself does.
+    pub server: ServerSection,
+    /// Regions that this server hosts. None: `a`, `b` and `c` with two nodes each, unless some
+    /// exist already.
+    pub regions: Vec<RegionSection>,
+    /// Lifecycle hooks, as they are published.
+    pub hooks: Option<toml::Table>,
+}
+
+/// `[server]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServerSection {
+    /// The name that operators know this server by.
+    pub name: Option<String>,
+    /// Where it listens. Loopback only.
+    pub listen: Option<SocketAddr>,
+    /// Limits that protect it.
+    pub limits: LimitsSection,
+}
+
+/// `[server.limits]`: what is absent has its default, see [`ServerLimits`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsSection {
+    /// See [`ServerLimits::body_bytes`].
+    pub body_bytes: Option<usize>,
+    /// See [`ServerLimits::manifest_bytes`].
+    pub manifest_bytes: Option<usize>,
+    /// See [`ServerLimits::part_bytes`].
+    pub part_bytes: Option<u64>,
+    /// See [`ServerLimits::requests`].
+    pub requests: Option<usize>,
+    /// See [`ServerLimits::reads`].
+    pub reads: Option<usize>,
+    /// See [`ServerLimits::uploads`].
+    pub uploads: Option<usize>,
+    /// See [`ServerLimits::watches`].
+    pub watches: Option<usize>,
+    /// See [`ServerLimits::request_time`], in seconds.
+    pub request_seconds: Option<u64>,
+    /// See [`ServerLimits::batch_keys`].
+    pub batch_keys: Option<usize>,
+}
+
+/// `[[regions]]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegionSection {
+    /// Its name.
+    pub name: String,
+    /// How many serving nodes it has.
+    #[serde(default = "two")]
+    pub nodes: u32,
+    /// How many of them have to hold a version before it counts as ingested. Absent: more than
+    /// half.
+    #[serde(default)]
+    pub enough: Option<u32>,
+    /// Whether its nodes load from the source's artifacts, so that nothing is copied.
+    #[serde(default)]
+    pub shares_source: bool,
+}
+
+fn two() -> u32 {
+    2
+}
+
+impl RegionSection {
+    /// A region with two nodes and a copy of its own.
+    #[must_use]
+    pub fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), nodes: two(), enough: None, shares_source: false }
+    }
+
+    /// How many nodes are enough.
+    #[must_use]
+    pub fn enough(&self) -> u32 {
+        self.enough.unwrap_or(self.nodes / 2 + 1)
+    }
+}
+
+/// The regions of a server that is told of none.
+#[must_use]
+pub fn default_regions() -> Vec<RegionSection> {
+    ["a", "b", "c"].map(RegionSection::new).into()
+}
+
+/// What protects a server from more than it can take.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ServerLimits {
+    /// The largest body of a request, but for manifests and parts, in bytes.
+    pub body_bytes: usize,
+    /// The largest manifest, in bytes.
+    pub manifest_bytes: usize,
+    /// The largest part, in bytes.
+    pub part_bytes: u64,
+    /// Requests at once, but for those below.
+    pub requests: usize,
+    /// Look-ups at once.
+    pub reads: usize,
+    /// Parts that are received at once.
+    pub uploads: usize,
+    /// Open watch streams.
+    pub watches: usize,
+    /// How long a request may take; receiving a part and watching have no such limit, but one on
+    /// silence.
+    pub request_time: Duration,
+    /// Keys in a batch.
+    pub batch_keys: usize,
+}
+
+impl Default for ServerLimits {
+    fn default() -> Self {
+        Self {
+            body_bytes: 1024 * 1024,
+            manifest_bytes: 16 * 1024 * 1024,
+            part_bytes: 64 * 1024 * 1024 * 1024,
+            requests: 512,
+            reads: 4096,
+            uploads: 64,
+            watches: 256,
+            request_time: Duration::from_secs(30),
+            batch_keys: 10_000,
+        }
+    }
+}
+
+impl ServerLimits {
+    /// The defaults with what the file says.
+    #[must_use]
+    pub fn from_section(section: &LimitsSection) -> Self {
+        let default = Self::default();
+        Self {
+            body_bytes: section.body_bytes.unwrap_or(default.body_bytes),
+            manifest_bytes: section.manifest_bytes.unwrap_or(default.manifest_bytes),
+            part_bytes: section.part_bytes.unwrap_or(default.part_bytes),
+            requests: section.requests.unwrap_or(default.requests),
+            reads: section.reads.unwrap_or(default.reads),
+            uploads: section.uploads.unwrap_or(default.uploads),
+            watches: section.watches.unwrap_or(default.watches),
+            request_time: section.request_seconds.map_or(default.request_time, Duration::from_secs),
+            batch_keys: section.batch_keys.unwrap_or(default.batch_keys),
+        }
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let counts = [
+            ("body_bytes", self.body_bytes),
+            ("manifest_bytes", self.manifest_bytes),
+            ("requests", self.requests),
+            ("reads", self.reads),
+            ("uploads", self.uploads),
+            ("watches", self.watches),
+            ("batch_keys", self.batch_keys),
+        ];
+        for (name, value) in counts {
+            if value == 0 || value > tokio::sync::Semaphore::MAX_PERMITS {
+                return Err(ConfigError::Setting {
+                    name: format!("server.limits.{name}"),
+                    value: value.to_string(),
+                    why: "it has to be above 0 and below 2^60".to_owned(),
+                });
+            }
+        }
+        if self.request_time.is_zero() || self.part_bytes == 0 {
+            return Err(ConfigError::Setting {
+                name: "server.limits".to_owned(),
+                value: "0".to_owned(),
+                why: "no limit of a server may be 0".to_owned(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Every limit with where it came from, by its name in the file.
+    #[must_use]
+    pub fn settings(&self, section: &LimitsSection) -> BTreeMap<String, Setting> {
+        let rows = [
+            ("body_bytes", self.body_bytes.to_string(), section.body_bytes.is_some()),
+            ("manifest_bytes", self.manifest_bytes.to_string(), section.manifest_bytes.is_some()),
+            ("part_bytes", self.part_bytes.to_string(), section.part_bytes.is_some()),
+            ("requests", self.requests.to_string(), section.requests.is_some()),
+            ("reads", self.reads.to_string(), section.reads.is_some()),
+            ("uploads", self.uploads.to_string(), section.uploads.is_some()),
+            ("watches", self.watches.to_string(), section.watches.is_some()),
+            ("request_seconds", self.request_time.as_secs().to_string(), section.request_seconds.is_some()),
+            ("batch_keys", self.batch_keys.to_string(), section.batch_keys.is_some()),
+        ];
+        rows.into_iter()
+            .map(|(name, value, is_set)| {
+                let origin = if is_set { SettingOrigin::File } else { SettingOrigin::Default };
+                (format!("server.limits.{name}"), Setting { value, origin })
+            })
+            .collect()
+    }
+}
+
+/// Why a configuration file can't be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("could not read {path}: {reason}")]
+    Read {
+        /// The file.
+        path: String,
+        /// What the system says.
+        reason: String,
+    },
+    /// The file is no TOML, or has a table or key that is not known.
+    #[error("{path} can't be used: {reason}")]
+    Parse {
+        /// The file.
+        path: String,
+        /// What is wrong, with its line.
+        reason: String,
+    },
+    /// A setting has a value that is not allowed.
+    #[error("{name} is `{value}`: {why}")]
+    Setting {
+        /// The setting's name in the file.
+        name: String,
+        /// Its value.
+        value: String,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+impl ConfigFile {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let failed = |reason: String| ConfigError::Read { path: path.display().to_string(), reason };
+        let length = std::fs::metadata(path).map_err(|error| failed(error.to_string()))?.len();
+        if length > FILE_BYTES_MAX {
+            return Err(failed(format!("it has {length} bytes, and a configuration has {FILE_BYTES_MAX} at most")));
+        }
+        let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
+        Self::parse(&text, &path.display().to_string())
+    }
+
+    /// Parses and checks a file's text; `path` is for messages.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn parse(text: &str, path: &str) -> Result<Self, ConfigError> {
+        let file: Self = toml::from_str(text)
+            .map_err(|error| ConfigError::Parse { path: path.to_owned(), reason: error.to_string() })?;
+        file.check()?;
+        Ok(file)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        ServerLimits::from_section(&self.server.limits).check()?;
+        let bad = |name: String, value: String, why: &str| ConfigError::Setting { name, value, why: why.to_owned() };
+        if self.regions.len() > REGIONS_MAX {
+            let count = self.regions.len().to_string();
+            let why = format!("a server hosts at most {REGIONS_MAX}");
+            return Err(bad("the number of [[regions]]".to_owned(), count, &why));
+        }
+        let mut names = BTreeSet::new();
+        for region in &self.regions {
+            let name = format!("regions.{}.name", region.name);
+            check_region_name(&region.name).map_err(|why| bad(name.clone(), region.name.clone(), why))?;
+            if !names.insert(&region.name) {
+                return Err(bad(name, region.name.clone(), "another region has this name"));
+            }
+            if region.nodes == 0 || region.nodes > NODES_MAX {
+                let name = format!("regions.{}.nodes", region.name);
+                return Err(bad(name, region.nodes.to_string(), "a region has 1 to 64 nodes"));
+            }
+            if region.enough() == 0 || region.enough() > region.nodes {
+                let name = format!("regions.{}.enough", region.name);
+                let why = "it has to be from 1 to the number of nodes";
+                return Err(bad(name, region.enough().to_string(), why));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A region's name is also the name of a folder.
+fn check_region_name(name: &str) -> Result<(), &'static str> {
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if name.is_empty() || name.len() > 64 {
+        return Err("a region's name has 1 to 64 characters");
+    }
+    if !name.chars().all(is_allowed) || name.starts_with('.') {
+        return Err("a region's name has letters, digits, `-`, `_` and `.`, and does not begin with a point");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_of_the_documentation_is_read() {
+        let text = r#"
+            [server]
+            name = "server-a"
+            listen = "127.0.0.1:7600"
+            [[regions]]
+            name = "a"
+            [[regions]]
+            name = "b"
+            nodes = 3
+            enough = 2
+            [hooks]
+            enabled = ["region-order"]
+            [hooks.config.region-order]
+            order = "a, b"
+        "#;
+        let file = ConfigFile::parse(text, "tidegate.toml").unwrap();
+        assert_eq!(file.server.name.as_deref(), Some("server-a"));
+        assert_eq!(file.regions[0], RegionSection::new("a"));
+        assert_eq!(file.regions[0].enough(), 2);
+        assert_eq!(file.regions[1].enough(), 2);
+        assert!(file.hooks.unwrap().contains_key("config"));
+    }
+
+    #[test]
+    fn what_is_not_allowed_is_refused_naming_it() {
+        for (text, named) in [
+            ("[servr]", "servr"),
+            ("[server]\nlisten = 'everywhere'", "listen"),
+            ("[server.limits]\nrequests = 0", "server.limits.requests"),
+            ("[[regions]]\nname = '../a'", "../a"),
+            ("[[regions]]\nname = 'a'\n[[regions]]\nname = 'a'", "regions.a.name"),
+            ("[[regions]]\nname = 'a'\nnodes = 0", "regions.a.nodes"),
+            ("[[regions]]\nname = 'a'\nenough = 3", "regions.a.enough"),
+            ("[[regions]]\nname = 'a'\nnode = 3", "node"),
+        ] {
+            let error = ConfigFile::parse(text, "f.toml").unwrap_err().to_string();
+            assert!(error.contains(named), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Extractors whose refusals have the one shape of errors.
+
+use axum::extract::rejection::{BytesRejection, FailedToBufferBody};
+use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode, header};
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde_json::error::Category;
+use tidegate_api::{ErrorBody, code};
+
+use super::errors::{ApiError, NOTHING_CHANGED};
+
+/// Header that says who acts. There is no authentication yet: it is taken at its word.
+pub(crate) const USER_HEADER: &str = "tidegate-user";
+
+/// The longest name of a user that is kept.
+const USER_CHARS_MAX: usize = 128;
+
+/// A JSON body.
+pub(crate) struct Body<T>(pub(crate) T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Self::Rejection> {
+        expect_media_type(request.headers(), &["application/json"])?;
+        let bytes = read(request, state).await?;
+        parse_json(&bytes).map(Self)
+    }
+}
+
+/// The bytes of a body, and its media type, which is one of those that the route reads.
+pub(crate) async fn read<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, ApiError> {
+    Bytes::from_request(request, state).await.map_err(|rejection| match rejection {
+        BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => {
+            too_large("The body is larger than this route allows.".to_owned())
+        }
+        other => {
+            ApiError::bad_request("The body could not be read.", format!("{other}: the connection may have broken."))
+        }
+    })
+}
+
+pub(crate) fn too_large(why: String) -> ApiError {
+    ApiError::new(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        ErrorBody::new(
+            code::TOO_LARGE,
+            "The request is too large.",
+            why,
+            NOTHING_CHANGED,
+            "Send less at once, or raise the limit in the server's configuration.",
+        ),
+    )
+}
+
+/// Parses a JSON body. Its depth is bounded by the parser (128 levels), its size by the route.
+pub(crate) fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    serde_json::from_slice(bytes).map_err(|error| match error.classify() {
+        Category::Data => ApiError::invalid(
+            "The body does not have the form that this route reads.",
+            format!("{error}."),
+            "Mend the field that is named; /openapi.json describes every route.",
+        ),
+        Category::Syntax | Category::Eof | Category::Io => {
+            ApiError::bad_request("The body is no JSON.", format!("{error}."))
+        }
+    })
+}
+
+/// Refuses a body of another media type than those that the route reads.
+pub(crate) fn expect_media_type<'m>(headers: &HeaderMap, expected: &[&'m str]) -> Result<&'m str, ApiError> {
+    let found = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = found.split(';').next().unwrap_or_default().trim();
+    expected.iter().find(|expected| essence.eq_ignore_ascii_case(expected)).copied().ok_or_else(|| {
+        let found = if found.is_empty() { "none" } else { found };
+        ApiError::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            ErrorBody::new(
+                code::UNSUPPORTED_MEDIA_TYPE,
+                "The body's media type is not one that this route reads.",
+                format!("It reads {}; the header content-type says: {found}.", expected.join(" or ")),
+                NOTHING_CHANGED,
+                "Set the header content-type to what the body is.",
+            ),
+        )
+    })
+}
+
+/// Parameters of the address, behind the question mark.
+pub(crate) struct Query<T>(pub(crate) T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
+        axum::extract::Query::<T>::try_from_uri(&parts.uri).map(|query| Self(query.0)).map_err(|rejection| {
+            ApiError::bad_request("The parameters of the address can't be read.", format!("{}.", rejection.body_text()))
+        })
+    }
+}
+
+/// Ids within the address.
+pub(crate) struct Path<T>(pub(crate) T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Path<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Self::Rejection> {
+        axum::extract::Path::<T>::from_request_parts(parts, state).await.map(|path| Self(path.0)).map_err(|rejection| {
+            ApiError::bad_request("An id in the address can't be read.", format!("{}.", rejection.body_text()))
+        })
+    }
+}
+
+/// Who acts, and the id of the request, for the record.
+#[derive(Clone, Debug)]
+pub(crate) struct Actor {
+    pub(crate) name: String,
+    pub(crate) request: String,
+}
+
+impl Actor {
+    /// What goes with the transactions that this request makes.
+    pub(crate) fn attributes(&self) -> tidegate_state::Attributes {
+        [("user", &self.name), ("request", &self.request)].map(|(key, value)| (key.to_owned(), value.clone())).into()
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Actor {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
+        let name = parts
+            .headers
+            .get(USER_HEADER)
+            .and_then(|value| std::str::from_utf8(value.as_bytes()).ok())
+            .map(|name| name.trim().chars().filter(|c| !c.is_control()))
+            .map(|name| name.take(USER_CHARS_MAX).collect::<String>())
+            .filter(|name| !name.is_empty())
+            .unwrap_or_else(|| "local user".to_owned());
+        let request = parts.extensions.get::<super::guard::RequestId>().map_or_else(String::new, |id| id.0.clone());
+        Ok(Self { name, request })
+    }
+}

@@ -1,0 +1,256 @@
+//! What stands before every route: whom the request is for, how much is let in, how long it takes.
+//!
+//! A server listens on loopback, where every program of the machine, and every page in a browser
+//! on it, can reach it. A page of another site must not: its requests name another origin, or,
+//! where it has bent the name service (DNS rebinding), another host.
+
+use std::any::Any;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use tidegate_api::{ErrorBody, code};
+use tokio::sync::Semaphore;
+
+use super::errors::{ApiError, NOTHING_CHANGED};
+
+/// Names a request in logs, errors and the attributes of its transactions.
+pub(crate) const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The longest id that is taken from the caller.
+const REQUEST_ID_BYTES_MAX: usize = 128;
+
+#[derive(Clone, Debug)]
+pub(crate) struct RequestId(pub(crate) String);
+
+/// Gives each request an id, the caller's if it has one, and each answer the headers that keep
+/// browsers from guessing.
+pub(crate) async fn identify(mut request: Request, next: Next) -> Response {
+    let id = request
+        .headers()
+        .get(&REQUEST_ID_HEADER)
+        .and_then(|value| value.to_str().ok())
+        .filter(|id| !id.is_empty() && id.len() <= REQUEST_ID_BYTES_MAX)
+        .map_or_else(|| uuid::Uuid::new_v4().simple().to_string(), str::to_owned);
+    request.extensions_mut().insert(RequestId(id.clone()));
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        headers.insert(REQUEST_ID_HEADER, id);
+    }
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    response
+}
+
+/// Refuses requests that are meant for another host, or come from a page of another site.
+pub(crate) async fn check_host(request: Request, next: Next) -> Response {
+    match judge_host(request.method(), request.uri(), request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(error) => error.into_response(),
+    }
+}
+
+fn judge_host(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), ApiError> {
+    let host = headers
+        .get(header::HOST)
+        .map(|value| value.to_str().unwrap_or("?"))
+        .or_else(|| uri.authority().map(|authority| authority.as_str()))
+        .unwrap_or_default();
+    if !is_loopback_host(host) {
+        return Err(host_refused(
+            format!("The request is for the host `{}`.", shown(host)),
+            "This server answers for the machine that it runs on only, so that no page in a \
+             browser can reach it under another name.",
+        ));
+    }
+    let origin = headers.get(header::ORIGIN).and_then(|origin| origin.to_str().ok());
+    if let Some(origin) = origin
+        && !method.is_safe()
+    {
+        let own = origin.strip_prefix("http://").is_some_and(|rest| rest.eq_ignore_ascii_case(host));
+        if !own {
+            return Err(host_refused(
+                format!("The request comes from a page of `{}`.", shown(origin)),
+                "Only the server's own page may change anything.",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn host_refused(what: String, why: &str) -> ApiError {
+    ApiError::new(
+        StatusCode::FORBIDDEN,
+        ErrorBody::new(
+            code::HOST_REFUSED,
+            what,
+            why,
+            NOTHING_CHANGED,
+            "Use http://127.0.0.1 or http://localhost with the server's port.",
+        ),
+    )
+}
+
+/// The beginning of a text that came from outside, without what could confuse a reader.
+fn shown(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(100).collect()
+}
+
+/// Whether a host, with or without a port, is this machine's loopback.
+fn is_loopback_host(host: &str) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => match rest.split_once(']') {
+            Some((address, port)) if port.is_empty() || is_port(port) => address,
+            _ => return false,
+        },
+        None => match host.split_once(':') {
+            Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+            Some(_) => return false,
+            None => host,
+        },
+    };
+    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+fn is_port(text: &str) -> bool {
+    text.strip_prefix(':').is_some_and(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// How many requests of a group of routes are worked on at once, and for how long.
+#[derive(Clone, Debug)]
+pub(crate) struct Room {
+    pub(crate) permits: Arc<Semaphore>,
+    pub(crate) limit: Duration,
+    /// What the group is called, for people.
+    pub(crate) name: &'static str,
+}
+
+impl Room {
+    pub(crate) fn new(name: &'static str, at_once: usize, limit: Duration) -> Self {
+        Self { permits: Arc::new(Semaphore::new(at_once)), limit, name }
+    }
+
+    /// Refuses at once what there is no room for: whoever asks can wait better than a queue here.
+    pub(crate) fn enter(&self) -> Result<tokio::sync::OwnedSemaphorePermit, ApiError> {
+        Arc::clone(&self.permits).try_acquire_owned().map_err(|_| {
+            ApiError::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                ErrorBody::new(
+                    code::OVERLOADED,
+                    "The server has no room for another request of this kind.",
+                    format!("It works on as many {} as it may at once.", self.name),
+                    NOTHING_CHANGED,
+                    "Try again in a moment, or raise the limit in the server's configuration.",
+                )
+                .with_retryable(true),
+            )
+        })
+    }
+}
+
+/// Lets a request in if there is room, and cuts it off at its time limit.
+pub(crate) async fn limit(State(room): State<Room>, request: Request, next: Next) -> Response {
+    let _permit = match room.enter() {
+        Ok(permit) => permit,
+        Err(error) => return error.into_response(),
+    };
+    match tokio::time::timeout(room.limit, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            ErrorBody::new(
+                code::TIMED_OUT,
+                "The server took too long.",
+                format!("The request was not done within {:?}, its limit.", room.limit),
+                "Whether something was changed is uncertain.",
+                "Look at how things stand, then try again.",
+            )
+            .with_retryable(true),
+        )
+        .into_response(),
+    }
+}
+
+/// A handler that panicked: the connection gets an answer all the same.
+pub(crate) fn panicked(panic: Box<dyn Any + Send>) -> Response {
+    let text = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("no message");
+    ApiError::internal(format!("panicked: {text}")).into_response()
+}
+
+/// The answer where there is no such route.
+pub(crate) async fn no_route(uri: Uri) -> ApiError {
+    ApiError::absent(
+        code::ROUTE_UNKNOWN,
+        format!("There is nothing at `{}`.", shown(uri.path())),
+        "The API has no such route.",
+        "/openapi.json describes every route.",
+    )
+}
+
+/// The answer where a route does not have this method.
+pub(crate) async fn no_method(method: Method, uri: Uri) -> ApiError {
+    ApiError::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        ErrorBody::new(
+            code::METHOD_NOT_ALLOWED,
+            format!("`{}` can't be asked with {method}.", shown(uri.path())),
+            "The route has other methods; the header allow names them.",
+            NOTHING_CHANGED,
+            "/openapi.json describes every route.",
+        ),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_this_machine_are_hosts() {
+        for host in ["localhost", "LOCALHOST:1", "127.0.0.1", "127.0.0.1:7600", "127.9.9.9:1", "[::1]", "[::1]:7600"] {
+            assert!(is_loopback_host(host), "{host}");
+        }
+        for host in [
+            "",
+            "example.com",
+            "localhost.example.com",
+            "127.0.0.1.example.com",
+            "127.0.0.1:80@example.com",
+            "10.0.0.1",
+            "0.0.0.0",
+            "[::1",
+            "[::1]x",
+            "[::2]:1",
+            "::1",
+        ] {
+            assert!(!is_loopback_host(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn pages_of_other_sites_change_nothing() {
+        let judge = |method: Method, origin: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, HeaderValue::from_static("127.0.0.1:7600"));
+            if !origin.is_empty() {
+                headers.insert(header::ORIGIN, HeaderValue::from_static(origin));
+            }
+            judge_host(&method, &Uri::from_static("/v1/stores"), &headers).is_ok()
+        };
+        assert!(judge(Method::POST, ""));
+        assert!(judge(Method::POST, "http://127.0.0.1:7600"));
+        assert!(!judge(Method::POST, "http://127.0.0.1:7601"));
+        assert!(!judge(Method::PUT, "https://example.com"));
+        assert!(!judge(Method::DELETE, "null"));
+        assert!(judge(Method::GET, "https://example.com"));
+    }
+}

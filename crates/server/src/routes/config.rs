@@ -1,0 +1,84 @@
+//! The configuration in force.
+
+use axum::Json;
+use axum::extract::{Request, State};
+use tidegate_api::{ConfigView, ErrorBody, HookSettingsView, HooksConfigUpdate, HooksConfigView};
+use tidegate_lifecycle::{HooksConfiguration, HooksFile, PublishError};
+
+use crate::app::App;
+use crate::http::errors::{ApiError, ApiResult};
+use crate::http::extract::{Actor, expect_media_type, parse_json, read};
+use crate::validation::{refused, surroundings};
+
+/// The configuration in force, and where it came from.
+#[utoipa::path(get, path = "/v1/config", tag = "configuration",
+    responses((status = 200, body = ConfigView)))]
+pub(crate) async fn show(State(app): State<App>) -> ApiResult<Json<ConfigView>> {
+    Ok(Json(ConfigView { hooks: hooks_view(&app)?, server: app.server_config() }))
+}
+
+/// Publishes a hooks configuration: the TOML of a configuration file, of which the table `[hooks]`
+/// is read, or the same as JSON. It is judged by the hooks themselves, and published whole or not
+/// at all.
+#[utoipa::path(put, path = "/v1/config/hooks", tag = "configuration",
+    request_body(content(
+        (HooksConfigUpdate = "application/json"),
+        (String = "application/toml"))),
+    responses((status = 200, body = HooksConfigView), (status = 415, body = ErrorBody),
+        (status = 422, description = "A hook refused it", body = ErrorBody)))]
+pub(crate) async fn publish(
+    State(app): State<App>,
+    actor: Actor,
+    request: Request,
+) -> ApiResult<Json<HooksConfigView>> {
+    let known = ["application/json", "application/toml"];
+    let media_type = expect_media_type(request.headers(), &known)?;
+    let bytes = read(request, &app).await?;
+    let registry = app.lifecycle().registry();
+    let file = if media_type == "application/json" {
+        HooksFile::from_json(parse_json(&bytes)?, registry)
+    } else {
+        let text = std::str::from_utf8(&bytes)
+            .map_err(|error| ApiError::bad_request("The body is no TOML.", format!("It is not UTF-8: {error}.")))?;
+        HooksFile::from_toml(text, registry)
+    };
+    let file = file.map_err(|refusal| refused(&refusal))?;
+    let surroundings = surroundings(&app)?;
+    app.lifecycle().publish(app.state(), &file, &actor.name, &surroundings).await.map_err(|error| match error {
+        PublishError::Refused(refusal) => refused(&refusal),
+        PublishError::Write(error) if error.is_retryable() => {
+            ApiError::unavailable("The hooks configuration could not be published.", format!("{error}."))
+        }
+        PublishError::Write(error) => ApiError::internal(error),
+    })?;
+    app.caught_up().await;
+    hooks_view(&app).map(Json)
+}
+
+fn hooks_view(app: &App) -> ApiResult<HooksConfigView> {
+    let snapshot = app.state().snapshot();
+    let registry = app.lifecycle().registry();
+    let known = registry
+        .names()
+        .filter_map(|name| registry.get(name))
+        .map(|descriptor| HookSettingsView {
+            hook: descriptor.name.clone(),
+            keys: descriptor.keys.unwrap_or_default().iter().map(|key| key.key.to_owned()).collect(),
+        })
+        .collect();
+    let Some(published) = snapshot.get(&HooksConfiguration::place())? else {
+        return Ok(HooksConfigView { known, ..HooksConfigView::default() });
+    };
+    Ok(HooksConfigView {
+        generation: published.generation,
+        enabled: published.enabled.clone(),
+        threads: published.threads,
+        timeout_ms: published.timeout_ms,
+        wait_interval_ms: published.wait_interval_ms,
+        hooks: published.hooks.clone(),
+        published_by: published.published_by.clone(),
+        published_at: None,
+        digest: published.digest.clone(),
+        known,
+    })
+}

@@ -1,0 +1,163 @@
+//! Routes, a file per subject.
+//!
+//! Each handler is described where it stands; [`openapi`] gathers the descriptions, and a test
+//! sees to it that none is missing and none is left over.
+
+mod config;
+mod ops;
+mod page;
+mod protocol;
+mod pushes;
+mod queue;
+mod reads;
+mod regions;
+mod stores;
+mod upload;
+mod watch;
+
+pub(crate) mod openapi;
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::handler::Handler;
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::routing::{MethodRouter, delete, get, patch, post, put};
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::app::App;
+use crate::http::guard::{self, Room};
+use crate::http::metrics;
+
+/// One route: its path as OpenAPI writes it, its methods, and what serves it.
+pub(crate) struct Route {
+    pub(crate) path: &'static str,
+    pub(crate) methods: Vec<&'static str>,
+    router: MethodRouter<App>,
+    group: Group,
+}
+
+/// Routes that share room and limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Group {
+    /// Ordinary requests.
+    Requests,
+    /// Ordinary requests with a manifest as body.
+    Manifests,
+    /// Look-ups.
+    Reads,
+    /// Parts that are received. They watch their own silence.
+    Uploads,
+    /// Streams, which have room of their own, and what has to answer whatever happens.
+    Free,
+}
+
+impl Route {
+    fn new(path: &'static str, group: Group) -> Self {
+        Self { path, methods: Vec::new(), router: MethodRouter::new(), group }
+    }
+
+    fn on<H, T>(mut self, method: &'static str, handler: H) -> Self
+    where
+        H: Handler<T, App>,
+        T: 'static,
+    {
+        self.methods.push(method);
+        let router = match method {
+            "get" => get(handler),
+            "put" => put(handler),
+            "post" => post(handler),
+            "patch" => patch(handler),
+            "delete" => delete(handler),
+            other => unreachable!("no route has the method {other}"),
+        };
+        self.router = self.router.merge(router);
+        self
+    }
+}
+
+/// Every route there is.
+pub(crate) fn all() -> Vec<Route> {
+    use Group::{Free, Manifests, Reads, Requests, Uploads};
+    vec![
+        Route::new("/v1/stores", Requests).on("get", stores::list).on("post", stores::create),
+        Route::new("/v1/stores/{store}", Requests)
+            .on("get", stores::show)
+            .on("patch", stores::update)
+            .on("delete", stores::remove),
+        Route::new("/v1/stores/{store}/hooks", Requests).on("get", stores::overrides).on("put", stores::set_overrides),
+        Route::new("/v1/stores/{store}/schemas", Requests)
+            .on("get", stores::list_schemas)
+            .on("post", stores::add_schema),
+        Route::new("/v1/stores/{store}/versions", Requests).on("get", stores::versions),
+        Route::new("/v1/stores/{store}/rollback", Requests).on("post", stores::roll_back),
+        Route::new("/v1/stores/{store}/keys/{key}", Reads).on("get", reads::key),
+        Route::new("/v1/stores/{store}/keys:batch", Reads).on("post", reads::batch),
+        Route::new("/v1/pushes", Requests).on("get", pushes::list).on("post", protocol::start),
+        Route::new("/v1/pushes/{push}", Requests).on("get", pushes::show),
+        Route::new("/v1/pushes/{push}/explain", Requests).on("get", pushes::explain),
+        Route::new("/v1/pushes/{push}/calls", Requests).on("get", pushes::calls),
+        Route::new("/v1/pushes/{push}/job", Requests).on("get", pushes::job),
+        Route::new("/v1/pushes/{push}/watch", Free).on("get", watch::push),
+        Route::new("/v1/pushes/{push}/heartbeat", Requests).on("post", protocol::heartbeat),
+        Route::new("/v1/pushes/{push}/schema", Requests).on("put", protocol::schema),
+        Route::new("/v1/pushes/{push}/parts", Requests).on("get", upload::list),
+        Route::new("/v1/pushes/{push}/parts/{part}", Uploads).on("put", upload::put),
+        Route::new("/v1/pushes/{push}/complete", Manifests).on("post", upload::complete),
+        Route::new("/v1/pushes/{push}/fail", Requests).on("post", protocol::fail),
+        Route::new("/v1/pushes/{push}/kill", Requests).on("post", protocol::kill),
+        Route::new("/v1/pushes/{push}/proceed", Requests).on("post", protocol::proceed),
+        Route::new("/v1/regions", Requests).on("get", regions::list),
+        Route::new("/v1/regions/{region}/availability", Requests).on("put", regions::mark),
+        Route::new("/v1/config", Requests).on("get", config::show),
+        Route::new("/v1/config/hooks", Requests).on("put", config::publish),
+        Route::new("/v1/queue", Requests).on("get", queue::list),
+        Route::new("/v1/queue/{request}/{action}", Requests).on("post", queue::act),
+        Route::new("/v1/watch", Free).on("get", watch::tree),
+        Route::new("/openapi.json", Free).on("get", openapi::serve),
+        Route::new("/metrics", Free).on("get", ops::metrics),
+        Route::new("/healthz", Free).on("get", ops::health),
+        Route::new("/readyz", Free).on("get", ops::ready),
+        Route::new("/", Requests).on("get", page::page),
+        Route::new("/assets/page.css", Free).on("get", page::style),
+        Route::new("/assets/page.js", Free).on("get", page::script),
+    ]
+}
+
+/// The whole service.
+pub(crate) fn router(app: App) -> Router {
+    let limits = app.limits().clone();
+    let mut router = Router::new();
+    let requests = Room::new("requests", limits.requests, limits.request_time);
+    let reads = Room::new("look-ups", limits.reads, limits.request_time);
+    // A part takes as long as it takes: its handler cuts off a sender that falls silent.
+    let uploads = Room::new("uploads", limits.uploads, Duration::from_secs(24 * 60 * 60));
+    for route in all() {
+        let method_router = route.router.fallback(guard::no_method);
+        let method_router = match route.group {
+            Group::Requests => method_router
+                .layer(DefaultBodyLimit::max(limits.body_bytes))
+                .layer(from_fn_with_state(requests.clone(), guard::limit)),
+            Group::Manifests => method_router
+                .layer(DefaultBodyLimit::max(limits.manifest_bytes))
+                .layer(from_fn_with_state(requests.clone(), guard::limit)),
+            Group::Reads => method_router
+                .layer(DefaultBodyLimit::max(limits.body_bytes))
+                .layer(from_fn_with_state(reads.clone(), guard::limit)),
+            Group::Uploads => method_router
+                .layer(DefaultBodyLimit::disable())
+                .layer(from_fn_with_state(uploads.clone(), guard::limit)),
+            Group::Free => method_router,
+        };
+        router = router.route(route.path, method_router);
+    }
+    let http = app.http_metrics().clone();
+    router
+        .fallback(guard::no_route)
+        .layer(CatchPanicLayer::custom(guard::panicked))
+        .layer(from_fn(guard::check_host))
+        .layer(from_fn_with_state(http, metrics::count))
+        .layer(from_fn(guard::identify))
+        .with_state(app)
+}

@@ -1,0 +1,44 @@
+//! What keeps a server running asks: is it alive, is it ready, what does it measure.
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use tidegate_api::ErrorBody;
+
+use crate::app::App;
+use crate::http::errors::ApiError;
+
+/// Whether the process is alive.
+#[utoipa::path(get, path = "/healthz", tag = "server",
+    responses((status = 200, description = "It is", body = String)))]
+pub(crate) async fn health() -> &'static str {
+    "ok\n"
+}
+
+/// Whether the server can do its work: the state is loaded and regions are restored.
+#[utoipa::path(get, path = "/readyz", tag = "server",
+    responses((status = 200, description = "It can", body = String),
+        (status = 503, description = "Not yet, and why", body = ErrorBody)))]
+pub(crate) async fn ready(State(app): State<App>) -> Response {
+    match app.not_ready() {
+        None => "ready\n".into_response(),
+        Some(why) => ApiError::unavailable("The server is not ready.", why).into_response(),
+    }
+}
+
+/// Metrics in Prometheus' text form.
+#[utoipa::path(get, path = "/metrics", tag = "server",
+    responses((status = 200, description = "Metrics", body = String,
+        content_type = "application/openmetrics-text")))]
+pub(crate) async fn metrics(State(app): State<App>) -> Response {
+    let mut text = String::new();
+    match app.encode_metrics(&mut text) {
+        Ok(()) => (
+            StatusCode::OK,
+            [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")],
+            text,
+        )
+            .into_response(),
+        Err(error) => ApiError::internal(error).into_response(),
+    }
+}

@@ -1,0 +1,144 @@
+//! Look-ups.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde::Deserialize;
+use tidegate_api::{BatchAnswer, BatchRequest, ErrorBody, KeyAnswer, KeyValue, code};
+use tidegate_rollout::region::RegionHost;
+use tidegate_rollout::region::host::ReadError;
+
+use crate::app::App;
+use crate::http::errors::{ApiError, ApiResult, NOTHING_CHANGED};
+use crate::http::extract::{Body, Path, Query, too_large};
+
+#[derive(Deserialize)]
+pub(crate) struct RegionQuery {
+    region: Option<String>,
+}
+
+/// The record with this key, and the version that answered. A key of several columns is a JSON
+/// array of their values.
+#[utoipa::path(get, path = "/v1/stores/{store}/keys/{key}", tag = "reads",
+    params(("store" = String, Path, description = "The store's name"),
+        ("key" = String, Path, description = "The key"),
+        ("region" = Option<String>, Query, description = "The region that is to answer; any unless told")),
+    responses((status = 200, body = KeyAnswer),
+        (status = 404, description = "No such store, region or key, or nothing is served", body = ErrorBody),
+        (status = 422, description = "The key is none of this store", body = ErrorBody)))]
+pub(crate) async fn key(
+    State(app): State<App>,
+    Path((store, key)): Path<(String, String)>,
+    Query(query): Query<RegionQuery>,
+) -> ApiResult<Json<KeyAnswer>> {
+    let (region, answer) = in_region(&app, &store, query.region, |host, region| host.read(region, &store, &key))?;
+    match answer.value {
+        Some(value) => Ok(Json(KeyAnswer {
+            key,
+            value,
+            version: answer.version,
+            region: Some(region),
+            node: Some(answer.node.to_string()),
+        })),
+        None => Err(ApiError::absent(
+            code::KEY_ABSENT,
+            format!("Store `{store}` has no key `{key}`."),
+            format!("Version {} has no such record, says node {} of region {region}.", answer.version, answer.node),
+            "Look the key up as the data has it; keys are compared byte by byte.",
+        )),
+    }
+}
+
+/// The records with these keys, all from one version.
+#[utoipa::path(post, path = "/v1/stores/{store}/keys:batch", tag = "reads",
+    request_body = BatchRequest,
+    params(("store" = String, Path, description = "The store's name"),
+        ("region" = Option<String>, Query, description = "The region that is to answer; any unless told")),
+    responses((status = 200, body = BatchAnswer),
+        (status = 404, description = "No such store or region, or nothing is served", body = ErrorBody),
+        (status = 413, description = "Too many keys", body = ErrorBody),
+        (status = 422, description = "A key is none of this store", body = ErrorBody)))]
+pub(crate) async fn batch(
+    State(app): State<App>,
+    Path(store): Path<String>,
+    Query(query): Query<RegionQuery>,
+    Body(request): Body<BatchRequest>,
+) -> ApiResult<Json<BatchAnswer>> {
+    let limit = app.limits().batch_keys;
+    if request.keys.len() > limit {
+        return Err(too_large(format!("The batch has {} keys; a batch has {limit} at most.", request.keys.len())));
+    }
+    let (region, answer) =
+        in_region(&app, &store, query.region, |host, region| host.read_batch(region, &store, &request.keys))?;
+    let values = request.keys.into_iter().zip(answer.values);
+    Ok(Json(BatchAnswer {
+        version: answer.version,
+        region: Some(region),
+        node: Some(answer.node.to_string()),
+        values: values.map(|(key, value)| KeyValue { key, value }).collect(),
+    }))
+}
+
+/// Asks the region that is named; where none is, one after the other until one serves the store.
+fn in_region<T>(
+    app: &App,
+    store: &str,
+    region: Option<String>,
+    read: impl Fn(&RegionHost, &str) -> Result<T, ReadError>,
+) -> ApiResult<(String, T)> {
+    let host = app.regions();
+    if let Some(region) = region {
+        return match read(host, &region) {
+            Ok(answer) => Ok((region, answer)),
+            Err(error) => Err(not_read(app, store, error)),
+        };
+    }
+    let mut last = None;
+    for region in host.regions() {
+        match read(host, &region) {
+            Ok(answer) => return Ok((region, answer)),
+            Err(error @ (ReadError::NoVersion { .. } | ReadError::NoSuchStore { .. } | ReadError::Damaged { .. })) => {
+                last = Some(error);
+            }
+            Err(error) => return Err(not_read(app, store, error)),
+        }
+    }
+    Err(match last {
+        Some(error) => not_read(app, store, error),
+        None => ApiError::region_unknown("", &[]),
+    })
+}
+
+fn not_read(app: &App, store: &str, error: ReadError) -> ApiError {
+    match error {
+        ReadError::NoSuchRegion { region, known } => ApiError::region_unknown(&region, &known),
+        ReadError::NoSuchStore { region, .. } => {
+            let snapshot = app.state().snapshot();
+            match app.scene(&snapshot).find_store(store) {
+                Ok(_) => not_served(store, &region),
+                Err(error) => error,
+            }
+        }
+        ReadError::NoVersion { region, .. } => not_served(store, &region),
+        ReadError::BadKey { message } => ApiError::invalid(
+            format!("This is no key of store `{store}`."),
+            format!("{message}."),
+            "Write a key of one column as its text, one of several columns as a JSON array.",
+        ),
+        ReadError::TooManyKeys { .. } => too_large(format!("{error}.")),
+        ReadError::Damaged { .. } => ApiError::unavailable("The record can't be read.", format!("{error}.")),
+    }
+}
+
+fn not_served(store: &str, region: &str) -> ApiError {
+    ApiError::new(
+        StatusCode::NOT_FOUND,
+        ErrorBody::new(
+            code::NOT_SERVED,
+            format!("Region `{region}` serves no version of store `{store}`."),
+            "No version has been swapped to there, or the only one was rolled back.",
+            NOTHING_CHANGED,
+            "Push a version, or look at how the push stands (`tidegate push list`).",
+        ),
+    )
+}

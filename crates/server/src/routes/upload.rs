@@ -1,0 +1,128 @@
+//! Parts and the manifest: what a push client sends.
+
+use axum::Json;
+use axum::extract::{Request, State};
+use serde::Deserialize;
+use tidegate_api::manifest::Manifest;
+use tidegate_api::{ErrorBody, PartView, PartsView, PushPhase, PushState, code};
+
+use crate::app::App;
+use crate::http::errors::{ApiError, ApiResult, NOTHING_CHANGED};
+use crate::http::extract::{Body, Path, Query};
+
+use super::protocol::answer;
+
+/// The parts of a push that have arrived whole.
+#[utoipa::path(get, path = "/v1/pushes/{push}/parts", tag = "push protocol",
+    params(("push" = String, Path, description = "The push's id")),
+    responses((status = 200, body = PartsView), (status = 404, body = ErrorBody)))]
+pub(crate) async fn list(State(app): State<App>, Path(push): Path<String>) -> ApiResult<Json<PartsView>> {
+    let snapshot = app.state().snapshot();
+    app.scene(&snapshot).push_reference(&push)?;
+    let parts = app.uploads().list(&push).await?;
+    Ok(Json(PartsView { parts }))
+}
+
+#[derive(Deserialize)]
+pub(crate) struct PutQuery {
+    sha256: String,
+}
+
+/// Takes a part in. It counts once all of it has arrived with the SHA-256 that is announced.
+#[utoipa::path(put, path = "/v1/pushes/{push}/parts/{part}", tag = "push protocol",
+    request_body(content = String, content_type = "application/octet-stream",
+        description = "The part's bytes"),
+    params(("push" = String, Path, description = "The push's id"),
+        ("part" = String, Path, description = "The part's name"),
+        ("sha256" = String, Query, description = "SHA-256 of its bytes in lower-case hexadecimal")),
+    responses((status = 200, body = PartView), (status = 404, body = ErrorBody),
+        (status = 409, description = "The push takes no parts (any more)", body = ErrorBody),
+        (status = 413, body = ErrorBody), (status = 422, body = ErrorBody),
+        (status = 507, description = "The disk is full", body = ErrorBody)))]
+pub(crate) async fn put(
+    State(app): State<App>,
+    Path((push, part)): Path<(String, String)>,
+    Query(query): Query<PutQuery>,
+    request: Request,
+) -> ApiResult<Json<PartView>> {
+    check_takes_parts(&app, &push)?;
+    let body = request.into_body().into_data_stream();
+    let limit = app.limits().part_bytes;
+    let view = app.uploads().receive(&push, &part, &query.sha256, limit, body).await?;
+    // It may have ended meanwhile; then what arrived is for the clean-up, and the client learns it.
+    check_takes_parts(&app, &push)?;
+    Ok(Json(view))
+}
+
+/// Completes the artifact of a push: all parts have been sent, and this is the manifest.
+#[utoipa::path(post, path = "/v1/pushes/{push}/complete", tag = "push protocol",
+    request_body = Manifest,
+    params(("push" = String, Path, description = "The push's id")),
+    responses((status = 200, body = PushState), (status = 404, body = ErrorBody),
+        (status = 409, description = "Parts are missing; they are named", body = ErrorBody),
+        (status = 422, body = ErrorBody)))]
+pub(crate) async fn complete(
+    State(app): State<App>,
+    Path(push): Path<String>,
+    Body(manifest): Body<Manifest>,
+) -> ApiResult<Json<PushState>> {
+    let state = current(&app, &push)?;
+    let manifest_sha256 = if state.phase == PushPhase::Upload {
+        app.uploads().complete(&push, &manifest).await?
+    } else {
+        // Complete already, ended, or not so far: which of them is the operation's to say.
+        String::new()
+    };
+    let completed = app.operations().complete_push(&push, manifest, manifest_sha256).await?;
+    if let Err(error) = app.uploads().remove(&push).await {
+        tracing::warn!(push, %error, "what is left of an upload could not be removed; the clean-up will");
+    }
+    answer(&app, &push, &completed)
+}
+
+fn current(app: &App, push: &str) -> ApiResult<PushState> {
+    let snapshot = app.state().snapshot();
+    app.scene(&snapshot).push_state(push)
+}
+
+/// Only a push that runs and is not complete takes parts.
+fn check_takes_parts(app: &App, push: &str) -> ApiResult<()> {
+    let state = current(app, push)?;
+    if state.status.is_terminal() {
+        return Err(ended(&state));
+    }
+    if state.phase == PushPhase::Upload {
+        return Ok(());
+    }
+    let later = state.phase < PushPhase::Upload;
+    Err(ApiError::new(
+        axum::http::StatusCode::CONFLICT,
+        ErrorBody::new(
+            code::WRONG_PHASE,
+            "The part was not taken.",
+            format!("Push {push} is at `{}`, and parts are taken at `upload`.", state.phase.word()),
+            NOTHING_CHANGED,
+            if later {
+                "Say which schema the artifact has, and wait until its gate has opened."
+            } else {
+                "Nothing: the artifact is complete."
+            },
+        ),
+    ))
+}
+
+fn ended(state: &PushState) -> ApiError {
+    let by = state.ended_by.map_or(String::new(), |by| format!(" ({})", by.word()));
+    let reason = state.reason.clone().unwrap_or_default();
+    ApiError::new(
+        axum::http::StatusCode::CONFLICT,
+        ErrorBody::new(
+            code::PUSH_ENDED,
+            "The part was not taken.",
+            format!("Push {} has already ended as {}{by}: {reason}", state.push, state.status.word()),
+            "What it has sent is removed by the clean-up.",
+            "Start a new push with a new id.",
+        )
+        .with_subjects([state.push.clone()]),
+    )
+}

@@ -1,0 +1,12 @@
+//! A real server on a free port, spoken to by the real client.
+#![allow(clippy::unwrap_used)]
+
+mod config;
+mod errors;
+mod faults;
+mod guards;
+mod job;
+mod page;
+mod protocol;
+mod watch;
+mod world;
