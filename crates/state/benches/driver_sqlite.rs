@@ -30,6 +30,7 @@ fn main() {
     }
     let (each, rate) = runtime.block_on(settlements());
     println!("settlement of 1 000 receipts: median {:.2} ms, {rate:.0} receipts/s one after the other", each * 1e3);
+    runtime.block_on(upkeep());
     let empty = runtime.block_on(empty_sessions());
     println!("taking the lock and letting go of it: {:.1} us", empty * 1e6);
 }
@@ -172,6 +173,44 @@ async fn settlements() -> (f64, f64) {
         times.push(one.elapsed().as_secs_f64());
     }
     (median(times), 200_000.0 / start.elapsed().as_secs_f64())
+}
+
+/// Prints what writing entities behind and compacting cost, and how long a commit takes beside them.
+async fn upkeep() {
+    const ROWS: u64 = 300_000;
+    let (folder, driver) = open();
+    let epoch = driver.meta().await.unwrap().epoch;
+    let mut seen = Revision::ZERO;
+    let mut times = Vec::new();
+    while seen.0 < ROWS {
+        let one = Instant::now();
+        seen = commit_group(&*driver, epoch, seen, 64, false).await;
+        times.push(one.elapsed().as_secs_f64());
+    }
+    times.sort_by(f64::total_cmp);
+    let [median, late, last] = [times.len() / 2, times.len() * 99 / 100, times.len() - 1].map(|at| times[at] * 1e3);
+    let log = std::fs::metadata(folder.path().join("store.db-wal")).map_or(0, |file| file.len() >> 20);
+    println!("commit of 64: median {median:.2}, p99 {late:.2}, longest {last:.1} ms; write-ahead log {log} MiB");
+    let entity = |number: u64| tidegate_state::driver::EntityRow {
+        path: Path::root().child("stores", &number.to_string()).unwrap(),
+        revision: seen,
+        document: StoredDocument { format: 1, json: format!("{{\"rows\":{number},\"owner\":\"someone\"}}").into() },
+    };
+    for (what, from, to) in [("new", 0, ROWS / 2), ("changed", ROWS / 2, ROWS)] {
+        let one = Instant::now();
+        driver.write_entities(Revision(from), Revision(to), (0..10_000).map(entity).collect(), vec![]).await.unwrap();
+        println!("10 000 {what} entities written behind: {:.1} ms", one.elapsed().as_secs_f64() * 1e3);
+    }
+    let start = Instant::now();
+    let mut longest = 0.0f64;
+    let mut compacted = Revision::ZERO;
+    while compacted.0 < ROWS - 1 {
+        let one = Instant::now();
+        compacted = driver.compact(Timestamp(i64::MAX), Revision(u64::MAX), 5_000).await.unwrap();
+        longest = longest.max(one.elapsed().as_secs_f64());
+    }
+    let rate = ROWS as f64 / start.elapsed().as_secs_f64();
+    println!("compaction in steps of 5 000: {rate:.0} rows/s, longest step {:.1} ms", longest * 1e3);
 }
 
 /// Seconds of a session that commits nothing.

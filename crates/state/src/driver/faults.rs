@@ -286,6 +286,11 @@ impl Driver for FaultyDriver {
         self.inner.write_entities(from, to, changed, removed).await
     }
 
+    async fn replace_entities(&self, tree: StoredTree) -> Result<(), DriverError> {
+        self.faults.check()?;
+        self.inner.replace_entities(tree).await
+    }
+
     async fn compact(&self, keep: Timestamp, floor: Revision, rows_max: usize) -> Result<Revision, DriverError> {
         self.faults.check()?;
         self.inner.compact(keep, floor, rows_max).await

@@ -287,7 +287,11 @@ pub trait Driver: Send + Sync + 'static {
     /// Epoch, head and what else is known of the store itself.
     async fn meta(&self) -> Result<Meta, DriverError>;
 
-    /// The written-behind entities; checked against their digest.
+    /// The written-behind entities; checked against their digest. Where they do not fit it, they are rebuilt from a log that
+    /// reaches back to the beginning, or by a server that is up ([`Driver::replace_entities`]).
+    ///
+    /// # Errors
+    /// [`DriverError::Damaged`] if neither can; [`DriverError::Unavailable`] while a server that is up is to do it.
     async fn load(&self) -> Result<StoredTree, DriverError>;
 
     /// Rows after a revision, at most `rows_max` (at least one if there is any).
@@ -347,7 +351,8 @@ pub trait Driver: Send + Sync + 'static {
     /// the two, what is given covers it. One short transaction: a caller with much to write moves on in steps.
     ///
     /// # Errors
-    /// [`DriverError::Unavailable`] if they stand for a revision before `from`.
+    /// [`DriverError::Unavailable`] if they stand for a revision before `from`. [`DriverError::Damaged`] if a start has found
+    /// that they are not what was written: a server that is up gives all of them by [`Driver::replace_entities`].
     async fn write_entities(
         &self,
         from: Revision,
@@ -355,6 +360,10 @@ pub trait Driver: Send + Sync + 'static {
         changed: Vec<EntityRow>,
         removed: Vec<crate::path::Path>,
     ) -> Result<(), DriverError>;
+
+    /// Puts a whole tree in place of the written-behind entities, unless they are sound and stand for its revision or a later
+    /// one.
+    async fn replace_entities(&self, tree: StoredTree) -> Result<(), DriverError>;
 
     /// Removes log rows and receipts that nothing needs any more and that are older than `keep`; at most `rows_max` in
     /// one short transaction. Says up to where the log is compacted now. The driver holds back what invariant 6 asks for

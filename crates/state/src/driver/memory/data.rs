@@ -287,6 +287,16 @@ impl Data {
         Ok(())
     }
 
+    pub(super) fn replace_entities(&mut self, tree: StoredTree) -> Result<(), DriverError> {
+        if self.entities_at >= tree.revision {
+            return Ok(());
+        }
+        super::super::check_entities_step(self.compacted, Revision::ZERO, tree.revision, self.head)?;
+        self.entities_at = tree.revision;
+        self.entities = tree.entities.into_iter().map(|row| (row.path.clone(), row)).collect();
+        Ok(())
+    }
+
     pub(super) fn compact(&mut self, keep: Timestamp, floor: Revision, rows_max: usize) -> Revision {
         let watermark = self.leases.watermark_min().unwrap_or(Revision(u64::MAX));
         let bound = floor.min(self.entities_at).min(watermark).min(Revision(self.head.0.saturating_sub(1)));

@@ -303,6 +303,10 @@ impl Driver for MemoryDriver {
         self.shared.data.lock().write_entities(from, to, changed, removed)
     }
 
+    async fn replace_entities(&self, tree: StoredTree) -> Result<(), DriverError> {
+        self.shared.data.lock().replace_entities(tree)
+    }
+
     async fn compact(&self, keep: Timestamp, floor: Revision, rows_max: usize) -> Result<Revision, DriverError> {
         Ok(self.shared.data.lock().compact(keep, floor, rows_max))
     }

@@ -162,14 +162,19 @@ impl Driver for SqliteDriver {
     }
 
     async fn load(&self) -> Result<StoredTree, DriverError> {
+        let now = self.shared().options.clock.now();
+        let others_are_up = self.shared().known.lock().leases.anyone_lives(now);
         let loaded = self
-            .read(|connection| {
+            .read(move |connection| {
                 let loaded = entities::load(connection)?;
                 if loaded.damage.is_empty() {
                     return Ok((loaded, None));
                 }
                 let compacted: i64 = connection.query_row("SELECT compacted FROM meta", [], |row| row.get(0))?;
                 let head = read_head(connection)?;
+                if compacted > 0 && others_are_up {
+                    return Ok((loaded, None));
+                }
                 if compacted > 0 {
                     return Err(DriverError::Damaged(format!(
                         "the stored entities are not what was written: {}. They can't be rebuilt, since the log reaches \
@@ -182,7 +187,17 @@ impl Driver for SqliteDriver {
                 Ok((loaded, Some(entities::replay(log.iter().map(|row| &**row)))))
             })
             .await?;
-        let (loaded, Some(rebuilt)) = loaded else { return Ok(loaded.0.tree) };
+        let (loaded, Some(rebuilt)) = loaded else {
+            let loaded = loaded.0;
+            if loaded.damage.is_empty() {
+                return Ok(loaded.tree);
+            }
+            self.shared().entities_damaged.store(true, Ordering::Release);
+            return Err(DriverError::Unavailable(format!(
+                "the stored entities are not what was written: {}; a server that is up writes them anew",
+                loaded.damage.join(", ")
+            )));
+        };
         tracing::warn!(
             damage = loaded.damage.join(", "),
             revision = rebuilt.revision.0,
@@ -190,7 +205,7 @@ impl Driver for SqliteDriver {
         );
         let rebuilt = Arc::new(rebuilt);
         let tree = rebuilt.clone();
-        self.write_locked(move |writer| writer.replace_entities(&tree)).await?;
+        self.write_locked(move |writer| writer.renew_rebuilt(&tree)).await?;
         Ok((*rebuilt).clone())
     }
 
@@ -355,6 +370,10 @@ impl Driver for SqliteDriver {
         removed: Vec<Path>,
     ) -> Result<(), DriverError> {
         self.write(move |writer| writer.write_entities(from, to, &changed, &removed)).await
+    }
+
+    async fn replace_entities(&self, tree: StoredTree) -> Result<(), DriverError> {
+        self.write(move |writer| writer.renew_entities(&tree)).await
     }
 
     async fn compact(&self, keep: Timestamp, floor: Revision, rows_max: usize) -> Result<Revision, DriverError> {

@@ -10,6 +10,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::super::{DriverError, EntityRow, LogEntry, LogRow, StoredDocument, StoredTree, check_entities_step};
+use super::tail::Effect;
 use super::writer::Writer;
 use crate::path::Path;
 use crate::revision::Revision;
@@ -86,6 +87,11 @@ impl Writer {
         changed: &[EntityRow],
         removed: &[Path],
     ) -> Result<(), DriverError> {
+        if self.shared.entities_damaged() {
+            return Err(DriverError::Damaged(
+                "the stored entities are not what was written; a server that is up writes all of them anew".to_owned(),
+            ));
+        }
         if self.entities.at >= to {
             return Ok(());
         }
@@ -114,6 +120,30 @@ impl Writer {
         mark.at = to;
         mark.store(&self.connection)?;
         self.entities = mark;
+        Ok(())
+    }
+
+    /// What a server that is up gives, where the table is damaged or behind.
+    pub(super) fn renew_entities(&mut self, tree: &StoredTree) -> Result<(), DriverError> {
+        if self.entities.at >= tree.revision && !self.shared.entities_damaged() {
+            return Ok(());
+        }
+        // The log has to complete it.
+        if tree.revision < self.compacted || tree.revision > self.head {
+            return Err(DriverError::Unavailable(format!(
+                "a tree at revision {} does not fit a log from {} to {}",
+                tree.revision, self.compacted, self.head
+            )));
+        }
+        self.replace_entities(tree)?;
+        self.stage(Effect::EntitiesReplaced);
+        Ok(())
+    }
+
+    /// What a start has rebuilt from the log.
+    pub(super) fn renew_rebuilt(&mut self, tree: &StoredTree) -> Result<(), DriverError> {
+        self.replace_entities(tree)?;
+        self.stage(Effect::EntitiesReplaced);
         Ok(())
     }
 

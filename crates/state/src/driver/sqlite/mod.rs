@@ -110,11 +110,17 @@ struct Shared {
     sessions: AtomicUsize,
     /// A commit's outcome is not known, and nothing was written after it.
     uncertain: AtomicBool,
+    /// A start has found that the entities are not what was written, and nobody has written them anew.
+    entities_damaged: AtomicBool,
 }
 
 impl Shared {
     fn session_under_way(&self) -> bool {
         self.sessions.load(Ordering::Acquire) > 0
+    }
+
+    fn entities_damaged(&self) -> bool {
+        self.entities_damaged.load(Ordering::Acquire)
     }
 
     fn set_uncertain(&self, uncertain: bool) {
@@ -127,7 +133,15 @@ impl Shared {
         let head = {
             let mut known = self.known.lock();
             for effect in effects {
-                log_changed |= !matches!(effect, Effect::Leases(_) | Effect::Kinds(_) | Effect::Compacted(_));
+                match &effect {
+                    Effect::Leases(_) | Effect::Kinds(_) | Effect::Compacted(_) => {}
+                    Effect::Rows(_) | Effect::Epoch(_) => log_changed = true,
+                    Effect::EntitiesReplaced => self.entities_damaged.store(false, Ordering::Release),
+                    Effect::Replaced(_) => {
+                        log_changed = true;
+                        self.entities_damaged.store(false, Ordering::Release);
+                    }
+                }
                 known.follow(effect);
             }
             known.head
@@ -181,6 +195,7 @@ impl SqliteStore {
             write_lock: Arc::default(),
             sessions: AtomicUsize::new(0),
             uncertain: AtomicBool::new(false),
+            entities_damaged: AtomicBool::new(false),
             path,
             options,
         });

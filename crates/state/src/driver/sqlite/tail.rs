@@ -83,6 +83,8 @@ pub(super) enum Effect {
     Leases(LeaseChanges),
     Compacted(Revision),
     Kinds(Arc<Kinds>),
+    /// The entities are what was written, whatever they were before.
+    EntitiesReplaced,
     Epoch(Epoch),
     /// The whole store was replaced.
     Replaced(Box<Known>),
@@ -100,6 +102,8 @@ impl Known {
             Effect::Leases(changes) => self.leases.follow(&changes),
             Effect::Compacted(compacted) => self.compacted = compacted,
             Effect::Kinds(kinds) => self.kinds = kinds,
+            // Not in here, but beside it.
+            Effect::EntitiesReplaced => {}
             Effect::Epoch(epoch) => self.epoch = epoch,
             Effect::Replaced(known) => *self = *known,
         }

@@ -314,6 +314,35 @@ async fn d43_damaged_entities_are_rebuilt_from_the_log_or_refused_with_their_pat
 }
 
 #[tokio::test]
+async fn d43_where_the_log_is_compacted_a_server_that_is_up_writes_damaged_entities_anew() {
+    let folder = TempDir::new().unwrap();
+    let opened = open(&folder.path().join("store.db"));
+    let subject = &opened.subject;
+    subject.join(1).await;
+    subject.put(6, &[]).await;
+    subject.write_behind(Revision(0), Revision(4)).await;
+    subject.driver.compact(Timestamp(i64::MAX), Revision(2), 10).await.unwrap();
+    opened.store.tamper_sql("DELETE FROM entities WHERE path = '/things/2'").await.unwrap();
+    let told = subject.driver.load().await;
+    assert!(matches!(told, Err(DriverError::Unavailable(_))), "{told:?}");
+    // The server that is up learns of it as it goes on writing behind, and nothing is compacted meanwhile.
+    let told = subject.driver.write_entities(Revision(4), Revision(5), vec![], vec![]).await;
+    assert!(matches!(told, Err(DriverError::Damaged(_))), "{told:?}");
+    assert_eq!(subject.driver.compact(Timestamp(i64::MAX), Revision(9), 10).await.unwrap(), Revision(2));
+    let entities: Vec<_> = (1..=5).map(|revision| contract::entity(Revision(revision))).collect();
+    let older = crate::driver::StoredTree { revision: Revision(1), entities: vec![] };
+    assert!(subject.driver.replace_entities(older).await.is_err(), "the log could not complete it");
+    let tree = crate::driver::StoredTree { revision: Revision(5), entities: entities.clone() };
+    subject.driver.replace_entities(tree).await.unwrap();
+    let loaded = subject.driver.load().await.unwrap();
+    assert_eq!((loaded.revision, loaded.entities), (Revision(5), entities));
+    let older = crate::driver::StoredTree { revision: Revision(3), entities: vec![] };
+    subject.driver.replace_entities(older).await.unwrap();
+    assert_eq!(subject.driver.load().await.unwrap().revision, Revision(5), "no row goes back");
+    subject.write_behind(Revision(5), Revision(6)).await;
+}
+
+#[tokio::test]
 async fn d43_rows_that_are_put_back_from_an_old_dump_are_noticed() {
     let folder = TempDir::new().unwrap();
     let opened = open(&folder.path().join("store.db"));

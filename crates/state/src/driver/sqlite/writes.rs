@@ -210,7 +210,8 @@ impl Writer {
         let bound = floor.min(self.entities.at).min(watermark).min(newest_stays);
         let limit = i64::try_from(rows_max).unwrap_or(i64::MAX);
         let mut compacted = self.compacted;
-        if bound > self.compacted {
+        // Damaged entities stand for nothing that a start could begin with.
+        if bound > self.compacted && !self.shared.entities_damaged() {
             // In order, up to the first row that is to be kept: a clock that was set back leaves no hole.
             let mut statement = self
                 .connection

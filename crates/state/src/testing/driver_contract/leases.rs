@@ -168,7 +168,9 @@ pub async fn k45_receipts_and_taking_over_never_overlap(subject: Subject) {
         let first_request = round * REQUESTS + 1;
         subject.put(REQUESTS, &[super::HOOK]).await;
         let old = subject.join(u128::from(round) * 2 + 1).await;
-        let new = subject.join(u128::from(round) * 2 + 2).await;
+        let new = server(u128::from(round) * 2 + 2, subject.clock.now().after(LEASE * 9));
+        subject.driver.join(new.clone()).await.unwrap();
+        let new = new.id;
         let held = subject.take(old, slot(0)).await.unwrap();
         let settling: Vec<_> = (0..3)
             .map(|part| {
@@ -188,11 +190,11 @@ pub async fn k45_receipts_and_taking_over_never_overlap(subject: Subject) {
         let taking = tokio::spawn({
             let subject = subject.clone();
             async move {
-                // Odd rounds: the slot is handed over. Even ones: its owner is forgotten under it.
-                if round % 2 == 1 {
-                    subject.driver.release_slots(&[held]).await.unwrap();
-                } else {
-                    subject.driver.leave(old).await.unwrap();
+                // By turns: the slot is handed over, its owner leaves, its lease runs out.
+                match round % 3 {
+                    0 => subject.driver.release_slots(&[held]).await.unwrap(),
+                    1 => subject.driver.leave(old).await.unwrap(),
+                    _ => subject.clock.advance(LEASE),
                 }
                 let fence = subject.take(new, slot(0)).await.unwrap();
                 let pending = subject.driver.pending(slot(0), Revision(first_request - 1), 1_000).await.unwrap();

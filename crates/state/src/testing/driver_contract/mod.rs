@@ -19,8 +19,8 @@ use uuid::Uuid;
 use crate::clock::{Clock, ManualClock};
 use crate::driver::{
     Batch, CommitError, Driver, EntityRow, Exception, ExceptionState, Fence, HookNumber, LogEntry, LogRow, Receipt,
-    ReceiptOutcome, RecordId, RecordRow, RecordWrite, RequestId, RequestedChange, ServerId, ServerLoad, ServerRow, Settle,
-    SlotId, StoredDocument,
+    ReceiptOutcome, RecordId, RecordRow, RecordWrite, RequestId, RequestedChange, ServerId, ServerLoad, ServerRow,
+    Settle, SlotId, StoredDocument,
 };
 use crate::path::Path;
 use crate::record::{IndexDeclaration, IndexKey, Retain};
@@ -58,7 +58,10 @@ impl Subject {
     }
 
     /// Commits what `batch` makes of the head, in a session of its own.
-    pub(crate) async fn commit(&self, batch: impl FnOnce(Revision, Timestamp) -> Batch) -> Result<Revision, CommitError> {
+    pub(crate) async fn commit(
+        &self,
+        batch: impl FnOnce(Revision, Timestamp) -> Batch,
+    ) -> Result<Revision, CommitError> {
         let (epoch, head) = (self.epoch().await, self.head().await);
         let begun = self.driver.begin(epoch, head, 1_000).await.map_err(CommitError::NotCommitted)?;
         let head = begun.rows.last().map_or(head, |row| row.revision);

@@ -10,14 +10,7 @@ use crate::record::{IndexDeclaration, IndexKey, RecordQuery, Retention};
 use crate::revision::{Revision, Timestamp};
 
 fn query(index: &str, prefix: IndexKey) -> RecordQuery {
-    RecordQuery {
-        kind: "run".into(),
-        index: index.to_owned(),
-        prefix,
-        cursor: None,
-        backwards: false,
-        limit: 1_000,
-    }
+    RecordQuery { kind: "run".into(), index: index.to_owned(), prefix, cursor: None, backwards: false, limit: 1_000 }
 }
 
 /// All pages of a query, each of `limit`.

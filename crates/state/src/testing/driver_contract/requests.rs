@@ -124,17 +124,18 @@ pub async fn k46_what_waits_is_read_page_by_page(subject: Subject) {
     subject.settle_one(Settle::Exception { exception: Box::new(elsewhere), fence }).await;
 
     let all = subject.driver.pending(slot(0), Revision(0), 100).await.unwrap();
-    let revisions = |pending: &crate::driver::Pending| pending.rows.iter().map(|row| row.revision.0).collect::<Vec<_>>();
+    let revisions =
+        |pending: &crate::driver::Pending| pending.rows.iter().map(|row| row.revision.0).collect::<Vec<_>>();
     assert_eq!(revisions(&all), [1, 2, 3, 8, 9, 10]);
     assert_eq!((all.read_to, all.head), (Revision(10), Revision(10)));
     assert_eq!(all.receipts, [request(1), request(3), request(8)]);
-    assert_eq!(all.exceptions, [dead.clone()]);
+    assert_eq!(all.exceptions, std::slice::from_ref(&dead));
 
     let mut after = Revision(0);
     let mut paged = (Vec::new(), Vec::new());
     loop {
         let page = subject.driver.pending(slot(0), after, 2).await.unwrap();
-        assert!(page.rows.len() <= 2 && page.exceptions == [dead.clone()]);
+        assert!(page.rows.len() <= 2 && page.exceptions == std::slice::from_ref(&dead));
         paged.0.extend(revisions(&page));
         paged.1.extend(page.receipts);
         after = page.read_to;

@@ -139,10 +139,7 @@ pub async fn d37_a_head_below_what_was_seen_is_told(subject: Subject) {
     subject.put(2, &[]).await;
     let epoch = subject.epoch().await;
     let told = subject.driver.read_log(epoch, Revision(3), 10).await;
-    assert!(
-        matches!(told, Err(DriverError::SetBack { head: Revision(2), seen: Revision(3) })),
-        "{told:?}"
-    );
+    assert!(matches!(told, Err(DriverError::SetBack { head: Revision(2), seen: Revision(3) })), "{told:?}");
     let told = subject.driver.begin(epoch, Revision(9), 10).await.map(|_| ());
     assert!(matches!(told, Err(DriverError::SetBack { .. })), "{told:?}");
     assert_eq!(subject.put(1, &[]).await, Revision(3));
