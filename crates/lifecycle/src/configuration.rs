@@ -173,3 +173,49 @@ impl fmt::Display for Refusal {
         write!(formatter, "{}: {}. {}. {}.", self.what, self.why, self.consequences, self.countermeasures)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hooks_file::HooksFile;
+
+    fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn g01_shipped_hooks_are_all_enabled_and_none_is_asked_until_it_is_configured() {
+        let registry = Registry::shipped();
+        let configuration = HooksFile::default_of(&registry).configuration(1, "tests");
+        assert_eq!(configuration.enabled.len(), registry.names().count());
+        let modes = map(&[("exec.mode", "enforce"), ("data-quality.on_failure", "abort")]);
+        for function in Function::ALL {
+            assert_eq!(configuration.effective_hooks(&registry, function, &BTreeMap::new()), []);
+            assert_eq!(configuration.effective_hooks(&registry, function, &modes), []);
+        }
+        let tried = map(&[("region-order.order", "a, b")]);
+        let asked = |function| configuration.effective_hooks(&registry, function, &tried).len();
+        assert_eq!((asked(Function::PreStoreVersionSwap), asked(Function::PostStoreVersionSwap)), (1, 0));
+    }
+
+    #[test]
+    fn c20_a_hook_that_this_build_lacks_is_always_asked() {
+        let registry = Registry::shipped();
+        let mut configuration = HooksFile::default_of(&registry).configuration(1, "tests");
+        configuration.enabled.push("mine".to_owned());
+        let asked = configuration.effective_hooks(&registry, Function::PreStoreVersionSwap, &BTreeMap::new());
+        assert_eq!(asked.iter().map(|hook| hook.name.as_str()).collect::<Vec<_>>(), ["mine"]);
+        let off = map(&[("mine.mode", "off")]);
+        assert_eq!(configuration.effective_hooks(&registry, Function::PreStoreVersionSwap, &off), []);
+    }
+
+    #[test]
+    fn h20_settings_are_merged_key_by_key_and_stay_within_their_hook() {
+        let registry = Registry::shipped();
+        let mut configuration = HooksFile::default_of(&registry).configuration(1, "tests");
+        configuration.hooks.insert("exec".to_owned(), map(&[("a", "1"), ("b", "1")]));
+        let overrides = map(&[("exec.b", "2"), ("exec-two.a", "3"), ("region-order.delay", "1h")]);
+        assert_eq!(configuration.merged("exec", &overrides), map(&[("a", "1"), ("b", "2")]));
+        assert_eq!(configuration.merged("region-order", &overrides), map(&[("delay", "1h")]));
+    }
+}

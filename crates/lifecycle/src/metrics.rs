@@ -154,9 +154,14 @@ impl LifecycleMetrics {
         }
     }
 
-    /// Notes which generation is in force, and whether this server's own file says otherwise.
-    pub fn configuration(&self, generation: u64, differs: bool) {
+    /// Notes which generation is in force.
+    pub(crate) fn generation(&self, generation: u64) {
         self.configuration_generation.set(generation);
+    }
+
+    /// Notes which generation is in force, and whether this server's own file says otherwise.
+    pub(crate) fn configuration(&self, generation: u64, differs: bool) {
+        self.generation(generation);
         self.configuration_differs.set(i64::from(differs));
     }
 

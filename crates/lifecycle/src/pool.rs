@@ -89,6 +89,15 @@ enum Phase {
     Over,
 }
 
+impl Ticket {
+    fn has_answered(&self) {
+        let mut phase = self.phase.lock();
+        if *phase == Phase::Running {
+            *phase = Phase::Over;
+        }
+    }
+}
+
 struct Inner {
     queue: VecDeque<Job>,
     threads: usize,
@@ -172,15 +181,18 @@ impl Pool {
         let shared = &self.0.0;
         let (started, has_started) = oneshot::channel();
         let (answer, has_answered) = oneshot::channel();
+        let ticket = Arc::new(Ticket { cancel: shared.closing.child_token(), phase: Mutex::new(Phase::Queued) });
+        let running = Arc::clone(&ticket);
         let work: Work = Box::new(move |at| {
             // The receiver may be gone; then nobody wants to know.
             let _ = started.send(at);
             Box::pin(async move {
                 let outcome = AssertUnwindSafe(async move { make(at).await }).catch_unwind().await;
+                // Before the caller can go: a call that has answered is never taken for one that holds its thread.
+                running.has_answered();
                 let _ = answer.send(outcome.map_err(|panic| CallError::Panicked(panic_text(&*panic))));
             })
         });
-        let ticket = Arc::new(Ticket { cancel: shared.closing.child_token(), phase: Mutex::new(Phase::Queued) });
         shared.push(Job { work, ticket: Arc::clone(&ticket) })?;
         let _leave = Leave { shared, ticket: &ticket };
         let started_at = has_started.await.map_err(|_| CallError::Closed)?;

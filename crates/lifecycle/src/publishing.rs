@@ -67,6 +67,7 @@ impl Lifecycle {
         self.validate_file(file, surroundings).await?;
         let (file, by) = (file.clone(), by.to_owned());
         let committed = state.write(move |transaction| publish(transaction, &file, &by)).await?;
+        self.metrics().generation(committed.value.generation);
         Ok(committed.value)
     }
 

@@ -17,7 +17,8 @@
 //! neither fills nor resets another's. It proceeds with the first healthy check at or after the end of the bake time, so
 //! never without one. While a pause is open it goes on checking and shows what it finds; that decides nothing.
 //!
-//! Counts travel in the memo, so they survive servers. Endpoints are asked directly, without a proxy.
+//! Counts travel in the memo, so they survive servers. Endpoints are asked directly, without a proxy. Whoever may set a
+//! store's overrides can thereby have servers GET any URL that they can reach; the answer's body is never read.
 
 mod check;
 

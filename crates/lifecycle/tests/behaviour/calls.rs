@@ -9,6 +9,7 @@ use tidegate_lifecycle::{
     Pause, PauseRequest, Verdict,
 };
 use tidegate_state::Ref;
+use tidegate_state::testing::StoreKind;
 use tokio::sync::Semaphore;
 
 use crate::world::{Call, INTERVAL, LEASE_SHORT, Push, Say, Scripted, Store, World, document, proceed, say};
@@ -276,6 +277,12 @@ async fn a_call_that_nobody_waits_for_any_more_is_not_made() {
 
 #[tokio::test]
 async fn c02_h30_a_call_whose_server_dies_comes_again_as_the_same_attempt() {
+    for store in [StoreKind::Memory, StoreKind::Sqlite] {
+        a_server_dies_between_and_during_attempts(store).await;
+    }
+}
+
+async fn a_server_dies_between_and_during_attempts(store: StoreKind) {
     let hang = Arc::new(AtomicBool::new(true));
     let hook = {
         let hang = Arc::clone(&hang);
@@ -288,7 +295,7 @@ async fn c02_h30_a_call_whose_server_dies_comes_again_as_the_same_attempt() {
             }
         })
     };
-    let mut world = World::with("x", &hook).servers(2).lease(LEASE_SHORT).open().await;
+    let mut world = World::with("x", &hook).servers(2).lease(LEASE_SHORT).on(store).open().await;
     let gate = world.gate("s", SWAP, "a").await;
     assert!(matches!(world.settle_rounds(&gate, 2).await, GateStep::Waiting { .. }));
     // Between the second and the third: whoever had the key dies.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tidegate_lifecycle::{
     Actor, AnswerDocument, Event, EventDraft, Function, GateStep, Pause, PauseError, PauseRequest, Verdict,
 };
+use tidegate_state::testing::StoreKind;
 use tidegate_state::{Ref, Timestamp, TransactionError};
 
 use crate::world::{Gate, INTERVAL, LEASE_SHORT, LIMIT, Say, Scripted, World, document, proceed};
@@ -151,8 +152,14 @@ async fn h31_events_are_delivered_in_order_with_one_id_on_every_retry_and_no_gat
 
 #[tokio::test]
 async fn h31_events_outlive_the_servers_that_committed_them() {
+    for store in [StoreKind::Memory, StoreKind::Sqlite] {
+        all_servers_die_after_the_commit(store).await;
+    }
+}
+
+async fn all_servers_die_after_the_commit(store: StoreKind) {
     let hook = Scripted::new(|context| if context.attempt == 1 { with_events(&["first"]) } else { proceed() });
-    let mut world = World::with("x", &hook).servers(2).lease(LEASE_SHORT).open().await;
+    let mut world = World::with("x", &hook).servers(2).lease(LEASE_SHORT).on(store).open().await;
     *world.receiver.down.lock() = true;
     let gate = world.gate("s", SWAP, "a").await;
     assert!(matches!(world.settle(&gate).await, GateStep::Waiting { .. }));

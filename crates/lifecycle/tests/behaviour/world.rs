@@ -234,11 +234,19 @@ pub struct WorldBuilder {
     hooks: Vec<(&'static str, Scripted, Vec<usize>)>,
     settings: String,
     lease: Duration,
+    store: StoreKind,
 }
 
 impl World {
     pub fn with(name: &'static str, hook: &Scripted) -> WorldBuilder {
-        WorldBuilder { servers: 1, hooks: Vec::new(), settings: String::new(), lease: LEASE_LONG }.and(name, hook)
+        WorldBuilder {
+            servers: 1,
+            hooks: Vec::new(),
+            settings: String::new(),
+            lease: LEASE_LONG,
+            store: StoreKind::Memory,
+        }
+        .and(name, hook)
     }
 }
 
@@ -265,6 +273,11 @@ impl WorldBuilder {
         self
     }
 
+    pub fn on(mut self, store: StoreKind) -> Self {
+        self.store = store;
+        self
+    }
+
     /// TOML, after `[hooks]`.
     pub fn settings(mut self, settings: &str) -> Self {
         settings.clone_into(&mut self.settings);
@@ -279,7 +292,7 @@ impl WorldBuilder {
                 options.lease = lease;
                 options.record::<CallRecord>()
             })
-            .open(&StoreKind::Memory)
+            .open(&self.store)
             .await;
         let mut world =
             World { cluster, lifecycles: Vec::new(), hooks: self.hooks, receiver: Arc::new(Receiver::default()) };

@@ -244,3 +244,35 @@ fn it_acts_where_a_program_is_set_and_the_function_is_listed() {
     assert!(!acts(Function::PreStoreVersionSwap, &listed));
     assert!(acts(Function::PostStoreVersionSwap, &listed));
 }
+
+#[tokio::test]
+async fn g28_on_a_worker_whose_call_is_cut_no_process_remains_either() {
+    use crate::pool::{CallError, Pool, PoolOptions};
+    use tidegate_state::{ManualClock, Timestamp};
+
+    let clock = ManualClock::new(Timestamp(0));
+    let options = PoolOptions { threads: 1, timer: Arc::new(clock.clone()), ..PoolOptions::default() };
+    let pool = Pool::new(options, crate::metrics::LifecycleMetrics::default());
+    let timeout = Duration::from_secs(30);
+    let script = script("echo $$ > leader\nwhile :; do sleep 1; done");
+    let hook = Exec { program: script.path.display().to_string(), arguments: Vec::new() };
+    let asked = context(Function::PreStoreVersionSwap);
+    let hanging = pool.clone();
+    let call = tokio::spawn(async move { hanging.call(timeout, move |_| async move { hook.run(&asked).await }).await });
+    while script.file("leader").is_empty() {
+        tokio::task::yield_now().await;
+    }
+    clock.advance(timeout);
+    assert_eq!(call.await.unwrap(), Err(CallError::TimedOut { timeout }));
+    while is_alive(&script.file("leader")) {
+        tokio::task::yield_now().await;
+    }
+    // Programs run one after the other on the same worker, and on others.
+    let quick = self::script(r#"echo '{"outcome":"proceed"}'"#);
+    for _ in 0..3 {
+        let hook = Exec { program: quick.path.display().to_string(), arguments: Vec::new() };
+        let asked = context(Function::PreStoreVersionSwap);
+        let answer = pool.call(timeout, move |_| async move { hook.run(&asked).await }).await.unwrap();
+        assert_eq!(answer.unwrap().verdict, Verdict::Proceed);
+    }
+}
