@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tidegate_state::Timestamp;
 use uuid::Uuid;
 
-use super::plan::{NodeTask, NodeView, Trouble, VersionTask, View, Wanted};
+use super::plan::{Check, NodeTask, NodeView, Trouble, VersionTask, View, Wanted};
 use crate::engine::{EngineError, FatalKind};
 use crate::entities::{EmbeddedCounts, FailureKind, HeldReport, IngestionStatus, Report};
 
@@ -124,12 +124,27 @@ fn load_failure(view: &View, version: u64) -> Option<IngestionStatus> {
     Some(IngestionStatus::Failed { kind: failure_of(&first.error), message: cut(&message) })
 }
 
-/// How the region stands with this version.
-pub(crate) fn status(view: &View, version: u64, progress: Option<(u64, u64)>) -> IngestionStatus {
+/// The nodes that hold the version, but for those where it is known to be wrong: they are as they were when it was
+/// reported as ingested, if it was.
+fn holding_nodes(view: &View, version: u64) -> usize {
+    view.nodes.iter().filter(|node| is_fine(node, version)).count()
+}
+
+/// How the region stands with this version, given how it stood before.
+pub(crate) fn status(
+    view: &View,
+    version: u64,
+    progress: Option<(u64, u64)>,
+    before: Option<&IngestionStatus>,
+) -> IngestionStatus {
     if let Some(failed) = swap_failure(view, version) {
         return failed;
     }
     if sound_nodes(view, version) >= view.enough() {
+        return IngestionStatus::Completed;
+    }
+    // An agent that has just started reads back again what it had read back before; that takes nothing away.
+    if before == Some(&IngestionStatus::Completed) && holding_nodes(view, version) >= view.enough() {
         return IngestionStatus::Completed;
     }
     if let Some(failed) = load_failure(view, version) {
@@ -171,12 +186,18 @@ fn lagging(view: &View, names: &[String], versions: &BTreeMap<u64, HeldReport>, 
         .zip(names)
         .filter(|(node, _)| {
             node.observed.is_none()
-                || ingested.iter().any(|version| !node.has_sound(*version))
+                || ingested.iter().any(|version| !is_fine(node, *version))
                 || (serving == *serve && node.serving() != *serve)
         })
         .map(|(_, name)| name.clone())
         .take(LAGGING_NAMED_MAX)
         .collect()
+}
+
+/// Whether the node has the version, and nothing is known against it.
+fn is_fine(node: &NodeView, version: u64) -> bool {
+    let held = node.observed.as_ref().is_some_and(|observed| observed.holds(version));
+    held && node.checked.get(&version) != Some(&Check::Differs) && given_up(node, version).is_none()
 }
 
 fn same_kind(a: &IngestionStatus, b: &IngestionStatus) -> bool {
@@ -194,10 +215,14 @@ pub(crate) fn report(view: &View, facts: Facts<'_>, previous: Option<&Report>, n
     let versions: BTreeMap<u64, HeldReport> = numbers
         .into_iter()
         .map(|number| {
-            let status = status(view, number, facts.progress.get(&number).copied());
             let before = previous.and_then(|report| report.versions.get(&number));
+            let progress = facts.progress.get(&number).copied();
+            let status = status(view, number, progress, before.map(|before| &before.status));
             let since = before.filter(|before| same_kind(&before.status, &status)).map_or(now, |before| before.since);
-            let nodes = sound_nodes(view, number);
+            let nodes = match &status {
+                IngestionStatus::Completed => sound_nodes(view, number).max(holding_nodes(view, number)),
+                _ => sound_nodes(view, number),
+            };
             let digest = view.versions.get(&number).and_then(|version| version.expected_digest.clone());
             let held = HeldReport {
                 status,

@@ -57,38 +57,32 @@ async fn d7_any_damaged_byte_of_the_regions_copy_is_copied_again_before_it_is_lo
                 .await;
             assert_eq!(world.nodes[number % 2].read(STORE, 9), Ok(1));
             assert_eq!(fs::read(file).unwrap(), fs::read(&source[number]).unwrap(), "the copy was mended");
-            if number < 4 {
+            if !file.file_name().unwrap().to_str().unwrap().starts_with("manifest") {
                 again += fs::metadata(file).unwrap().len();
             }
         }
     }
-    assert!(world.figures().copied_bytes.get() >= copied + again, "only what was damaged is copied, but all of that");
-    assert_eq!(world.figures().copied_bytes.get(), copied + again);
+    assert_eq!(world.figures().copied_bytes.get(), copied + again, "what was damaged is copied, and nothing else");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d7_a_damaged_source_fails_the_region_naming_the_file() {
-    let mut world = World::new(2, 1).await;
-    let files = artifact_files(&world.folder().join("source"), world.artifact(1));
-    world.start().await;
-    for (number, file) in files.iter().enumerate() {
-        let store = format!("s{number}");
-        flip(file, size(file) / 2);
-        world.assign_store(&store, &[1], Some(1));
-        let status = |world: &World| Some(world.link.report(&store)?.versions.get(&1)?.status.clone());
-        world.until_later("the region has failed", |world| failed(status(world))).await;
-        let Some(IngestionStatus::Failed { kind, message }) = status(&world) else { unreachable!() };
+    for number in 0..5 {
+        let mut world = World::new(2, 1).await;
+        let file = artifact_files(&world.folder().join("source"), world.artifact(1)).remove(number);
+        world.start().await;
+        flip(&file, size(&file) / 2);
+        world.assign(&[1], Some(1));
+        world.until_later("the region has failed", |world| failed(world.status(1))).await;
+        let Some(IngestionStatus::Failed { kind, message }) = world.status(1) else { unreachable!() };
         assert_eq!(kind, FailureKind::DataDamaged);
         let name = file.file_name().unwrap().to_str().unwrap();
         assert!(message.contains(name), "{message} does not name {name}");
-        assert_eq!(world.nodes[0].calls(On::Load, &store), 0);
+        assert_eq!(world.nodes[0].calls(On::Load, STORE), 0);
         // Put right at the source, it goes on by itself.
-        flip(file, size(file) / 2);
-        world
-            .until_later("it is served", |world| {
-                world.link.report(&store).is_some_and(|report| report.serving == Some(1))
-            })
-            .await;
+        flip(&file, size(&file) / 2);
+        world.until_later("it is served", |world| world.report().serving == Some(1)).await;
+        world.stop().await;
     }
 }
 

@@ -148,12 +148,15 @@ async fn f6_a_swap_that_is_always_refused_fails_the_region_after_bounded_tries()
     }
     let before = world.nodes[0].calls(On::Swap, STORE);
     world.assign(&[1, 2], Some(2));
-    world.until_later("the region has failed", |world| failed(world.status(2))).await;
+    world
+        .until_later("the region has failed", |world| {
+            failed(world.status(2)) && world.figures().given_up("swap").get() == 2
+        })
+        .await;
     let (kind, message) = failure(&world, 2);
     assert_eq!(kind, FailureKind::SwapRefused);
     assert!(message.contains("the engine refuses"), "{message}");
     assert_eq!(world.nodes[0].calls(On::Swap, STORE) - before, u64::from(world.options.limits.attempts));
-    assert_eq!(world.figures().given_up("swap").get(), 2);
     let report = world.report();
     assert_eq!(report.serving, Some(1));
     assert_eq!(report.versions[&1].status, IngestionStatus::Completed);

@@ -268,6 +268,8 @@ struct Plane {
     reports: BTreeMap<String, Report>,
     history: Vec<(String, Option<Report>)>,
     cut: bool,
+    /// Watches of an earlier connection are over.
+    connection: u64,
     removed: bool,
     refused: BTreeSet<String>,
     heartbeats: u64,
@@ -292,6 +294,7 @@ impl ScriptedLink {
             reports: BTreeMap::new(),
             history: Vec::new(),
             cut: false,
+            connection: 0,
             removed: false,
             refused: BTreeSet::new(),
             heartbeats: 0,
@@ -319,7 +322,11 @@ impl ScriptedLink {
 
     /// From now on nothing comes through, or everything does again.
     pub fn cut(&self, cut: bool) {
-        self.plane.lock().cut = cut;
+        {
+            let mut plane = self.plane.lock();
+            plane.cut = cut;
+            plane.connection += 1;
+        }
         self.changes.send_modify(|count| *count += 1);
     }
 
@@ -382,6 +389,7 @@ impl ScriptedLink {
 struct ScriptedWatch {
     link: ScriptedLink,
     changes: watch::Receiver<u64>,
+    connection: u64,
     at: Option<u64>,
 }
 
@@ -393,6 +401,9 @@ impl AssignmentWatch for ScriptedWatch {
             self.link.up()?;
             {
                 let plane = self.link.plane.lock();
+                if plane.connection != self.connection {
+                    return Err(LinkError::Unavailable { why: "the connection broke".to_owned() });
+                }
                 let position = |revision| Position { epoch: plane.epoch, revision: Revision(revision) };
                 let Some(at) = self.at else {
                     self.at = Some(plane.revision);
@@ -428,7 +439,8 @@ impl RegionLink for ScriptedLink {
 
     async fn watch(&self, _from: Option<Position>) -> Result<Box<dyn AssignmentWatch>, LinkError> {
         self.up()?;
-        Ok(Box::new(ScriptedWatch { link: self.clone(), changes: self.changes.subscribe(), at: None }))
+        let connection = self.plane.lock().connection;
+        Ok(Box::new(ScriptedWatch { link: self.clone(), changes: self.changes.subscribe(), connection, at: None }))
     }
 
     async fn report(&self, store: &str, report: Option<Report>) -> Result<(), LinkError> {

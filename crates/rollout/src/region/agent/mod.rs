@@ -107,6 +107,7 @@ impl RegionAgent {
             stores: BTreeMap::new(),
             position: None,
             seen: None,
+            snapshots: 0,
         };
         follower.take_files(files);
         let follower = tokio::spawn(follower.run());
@@ -170,6 +171,8 @@ struct Follower {
     position: Option<Position>,
     /// The furthest that this agent has ever heard.
     seen: Option<Position>,
+    /// How often all there is was heard.
+    snapshots: u64,
 }
 
 impl Follower {
@@ -186,7 +189,8 @@ impl Follower {
             }
         }
         for file in files {
-            let word = Word { assignment: file.assignment.clone(), position: file.position, reported: None };
+            let word =
+                Word { assignment: file.assignment.clone(), position: file.position, heard: false, reported: None };
             self.begin(file, word);
         }
     }
@@ -211,7 +215,7 @@ impl Follower {
         self.stores.insert(store, Followed { words, incarnation });
     }
 
-    fn tell(&mut self, store: &str, word: Word) {
+    fn tell(&mut self, store: &str, mut word: Word) {
         if let Some(assignment) = &word.assignment {
             for (number, held) in &assignment.hold {
                 let name = super::artifacts::ArtifactName {
@@ -223,7 +227,11 @@ impl Follower {
         }
         match self.stores.get_mut(store) {
             Some(followed) => {
-                followed.words.send_replace(word);
+                // A word that replaces one that was not taken yet still has to say what that one said of reports.
+                followed.words.send_modify(|before| {
+                    word.reported = word.reported.take().or_else(|| before.reported.take());
+                    *before = word;
+                });
             }
             None => {
                 // Of a store that only nodes know, the incarnation is not known: all of it is older.
@@ -344,7 +352,7 @@ impl Follower {
             }
             LinkItem::Change { store, assignment, .. } => {
                 if assignment.is_some() || self.stores.contains_key(&store) {
-                    self.tell(&store, Word { assignment, position: Some(position), reported: None });
+                    self.tell(&store, Word { assignment, position: Some(position), heard: true, reported: None });
                 }
             }
             LinkItem::Removed { .. } => {
@@ -364,6 +372,7 @@ impl Follower {
         unreadable: &BTreeSet<String>,
         mut reports: BTreeMap<String, Report>,
     ) {
+        self.snapshots += 1;
         let mut not_wanted: BTreeSet<String> =
             self.stores.keys().filter(|store| !assignments.contains_key(*store)).cloned().collect();
         for store in self.stores_of_nodes().await {
@@ -372,13 +381,13 @@ impl Follower {
             }
         }
         for (store, assignment) in assignments {
-            let reported = Some(reports.remove(&store));
-            self.tell(&store, Word { assignment: Some(assignment), position: Some(position), reported });
+            let reported = Some((self.snapshots, reports.remove(&store)));
+            self.tell(&store, Word { assignment: Some(assignment), position: Some(position), heard: true, reported });
         }
         for store in not_wanted.difference(unreadable) {
             if same_log {
-                let reported = Some(reports.remove(store));
-                self.tell(store, Word { assignment: None, position: Some(position), reported });
+                let reported = Some((self.snapshots, reports.remove(store)));
+                self.tell(store, Word { assignment: None, position: Some(position), heard: true, reported });
             } else {
                 tracing::warn!(
                     region = %self.shared.options.region, %store,

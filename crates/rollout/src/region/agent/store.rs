@@ -33,8 +33,10 @@ pub(super) struct Word {
     pub(super) assignment: Option<Assignment>,
     /// Where in the control plane's log that was said.
     pub(super) position: Option<Position>,
-    /// What the control plane has as this region's report, as far as that was heard with this word.
-    pub(super) reported: Option<Option<Report>>,
+    /// Whether this was heard in this life of the agent, and not only found on its disk.
+    pub(super) heard: bool,
+    /// What the control plane had as this region's report when all there is was heard for the n-th time.
+    pub(super) reported: Option<(u64, Option<Report>)>,
 }
 
 /// What the tasks of one agent share.
@@ -98,6 +100,9 @@ pub(super) struct StoreTask {
     running: HashMap<Id, Running>,
     /// The next incarnation, while the steps of the one before it come to their end.
     next_incarnation: Option<Uuid>,
+    /// Whether the control plane was heard since the agent began: before that there is nobody to report to.
+    heard: bool,
+    reported_heard: Option<u64>,
     written: Option<Report>,
     written_at: Timestamp,
     report_trouble: Option<(u32, Timestamp)>,
@@ -138,6 +143,8 @@ impl StoreTask {
             jobs: JoinSet::new(),
             running: HashMap::new(),
             next_incarnation: None,
+            heard: false,
+            reported_heard: None,
             written: file.report.clone(),
             written_at: Timestamp(0),
             report_trouble: None,
@@ -249,7 +256,11 @@ impl StoreTask {
 
     fn take_word(&mut self) {
         let word = self.words.borrow_and_update().clone();
-        if let Some(reported) = word.reported {
+        self.heard |= word.heard;
+        if let Some((time, reported)) = word.reported
+            && self.reported_heard != Some(time)
+        {
+            self.reported_heard = Some(time);
             self.written = reported;
             self.report_trouble = None;
         }
@@ -845,7 +856,7 @@ impl StoreTask {
     fn report(&mut self, now: Timestamp) {
         let busy = self.is_running(|job| matches!(job, Job::Report(_) | Job::RemoveReport));
         let rests = self.report_trouble.is_some_and(|(_, until)| now < until);
-        if busy || rests {
+        if busy || rests || !self.heard {
             return;
         }
         let link = Arc::clone(&self.shared.link);
@@ -916,8 +927,10 @@ impl StoreTask {
     // ---- time -------------------------------------------------------------------------------------------------------
 
     fn look_again(&mut self) {
-        for node in &mut self.view.nodes {
+        for (node, ended) in self.view.nodes.iter_mut().zip(&mut self.ended) {
             node.stale = true;
+            // An observation that is under way may have looked before whatever it is that happened.
+            *ended += 1;
         }
     }
 
