@@ -1,11 +1,12 @@
 //! What hooks are told: everything that is known about the push, its store and its regions, at the moment of the call.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 
 use tidegate_api::manifest::Manifest;
 use tidegate_lifecycle::{
-    CallRequest, CallState, Context, FieldStatistics, Function, GoldenValue, Mode, Outcomes, RegionPushStatus,
-    RegionStatus, Registry, Sample, SampledRecord, VersionStatistics,
+    CallRequest, CallState, Context, ContextSource, FieldStatistics, Function, GoldenValue, Mode, Outcomes,
+    RegionPushStatus, RegionStatus, Registry, Sample, SampledRecord, VersionStatistics,
 };
 use tidegate_state::{Path, Ref, Snapshot, Timestamp, TransactionError};
 
@@ -16,6 +17,31 @@ use crate::entities::{
 };
 use crate::job_status::region_job_status;
 
+/// Says what calls of pushes' gates are about.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PushContexts;
+
+impl ContextSource for PushContexts {
+    fn context(
+        &self,
+        snapshot: &Snapshot,
+        call: &Path,
+        request: &CallRequest,
+        now: Timestamp,
+    ) -> Result<Option<Context>, Box<dyn Error + Send + Sync>> {
+        Ok(call_context(snapshot, call, request, now)?)
+    }
+
+    fn overrides(
+        &self,
+        snapshot: &Snapshot,
+        store: &str,
+    ) -> Result<BTreeMap<String, String>, Box<dyn Error + Send + Sync>> {
+        let store = Ref::<Store>::root(store)?;
+        Ok(snapshot.get(&store)?.map(|store| store.hook_overrides.clone()).unwrap_or_default())
+    }
+}
+
 /// The context of a call, or none if nobody waits for its answer any more: the gate has opened or refused, the push has
 /// ended or is going back, or the call is gone. An observed call and one that decides nothing are never in vain.
 ///
@@ -23,7 +49,6 @@ use crate::job_status::region_job_status;
 /// An entity that can't be read.
 pub fn call_context(
     snapshot: &Snapshot,
-    registry: &Registry,
     call: &Path,
     request: &CallRequest,
     now: Timestamp,
@@ -41,7 +66,8 @@ pub fn call_context(
     if current != request || !is_awaited(gate_value, push_value, request) {
         return Ok(None);
     }
-    let Some(view) = gather(snapshot, registry, &store.id())? else { return Ok(None) };
+    // Which hooks take part does not matter here, so an empty registry will do.
+    let Some(view) = gather(snapshot, &Registry::empty(), &store.id())? else { return Ok(None) };
     let mut context = Context::new(request.function, store.id());
     tell_push(&mut context, &push.id(), push_value, request, &view);
     tell_regions(&mut context, snapshot, &store, &push, push_value, &view, now)?;

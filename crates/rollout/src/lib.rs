@@ -9,6 +9,7 @@ pub mod job_status;
 pub mod metrics;
 pub mod operations;
 
+pub use context::PushContexts;
 pub use hooks::{ArtifactRemover, RolloutDependencies, RolloutHooks};
 pub use metrics::RolloutMetrics;
 pub use operations::{OperationError, Operations};

@@ -2,7 +2,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use tidegate_lifecycle::{CallState, Function, GateState, GateStep, Outcomes, next_round};
+use tidegate_lifecycle::{CallState, Function, GateState, GateStep, Outcomes, Verdict, next_round};
 use tidegate_state::Timestamp;
 
 use super::planner::PushStep;
@@ -17,7 +17,8 @@ impl PushStep<'_> {
     pub(super) fn ask(&mut self, function: Function, region: Option<&str>) -> GateStep {
         let id = Gate::id(function, region);
         let now = self.now();
-        let news = news(&self.planner.view, self.facts, function, region);
+        let settings = settings_digest(&self.planner.view);
+        let others = others_digest(&self.planner.view, self.facts, region);
         let hooks = self.planner.view.hooks.of(function);
         let wait_interval = self.planner.view.hooks.wait_interval;
         let over = self.facts.push.overrides.get(&id);
@@ -25,7 +26,8 @@ impl PushStep<'_> {
         let facts = self.facts.gates.entry(id).or_insert_with(|| GateFacts {
             gate: Gate {
                 state: GateState::new(function, store.clone(), region.map(str::to_owned)),
-                news,
+                settings,
+                others,
                 asked_at: now,
             },
             calls: std::collections::BTreeMap::new(),
@@ -34,7 +36,8 @@ impl PushStep<'_> {
         if let Some(over) = over {
             facts.gate.state.proceed(over.by.clone(), over.reason.clone(), over.at);
         }
-        if facts.gate.news != news {
+        let waits_for_others = facts.waits_for_others();
+        if facts.gate.settings != settings || (waits_for_others && facts.gate.others != others) {
             facts.gate.state.wake();
         }
         for _ in 0..STEPS_MAX {
@@ -45,7 +48,8 @@ impl PushStep<'_> {
             match &step {
                 GateStep::Ask(requests) => {
                     if rises {
-                        facts.gate.news = news;
+                        facts.gate.settings = settings;
+                        facts.gate.others = others;
                     }
                     for request in requests {
                         facts.calls.insert(request.hook.clone(), Call::asked(request.clone()));
@@ -104,7 +108,16 @@ fn waiting(reason: &str) -> GateStep {
     GateStep::Waiting { until: None, reason: reason.to_owned(), hook: String::new(), stops_clock: false }
 }
 
+/// The shipped hook whose answer depends on other regions, and so need not wait for the next interval when one of them
+/// comes to rest. All others are asked when they said, and no sooner.
+const REGION_ORDER: &str = "region-order";
+
 impl GateFacts {
+    fn waits_for_others(&self) -> bool {
+        let answer = self.gate.state.answers.get(REGION_ORDER);
+        answer.is_some_and(|answer| answer.verdict == Verdict::Wait && !answer.observed)
+    }
+
     /// Takes in what its calls have answered.
     pub(super) fn take_answers(&mut self) {
         for call in self.calls.values() {
@@ -115,23 +128,24 @@ impl GateFacts {
     }
 }
 
-/// A number that changes when something happened for which those who wait at a gate should be asked again at once: the
-/// store or the published configuration was changed, or, where one region may wait for another, one came to rest.
-fn news(view: &PushView, facts: &PushFacts, function: Function, region: Option<&str>) -> u64 {
+/// A number that changes with the store's hook settings and the published ones.
+fn settings_digest(view: &PushView) -> u64 {
     let mut hasher = DefaultHasher::new();
     view.hooks.generation.hash(&mut hasher);
     view.store.hook_overrides.hash(&mut hasher);
-    let waits_for_regions =
-        matches!(function, Function::PreStoreVersionSwap | Function::PreStartOfStoreVersionIngestionForDaVinci);
-    if waits_for_regions {
-        for (name, other) in &facts.push.regions {
-            if Some(name.as_str()) != region && other.state.is_at_rest() {
-                (name, other.state.word()).hash(&mut hasher);
-            }
+    hasher.finish()
+}
+
+/// A number that changes when another region comes to rest, fails, or is marked.
+fn others_digest(view: &PushView, facts: &PushFacts, region: Option<&str>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for (name, other) in &facts.push.regions {
+        if Some(name.as_str()) != region && other.state.is_at_rest() {
+            (name, other.state.word()).hash(&mut hasher);
         }
-        for (name, other) in &view.regions {
-            (name, other.region.availability.is_available()).hash(&mut hasher);
-        }
+    }
+    for (name, other) in &view.regions {
+        (name, other.region.availability.is_available()).hash(&mut hasher);
     }
     hasher.finish()
 }

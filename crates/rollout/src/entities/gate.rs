@@ -13,10 +13,14 @@ use super::Push;
 pub struct Gate {
     /// Its rounds and answers.
     pub state: GateState,
-    /// What was known when its current round was asked: the store's settings, the published configuration and, for gates
-    /// that wait for other regions, which of those are at rest. If it is something else now, the round is asked again.
+    /// A digest of the settings under which its current round was asked: the store's own and the published ones. Once they
+    /// are others, the round is asked again at once.
     #[serde(default)]
-    pub news: u64,
+    pub settings: u64,
+    /// A digest of which other regions were at rest, or left out, when its current round was asked. Where `region-order`
+    /// holds the gate, the round is asked again as soon as that changes.
+    #[serde(default)]
+    pub others: u64,
     /// When it was first asked.
     #[serde(default)]
     pub asked_at: tidegate_state::Timestamp,

@@ -126,7 +126,7 @@ fn found(transaction: &mut Transaction, request: &StartPush) -> Result<Option<Ac
     if name.store != request.store {
         return Err(OperationError::PushIdTaken { push: request.id.clone(), store: name.store.clone() });
     }
-    let (_, _, push) = push_of(transaction, &request.id)?;
+    let (_, place_of_push, mut push) = push_of(transaction, &request.id)?;
     if let (Some(first), Some(second)) = (&push.input_digest, &request.input_digest)
         && first != second
     {
@@ -138,8 +138,12 @@ fn found(transaction: &mut Transaction, request: &StartPush) -> Result<Option<Ac
     }
     let (place, store) = store_of(transaction, &request.store)?;
     if push.needs_client() {
-        let push_place = place.child::<Push>(request.id.clone()).map_err(TransactionError::Path)?;
-        let client = push_place.child::<PushClient>(PushClient::ID).map_err(TransactionError::Path)?;
+        // A client learns the digest while it reads its input, when the push has long started.
+        if push.input_digest.is_none() && request.input_digest.is_some() {
+            push.input_digest.clone_from(&request.input_digest);
+            transaction.put(&place_of_push, push.clone())?;
+        }
+        let client = place_of_push.child::<PushClient>(PushClient::ID).map_err(TransactionError::Path)?;
         let progress = transaction.get(&client)?.map(|client| client.progress.clone()).unwrap_or_default();
         transaction.put(&client, PushClient { heard_at: transaction.now(), progress })?;
     }

@@ -9,7 +9,7 @@ use super::{OperationError, Operations, OperatorAction, check_name, phase_word, 
 use crate::entities::{Assignment, Garbage, GarbageKind, GarbageState, Push, PushName, Region, Store, Version};
 
 /// The most partitions that a store may have.
-pub const PARTITIONS_MAX: u32 = 4_096;
+pub(super) const PARTITIONS_MAX: u32 = 4_096;
 /// The most overrides that a store may have.
 const OVERRIDES_MAX: usize = 1_000;
 

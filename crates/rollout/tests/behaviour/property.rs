@@ -147,7 +147,7 @@ fn running(world: &Simulator) -> Option<String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_happens_no_invariant_breaks_and_the_next_push_completes(
@@ -155,6 +155,8 @@ proptest! {
     ) {
         let mut world = Simulator::empty();
         world.enable(&["x"]);
+        // Days pass here, and what happens in between does not depend on how often a hook that waits is asked.
+        world.view.hooks.wait_interval = HOUR;
         let mut newest = None;
         for event in events {
             happen(&mut world, &mut newest, event);
@@ -190,11 +192,9 @@ proptest! {
         for (name, facts) in &world.view.regions {
             prop_assert_eq!(facts.report.as_ref().and_then(|report| report.serving), Some(number), "{}", name);
         }
-        prop_assert!(world.view.versions.values().all(|version| {
-            version.regions.values().all(|region| {
-                use tidegate_rollout::entities::VersionStatus::{Pushed, Started};
-                !matches!(region.status, Started | Pushed)
-            })
-        }));
+        use tidegate_rollout::entities::VersionStatus::{Pushed, Started};
+        let under_way = world.view.versions.values().flat_map(|version| version.regions.values());
+        let under_way = under_way.filter(|region| matches!(region.status, Started | Pushed)).count();
+        prop_assert_eq!(under_way, 0);
     }
 }

@@ -304,3 +304,16 @@ fn e9_the_permission_is_written_once_per_region_and_version() {
 fn permission(world: &Simulator, region: &str, version: u64) -> EmbeddedPermission {
     world.view.regions[region].assignment.as_ref().unwrap().hold[&version].embedded
 }
+
+#[test]
+fn f7_a_region_that_comes_to_rest_is_news_for_an_order_and_for_nothing_else() {
+    for (hook, asked) in [("region-order", 2), ("x", 1)] {
+        let mut world = Simulator::new();
+        world.enable(&[hook]);
+        world.agent("a").ingestion = Duration::from_secs(5);
+        world.script(hook, SWAP, "b", &[Reply::Wait]);
+        world.push();
+        world.advance(Duration::from_secs(30));
+        assert_eq!(world.asked(SWAP, Some("b")), asked, "{hook}");
+    }
+}

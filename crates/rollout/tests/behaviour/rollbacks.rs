@@ -66,21 +66,19 @@ fn b3_a_rollback_before_the_first_swap_moves_no_pointer() {
 #[test]
 fn b4_each_region_goes_back_to_what_it_served_before() {
     let mut world = Simulator::empty();
-    // C takes no part in anything yet, and B misses version 2.
-    world.mark("c", false);
+    // C fails in every push so far, and B in the second.
+    let broken = Some((FailureKind::Other, "broken".into()));
+    world.agent("c").fails = broken.clone();
     world.push();
     world.advance(MINUTE);
-    world.agent("b").fails = Some((FailureKind::Other, "broken".into()));
+    world.agent("b").fails = broken;
     world.push();
     world.advance(MINUTE);
     world.agent("b").fails = None;
-    // C is back just when the next push comes, so that it never got version 1 or 2.
-    world.agent("c").alive = false;
-    world.mark("c", true);
+    world.agent("c").fails = None;
     world.enable(&["x"]);
     world.script("x", Function::PreEndOfPushJob, "", &[Reply::Rollback]);
     let push = world.start();
-    world.agent("c").alive = true;
     assert_eq!(world.serving(), [Some(2), Some(1), None]);
     world.complete(&push);
     world.advance(MINUTE);
