@@ -28,17 +28,20 @@ pub struct KeyBytes(Vec<u8>);
 impl KeyBytes {
     /// The encoded bytes.
     #[must_use]
+    #[inline]
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
     /// The xxh3-64 hash of the encoded key, which decides its partition and its place in an index.
     #[must_use]
+    #[inline]
     pub fn hash(&self) -> u64 {
         hash(&self.0)
     }
 }
 
+#[inline]
 pub(crate) fn hash(key: &[u8]) -> u64 {
     xxh3_64(key)
 }

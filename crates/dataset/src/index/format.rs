@@ -38,11 +38,13 @@ pub(super) fn fingerprint(hash: u64) -> u32 {
     hash as u32
 }
 
+#[inline(always)]
 fn read_u32(bytes: &[u8], position: usize) -> Option<u32> {
     let bytes = bytes.get(position..position + 4)?;
     Some(u32::from_le_bytes(bytes.try_into().ok()?))
 }
 
+#[inline(always)]
 fn read_u64(bytes: &[u8], position: usize) -> Option<u64> {
     let bytes = bytes.get(position..position + 8)?;
     Some(u64::from_le_bytes(bytes.try_into().ok()?))
