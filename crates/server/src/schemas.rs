@@ -23,7 +23,12 @@ enum Registration {
 }
 
 /// Registers a schema, or finds it. Its number, and what was registered.
-pub(crate) async fn register(app: &App, store: &str, schema: Schema, actor: &Actor) -> ApiResult<(u64, RegisteredSchema)> {
+pub(crate) async fn register(
+    app: &App,
+    store: &str,
+    schema: Schema,
+    actor: &Actor,
+) -> ApiResult<(u64, RegisteredSchema)> {
     let registry = app.registry();
     let (name, by) = (store.to_owned(), actor.name.clone());
     let committed = app

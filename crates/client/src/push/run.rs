@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidegate_api::{ClientPhase, HeartbeatRequest, InputFault, PushStart, PushState, PushStatus, PushView, code};
+use tidegate_api::{ClientPhase, HeartbeatRequest, InputFault, PushStart, PushState, PushView, code};
 use tokio::sync::mpsc;
 
 use super::known::{Known, Pulse, Shared, beat, follow};
@@ -188,14 +188,16 @@ impl Told {
     }
 }
 
-/// The outcome, with the newest view that can be had.
+/// The outcome, with a view that is not older than what is known.
 async fn outcome(client: &Client, known: Known, timed_out: bool) -> PushOutcome {
-    let ended = |status: PushStatus| status.is_terminal();
-    let fits = known.view.as_ref().is_some_and(|view| ended(view.state.status) == ended(known.state.status));
-    let view =
-        if fits { known.view.map(|view| PushView::clone(&view)) } else { client.push(&known.state.push).await.ok() };
+    let told = known.view.filter(|view| view.state == known.state);
+    let view = match told {
+        Some(view) => Some(PushView::clone(&view)),
+        None => client.push(&known.state.push).await.ok(),
+    };
     let state = match &view {
-        Some(view) if !ended(known.state.status) || ended(view.state.status) => view.state.clone(),
+        // It may have ended meanwhile; an end that is known is never taken back.
+        Some(view) if !known.state.status.is_terminal() => view.state.clone(),
         _ => known.state,
     };
     PushOutcome { state, view, timed_out }

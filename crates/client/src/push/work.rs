@@ -83,6 +83,19 @@ pub(super) struct Work {
 impl Work {
     /// Brings the artifact to the server, or finds it there.
     pub(super) async fn run(&self, accepted: PushAccepted) -> Result<(), Stopped> {
+        let id = accepted.state.push.clone();
+        match self.bring(accepted).await {
+            // The push is further than this client: another one with the same id was faster.
+            Err(Stopped::Server(error)) if error.code() == Some(code::WRONG_PHASE) => {
+                let state = self.client.push(&id).await?.state;
+                self.shared.note(&state);
+                if super::known::needs_client(&state) { Err(Stopped::Server(error)) } else { Ok(()) }
+            }
+            other => other,
+        }
+    }
+
+    async fn bring(&self, accepted: PushAccepted) -> Result<(), Stopped> {
         let id = &accepted.state.push;
         if !super::known::needs_client(&accepted.state) {
             return self.check_input(accepted).await;

@@ -31,6 +31,12 @@ pub(crate) async fn list(
     State(app): State<App>,
     Query(query): Query<ListQuery>,
 ) -> ApiResult<Json<Vec<QueueEntryView>>> {
+    if query.state == Some(QueueEntryState::Unknown) {
+        return Err(ApiError::bad_request(
+            "The parameter `state` is none that a request can be in.",
+            "There are waiting, running, retry_at, backing_off, dead, paused and no_server.",
+        ));
+    }
     let filter = QueueFilter { hook: query.hook, limit: Some(LIST_MAX), ..QueueFilter::default() };
     let entries = app
         .state()

@@ -53,13 +53,7 @@ pub(crate) struct TreeQuery {
         (status = 400, body = ErrorBody),
         (status = 410, description = "The log no longer reaches back: begin anew", body = ErrorBody)))]
 pub(crate) async fn tree(State(app): State<App>, Query(query): Query<TreeQuery>) -> ApiResult<Response> {
-    let scope = match query.prefix.as_deref() {
-        None | Some("" | "/") => None,
-        Some(prefix) => Some(
-            TreePath::parse(prefix)
-                .map_err(|error| ApiError::bad_request("The parameter `prefix` is no path.", format!("{error}.")))?,
-        ),
-    };
+    let scope = Scope::parse(query.prefix.as_deref())?;
     let from = match (query.epoch, query.revision) {
         (None, None) => None,
         (Some(epoch), Some(revision)) => {
@@ -105,9 +99,43 @@ fn gone(at: &Snapshot) -> ApiError {
     )
 }
 
+/// What a watch is about.
+enum Scope {
+    Everything,
+    /// An entity and what lies below it.
+    Entity(TreePath),
+    /// A collection, with what lies below its entities: its path in text form, with a slash behind.
+    Collection(String),
+}
+
+impl Scope {
+    fn parse(prefix: Option<&str>) -> ApiResult<Self> {
+        let prefix = match prefix.map(|prefix| prefix.trim_end_matches('/')) {
+            None | Some("") => return Ok(Self::Everything),
+            Some(prefix) => prefix,
+        };
+        if let Ok(path) = TreePath::parse(prefix) {
+            return Ok(Self::Entity(path));
+        }
+        // A collection is what becomes a path with one more id.
+        let any = TreePath::parse(&format!("{prefix}/x"))
+            .map_err(|error| ApiError::bad_request("The parameter `prefix` is no path.", format!("{error}.")))?;
+        let text = any.as_str().strip_suffix('x').unwrap_or(any.as_str());
+        Ok(Self::Collection(text.to_owned()))
+    }
+
+    fn has(&self, path: &TreePath) -> bool {
+        match self {
+            Self::Everything => true,
+            Self::Entity(scope) => path.is_within(scope),
+            Self::Collection(prefix) => path.as_str().starts_with(prefix),
+        }
+    }
+}
+
 struct TreeWatch {
     feed: Feed,
-    scope: Option<TreePath>,
+    scope: Scope,
 }
 
 impl TreeWatch {
@@ -135,15 +163,12 @@ impl TreeWatch {
         }
     }
 
-    fn in_scope(&self, path: &TreePath) -> bool {
-        self.scope.as_ref().is_none_or(|scope| path.is_within(scope))
-    }
-
     fn snapshot(&self, snapshot: &Snapshot) -> WatchEvent {
-        let paths = match &self.scope {
-            Some(scope) => snapshot.paths_within(scope),
-            None => snapshot.paths(),
+        let mut paths = match &self.scope {
+            Scope::Entity(path) => snapshot.paths_within(path),
+            Scope::Everything | Scope::Collection(_) => snapshot.paths(),
         };
+        paths.retain(|path| self.scope.has(path));
         let entities = paths.into_iter().filter_map(|path| {
             let document = snapshot.document(&path)?;
             Some(EntityDocument { document: parsed(document.json()), path: path.as_str().to_owned() })
@@ -160,7 +185,7 @@ impl TreeWatch {
         let changes: Vec<ChangedEntity> = applied
             .changes
             .iter()
-            .filter(|change| self.in_scope(&change.path))
+            .filter(|change| self.scope.has(&change.path))
             .map(|change| ChangedEntity {
                 path: change.path.as_str().to_owned(),
                 document: change.after_json().map(parsed),
@@ -384,4 +409,25 @@ where
         (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
     ];
     (no_buffering, Sse::new(events)).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scope_is_everything_an_entity_or_a_collection() {
+        let has = |prefix: &str, path: &str| {
+            let path = TreePath::parse(path).unwrap();
+            Scope::parse(Some(prefix)).unwrap().has(&path)
+        };
+        assert!(has("", "/stores/s") && has("/", "/stores/s"));
+        assert!(has("/stores", "/stores/s") && has("/stores/", "/stores/s/pushes/p"));
+        assert!(!has("/stores", "/regions/a") && !has("/store", "/stores/s"));
+        assert!(has("/stores/s", "/stores/s") && has("/stores/s", "/stores/s/pushes/p"));
+        assert!(!has("/stores/s", "/stores/st"));
+        assert!(has("/stores/s/pushes", "/stores/s/pushes/p"));
+        assert!(!has("/stores/s/pushes", "/stores/s"));
+        assert!(Scope::parse(Some("stores")).is_err());
+    }
 }

@@ -111,7 +111,7 @@ async fn h26_input_that_can_not_be_built_ends_the_push_with_the_reason() {
     world.store().await;
     for (id, content, named) in [
         ("no-key", "a,b\n1,2\n", vec!["k", "a, b"]),
-        ("twice", "k,v\nx,1\nx,2\n", vec!["`x`", "row 1", "row 2"]),
+        ("twice", "k,v\nx,one\nx,two\n", vec!["`x`", "row 1", "row 2"]),
         ("short-row", "k,v\nx\n", vec!["short-row.csv", "row 1"]),
         ("empty", "k,v\n", vec!["empty"]),
     ] {
