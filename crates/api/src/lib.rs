@@ -12,6 +12,8 @@
 //! | [`store`] | stores, their schemas, versions and hook settings |
 //! | [`push`] | starting, feeding and following a push |
 //! | [`view`] | a push as people see it: regions, gates, who holds what and why |
+//! | [`freeze`] | freezes |
+//! | [`pause`] | gates that are held for a person |
 //! | [`job`] | the status of a push in the words of VIP-4's `/job` |
 //! | [`region`] | regions and what they hold and serve |
 //! | [`read`] | look-ups, one by one and in batches |
@@ -28,8 +30,10 @@
 
 pub mod config;
 pub mod error;
+pub mod freeze;
 pub mod job;
 pub mod manifest;
+pub mod pause;
 pub mod push;
 pub mod queue;
 pub mod read;
@@ -42,7 +46,9 @@ pub use config::{
     ConfigView, HookSettingsView, HooksConfigUpdate, HooksConfigView, ServerConfigView, Setting, SettingOrigin,
 };
 pub use error::{ErrorBody, code};
+pub use freeze::{FreezeRequest, FreezeScope, FreezeView};
 pub use job::{ExecutionStatus, JobStatus};
+pub use pause::{PauseAnswerRequest, PauseAnswerView, PauseView};
 pub use push::{
     ClientPhase, EndedBy, FailRequest, HeartbeatRequest, InputFault, KillRequest, PartView, PartsView, ProceedRequest,
     PushAccepted, PushPhase, PushStart, PushState, PushStatus, PushSummary, RegisterSchemaRequest, RegisteredSchema,

@@ -7,7 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use parking_lot::RwLock;
@@ -15,8 +15,8 @@ use prometheus_client::registry::Registry as MetricsRegistry;
 use tidegate_api::{Setting, SettingOrigin};
 use tidegate_dataset::artifact::{ArtifactError, ArtifactStore};
 use tidegate_lifecycle::{
-    CallRecord, FirstPublished, HooksConfiguration, HooksFile, Lifecycle, LifecycleOptions, PublishError, Refusal,
-    Registry, Surroundings,
+    CallRecord, FirstPublished, HooksConfiguration, HooksFile, Lifecycle, LifecycleOptions, LogSink, PublishError,
+    Refusal, Registry, Surroundings,
 };
 use tidegate_rollout::entities::{Availability, Call, Push, Region};
 use tidegate_rollout::operations::OperatorAction;
@@ -43,6 +43,9 @@ pub const DEFAULT_LISTEN: &str = "127.0.0.1:7600";
 
 /// How long open requests have to end when the server stops.
 const DRAIN: Duration = Duration::from_secs(10);
+
+/// How long a server that has ended in this process may take to let go of the database.
+const LET_GO: Duration = Duration::from_secs(5);
 
 /// What a server is started with.
 #[derive(Clone, Debug)]
@@ -267,13 +270,24 @@ fn open_data(path: &Path) -> Result<File, StartError> {
 }
 
 async fn open_state(options: &Options) -> Result<State, StartError> {
-    let file = options.data.join("state.sqlite");
-    let store = tokio::task::spawn_blocking(move || SqliteStore::open(file, SqliteOptions::default()))
-        .await
-        .map_err(|error| StartError::Prepare(error.to_string()))??;
+    let store = open_database(&options.data.join("state.sqlite")).await?;
     let name = options.config.server.name.as_deref().unwrap_or("server");
     let state = StateOptions::new(name).record::<CallRecord>().record::<OperatorAction>();
     Ok(State::open(store.driver(), state).await?)
+}
+
+/// Opens the database. The data folder is ours by now, so whoever still has the file open in this
+/// process is a server that has ended and whose last tasks are letting go of it.
+async fn open_database(file: &Path) -> Result<SqliteStore, StartError> {
+    let started = Instant::now();
+    loop {
+        let file = file.to_path_buf();
+        let opened = tokio::task::spawn_blocking(move || SqliteStore::open(file, SqliteOptions::default())).await;
+        match opened.map_err(|error| StartError::Prepare(error.to_string()))? {
+            Err(DriverError::Held(_)) if started.elapsed() < LET_GO => tokio::time::sleep(LET_GO / 100).await,
+            opened => return Ok(opened?),
+        }
+    }
 }
 
 /// Everything between an open state and a service.
@@ -311,7 +325,9 @@ async fn host(
         RolloutDependencies { registry: Arc::clone(&registry), remover: Arc::new(remover), metrics: rollout_metrics };
     let rollout =
         RolloutHooks::register(state, dependencies).await.map_err(|error| StartError::Prepare(error.to_string()))?;
-    let calls = lifecycle.register::<Call>(state, Arc::new(tidegate_rollout::context::PushContexts)).await?;
+    let source = Arc::new(tidegate_rollout::context::PushContexts);
+    let mut calls = lifecycle.register::<Call>(state, source).await?;
+    calls.push(lifecycle.deliver_events(state, Arc::new(LogSink)).await?);
 
     let limits = ServerLimits::from_section(&options.config.server.limits);
     let app = App::new(Inner {

@@ -6,4 +6,5 @@ mod queue;
 mod reads;
 mod regions;
 mod server;
+mod steering;
 mod stores;

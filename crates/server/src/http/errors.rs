@@ -151,6 +151,21 @@ impl From<tidegate_rollout::operations::OperationError> for ApiError {
     fn from(error: tidegate_rollout::operations::OperationError) -> Self {
         let body = error.body();
         let status = match body.code.as_str() {
+            _ if matches!(
+                error,
+                tidegate_rollout::OperationError::Pause(tidegate_lifecycle::PauseError::NotAllowed { .. })
+            ) =>
+            {
+                StatusCode::FORBIDDEN
+            }
+            _ if matches!(
+                error,
+                tidegate_rollout::OperationError::PauseUnknown { .. }
+                    | tidegate_rollout::OperationError::FreezeUnknown { .. }
+            ) =>
+            {
+                StatusCode::NOT_FOUND
+            }
             code::STORE_UNKNOWN | code::REGION_UNKNOWN | code::PUSH_UNKNOWN => StatusCode::NOT_FOUND,
             code::INVALID | code::MANIFEST_REFUSED | code::HOOK_REFUSED => StatusCode::UNPROCESSABLE_ENTITY,
             code::UNAVAILABLE => StatusCode::SERVICE_UNAVAILABLE,

@@ -4,8 +4,10 @@
 //! sees to it that none is missing and none is left over.
 
 mod config;
+mod freezes;
 mod ops;
 mod page;
+mod pauses;
 mod protocol;
 mod pushes;
 mod queue;
@@ -110,6 +112,10 @@ pub(crate) fn all() -> Vec<Route> {
         Route::new("/v1/pushes/{push}/proceed", Requests).on("post", protocol::proceed),
         Route::new("/v1/regions", Requests).on("get", regions::list),
         Route::new("/v1/regions/{region}/availability", Requests).on("put", regions::mark),
+        Route::new("/v1/freezes", Requests).on("get", freezes::list).on("post", freezes::set),
+        Route::new("/v1/freezes/{freeze}", Requests).on("delete", freezes::lift),
+        Route::new("/v1/pauses", Requests).on("get", pauses::list),
+        Route::new("/v1/pauses/{pause}/answer", Requests).on("post", pauses::answer),
         Route::new("/v1/config", Requests).on("get", config::show),
         Route::new("/v1/config/hooks", Requests).on("put", config::publish),
         Route::new("/v1/queue", Requests).on("get", queue::list),

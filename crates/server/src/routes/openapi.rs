@@ -6,7 +6,7 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
 
-use super::{config, ops, page, protocol, pushes, queue, reads, regions, stores, upload, watch};
+use super::{config, freezes, ops, page, pauses, protocol, pushes, queue, reads, regions, stores, upload, watch};
 
 /// Gathers what is described at each route.
 #[derive(OpenApi)]
@@ -46,6 +46,11 @@ use super::{config, ops, page, protocol, pushes, queue, reads, regions, stores, 
         upload::complete,
         regions::list,
         regions::mark,
+        freezes::list,
+        freezes::set,
+        freezes::lift,
+        pauses::list,
+        pauses::answer,
         config::show,
         config::publish,
         queue::list,

@@ -78,7 +78,7 @@ pub(crate) async fn update(
 #[derive(serde::Deserialize)]
 pub(crate) struct Reason {
     #[serde(default)]
-    reason: Option<String>,
+    pub(crate) reason: Option<String>,
 }
 
 /// Deletes a store with all its versions. Refused while a push runs.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tidegate_api::{ExplainView, HoldKind, HoldView, LimitView, PushStatus};
-use tidegate_rollout::controller::{Hold, holds};
+use tidegate_rollout::controller::{Hold, HoldKind as Kind, holds};
 use tidegate_rollout::entities::{Phase, PushState};
 use tidegate_state::Timestamp;
 
@@ -12,19 +12,24 @@ use super::{Scene, ms, words};
 
 /// Everything that holds a push, with what happens then.
 pub(crate) fn hold_views(found: &Found, now: Timestamp) -> Vec<HoldView> {
-    holds(&found.facts, &found.id, now)
-        .into_iter()
-        .map(|hold| HoldView {
-            then: what_then(&hold, found),
-            kind: words::hold_kind(hold.kind),
-            region: hold.region,
-            gate: hold.gate,
-            by: hold.by,
-            reason: hold.reason,
-            since: hold.since.map(ms),
-            until: hold.until.map(ms),
-        })
-        .collect()
+    let mut holds = holds(&found.facts, &found.id, now);
+    // What waits for something comes before what will move at any moment.
+    holds.sort_by_key(|hold| match hold.kind {
+        Kind::Gate if hold.until.is_none() => 2,
+        Kind::Region | Kind::Client => 1,
+        _ => 0,
+    });
+    let view = |hold: Hold| HoldView {
+        then: what_then(&hold, found),
+        kind: words::hold_kind(hold.kind),
+        region: hold.region,
+        gate: hold.gate,
+        by: hold.by,
+        reason: hold.reason,
+        since: hold.since.map(ms),
+        until: hold.until.map(ms),
+    };
+    holds.into_iter().map(view).collect()
 }
 
 fn what_then(hold: &Hold, found: &Found) -> String {

@@ -156,7 +156,7 @@ async fn b18_a_gate_that_waits_is_explained_and_opened_by_hand() {
         loop {
             let view = events.next().await.unwrap().expect("the push has not ended");
             let served = view.regions.iter().filter(|region| region.serving == Some(1)).count();
-            let waits = view.holds.iter().any(|hold| hold.by.as_deref() == Some("gatekeeper"));
+            let waits = view.holds.iter().any(|hold| hold.kind == HoldKind::Gate && hold.until.is_some());
             if served == 2 && waits {
                 return view;
             }
@@ -164,7 +164,7 @@ async fn b18_a_gate_that_waits_is_explained_and_opened_by_hand() {
     })
     .await
     .expect("the gate is not reached");
-    let hold = held.holds.iter().find(|hold| hold.kind == HoldKind::Gate).unwrap();
+    let hold = held.holds.iter().find(|hold| hold.until.is_some()).unwrap();
     assert_eq!((hold.region.as_deref(), hold.gate.as_deref()), (Some("b"), Some("pre-swap")));
     assert!(hold.reason.contains("3 tickets are open (limit 0)"), "{hold:?}");
     let region = held.regions.iter().find(|region| region.region == "b").unwrap();
@@ -199,5 +199,99 @@ async fn b18_a_gate_that_waits_is_explained_and_opened_by_hand() {
         assert!(call.reason.as_deref().is_some_and(|reason| !reason.is_empty()));
         assert!(!call.server.is_empty());
     }
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn b15_a_freeze_holds_the_swap_says_whose_it_is_and_lets_go_when_it_is_lifted() {
+    let world = World::start().await;
+    world.store().await;
+    let freeze = tidegate_client::api::FreezeRequest {
+        id: "holidays".to_owned(),
+        scope: tidegate_client::api::FreezeScope::Region("b".to_owned()),
+        reason: "nobody is there".to_owned(),
+    };
+    world.client.freeze(&freeze).await.unwrap();
+    assert_eq!(world.client.freezes().await.unwrap()[0].reason, "nobody is there");
+    let mut job = world.job("p1", &world.rows("one.csv", 10, "v"));
+    job.options.follow = false;
+    job.run(&world.client, &mut |_| {}).await.unwrap();
+
+    let mut events = world.client.watch_push("p1");
+    let held = tokio::time::timeout(crate::world::LIMIT, async {
+        loop {
+            let view = events.next().await.unwrap().expect("the push has not ended");
+            let frozen = view.holds.iter().find(|hold| hold.kind == HoldKind::Freeze).cloned();
+            let served = view.regions.iter().filter(|region| region.serving == Some(1)).count();
+            if let (Some(frozen), 2) = (frozen, served) {
+                return frozen;
+            }
+        }
+    })
+    .await
+    .expect("the freeze does not hold");
+    assert_eq!((held.region.as_deref(), held.by.as_deref()), (Some("b"), Some("holidays")));
+    assert!(held.reason.contains("nobody is there"), "{held:?}");
+
+    world.client.lift_freeze("holidays", Some("all are back")).await.unwrap();
+    let state = world.until("p1", |state| state.status.is_terminal()).await;
+    assert_eq!(state.status, PushStatus::Completed);
+    let error = world.client.lift_freeze("holidays", None).await.unwrap_err();
+    assert!(error.body().is_some_and(|body| body.why.contains("holidays")), "{error}");
+    world.end().await;
+}
+
+/// Asks for a person at the end gate.
+struct Asks;
+
+#[async_trait]
+impl StoreLifecycleHooks for Asks {
+    async fn pre_end_of_push_job(&self, _: &Context) -> Result<Answer<StoreVersionLifecycleEventOutcome>, HookError> {
+        let wait =
+            StoreVersionLifecycleEventOutcome::Wait { reason: "somebody has to look".to_owned(), ask_again_at: None };
+        let mut answer = Answer::from(wait);
+        answer.pause = Some(tidegate_lifecycle::PauseRequest {
+            may_answer: Vec::new(),
+            until: None,
+            when_run_out: tidegate_lifecycle::Verdict::Abort,
+        });
+        Ok(answer)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn h32_a_pause_is_listed_and_answered_and_its_gate_opens_at_once() {
+    let world = World::start_with(|options| {
+        options.registry =
+            Registry::shipped().with("asks", |_: &BTreeMap<_, _>| Ok(Arc::new(Asks) as Arc<dyn StoreLifecycleHooks>));
+    })
+    .await;
+    world.store().await;
+    let mut job = world.job("p1", &world.rows("one.csv", 10, "v"));
+    job.options.follow = false;
+    job.run(&world.client, &mut |_| {}).await.unwrap();
+
+    let mut watch = world.client.watch(Some("/pauses"), None);
+    let pause = tokio::time::timeout(crate::world::LIMIT, async {
+        loop {
+            if let Some(pause) = world.client.pauses().await.unwrap().pop() {
+                return pause;
+            }
+            watch.next().await.unwrap();
+        }
+    })
+    .await
+    .expect("no pause is listed");
+    assert_eq!((pause.push.as_deref(), pause.gate.as_str(), pause.hook.as_str()), (Some("p1"), "pre-end", "asks"));
+    assert_eq!(pause.reason, "somebody has to look");
+
+    let mut answer = tidegate_client::api::PauseAnswerRequest { verdict: Verdict::Wait, comment: "looked".to_owned() };
+    let error = world.client.answer_pause(&pause.id, &answer).await.unwrap_err();
+    assert_eq!(error.code(), Some(code::INVALID));
+    answer.verdict = Verdict::Proceed;
+    let answered = world.client.answer_pause(&pause.id, &answer).await.unwrap();
+    assert_eq!(answered.answer.unwrap().comment, "looked");
+    let state = world.until("p1", |state| state.status.is_terminal()).await;
+    assert_eq!(state.status, PushStatus::Completed);
     world.end().await;
 }
