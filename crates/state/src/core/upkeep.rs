@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use super::Core;
 use crate::cluster_hook::matcher::Matcher;
-use crate::driver::{DriverError, EntityRow, SlotId, SlotRow};
+use crate::driver::{DriverError, EntityRow, SlotId, SlotRow, StoredTree};
 use crate::record::Retention;
 use crate::revision::Revision;
+use crate::snapshot::Snapshot;
 use crate::testing::points::name as point;
 
 /// How many rows one short transaction removes.
@@ -66,6 +67,15 @@ fn compaction_floor(matcher: &Matcher, slots: &[SlotRow]) -> Revision {
     floor
 }
 
+fn stored_tree(snapshot: &Snapshot) -> StoredTree {
+    let entities = snapshot.tree().iter().map(|(path, node)| EntityRow {
+        path: path.clone(),
+        revision: node.changed_at(),
+        document: node.document.to_stored(),
+    });
+    StoredTree { revision: snapshot.revision(), entities: entities.collect() }
+}
+
 impl Core {
     /// Moves the written-behind entities on to what this server has applied.
     pub(crate) async fn write_entities(&self) -> Result<(), DriverError> {
@@ -77,7 +87,13 @@ impl Core {
         };
         self.metrics.entities_lag.set(i64::try_from(snapshot.revision().0 - from.0).unwrap_or(i64::MAX));
         if snapshot.revision() == from {
-            return Ok(());
+            // Nothing to write, but a start may have found damage that this server can mend.
+            return match self.driver.write_entities(snapshot.epoch(), from, from, Vec::new(), Vec::new()).await {
+                Err(DriverError::Damaged(_)) => {
+                    self.driver.replace_entities(snapshot.epoch(), stored_tree(&snapshot)).await
+                }
+                told => told,
+            };
         }
         self.points.pass(point::UPKEEP_BEFORE_ENTITIES).await;
         let mut changed = Vec::with_capacity(touched.len());
@@ -92,7 +108,14 @@ impl Core {
                 None => removed.push(path.clone()),
             }
         }
-        let written = self.driver.write_entities(from, snapshot.revision(), changed, removed).await;
+        let written =
+            match self.driver.write_entities(snapshot.epoch(), from, snapshot.revision(), changed, removed).await {
+                // A start has found them damaged and can't rebuild them from the log: this server has the whole tree.
+                Err(DriverError::Damaged(_)) => {
+                    self.driver.replace_entities(snapshot.epoch(), stored_tree(&snapshot)).await
+                }
+                written => written,
+            };
         if written.is_err() {
             let mut head = self.head.lock().await;
             // After a reload in between, what was taken belongs to another tree and is not put back.
@@ -111,12 +134,15 @@ impl Core {
             now.0.saturating_sub(i64::try_from(self.options.log_keep.as_millis()).unwrap_or(i64::MAX)),
         );
         let (_, slots) = self.driver.cluster().await?;
-        let matcher = self.head.lock().await.matcher.clone();
+        let (epoch, matcher) = {
+            let head = self.head.lock().await;
+            (head.snapshot.epoch(), head.matcher.clone())
+        };
         let floor = compaction_floor(&matcher, &slots);
         let mut last = None;
         for _ in 0..BATCHES_MAX {
             self.points.pass(point::UPKEEP_COMPACTION).await;
-            let compacted = self.driver.compact(keep, floor, ROWS_MAX).await?;
+            let compacted = self.driver.compact(epoch, keep, floor, ROWS_MAX).await?;
             self.metrics.compacted_revision.set(i64::try_from(compacted.0).unwrap_or(i64::MAX));
             if last == Some(compacted) {
                 return Ok(());

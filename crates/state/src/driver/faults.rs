@@ -277,23 +277,30 @@ impl Driver for FaultyDriver {
 
     async fn write_entities(
         &self,
+        epoch: Epoch,
         from: Revision,
         to: Revision,
         changed: Vec<EntityRow>,
         removed: Vec<crate::path::Path>,
     ) -> Result<(), DriverError> {
         self.faults.check()?;
-        self.inner.write_entities(from, to, changed, removed).await
+        self.inner.write_entities(epoch, from, to, changed, removed).await
     }
 
-    async fn replace_entities(&self, tree: StoredTree) -> Result<(), DriverError> {
+    async fn replace_entities(&self, epoch: Epoch, tree: StoredTree) -> Result<(), DriverError> {
         self.faults.check()?;
-        self.inner.replace_entities(tree).await
+        self.inner.replace_entities(epoch, tree).await
     }
 
-    async fn compact(&self, keep: Timestamp, floor: Revision, rows_max: usize) -> Result<Revision, DriverError> {
+    async fn compact(
+        &self,
+        epoch: Epoch,
+        keep: Timestamp,
+        floor: Revision,
+        rows_max: usize,
+    ) -> Result<Revision, DriverError> {
         self.faults.check()?;
-        self.inner.compact(keep, floor, rows_max).await
+        self.inner.compact(epoch, keep, floor, rows_max).await
     }
 
     async fn new_epoch(&self, tokens_above: SlotToken) -> Result<Meta, DriverError> {

@@ -62,11 +62,6 @@ impl Leases {
         self.servers.get(&server).is_some_and(|row| row.lease_until > now)
     }
 
-    /// Whether any server's lease goes on.
-    pub(crate) fn anyone_lives(&self, now: Timestamp) -> bool {
-        self.servers.keys().any(|server| self.lives(*server, now))
-    }
-
     /// A token holds while its slot has not passed on and its owner's lease is not over.
     pub(crate) fn holds(&self, fence: &Fence, now: Timestamp) -> bool {
         self.slots

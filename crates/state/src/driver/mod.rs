@@ -291,7 +291,7 @@ pub trait Driver: Send + Sync + 'static {
     /// reaches back to the beginning, or by a server that is up ([`Driver::replace_entities`]).
     ///
     /// # Errors
-    /// [`DriverError::Damaged`] if neither can; [`DriverError::Unavailable`] while a server that is up is to do it.
+    /// [`DriverError::Damaged`] if neither can: nobody did for a moment.
     async fn load(&self) -> Result<StoredTree, DriverError>;
 
     /// Rows after a revision, at most `rows_max` (at least one if there is any).
@@ -348,13 +348,15 @@ pub trait Driver: Send + Sync + 'static {
 
     /// Moves the written-behind entities on to `revision`: changed ones and removed ones, with the digest of the whole.
     /// Does nothing if they already stand for `to` or later (no row ever goes back); where they stand for a revision between
-    /// the two, what is given covers it. One short transaction: a caller with much to write moves on in steps.
+    /// the two, what is given covers it. With `from` and `to` alike it only tells of damage, at no cost. One short transaction: a caller with much to write moves on in steps.
     ///
     /// # Errors
+    /// [`DriverError::EpochChanged`]: the caller's entities are those of another store, and would be taken for this one's.
     /// [`DriverError::Unavailable`] if they stand for a revision before `from`. [`DriverError::Damaged`] if a start has found
     /// that they are not what was written: a server that is up gives all of them by [`Driver::replace_entities`].
     async fn write_entities(
         &self,
+        epoch: Epoch,
         from: Revision,
         to: Revision,
         changed: Vec<EntityRow>,
@@ -363,14 +365,23 @@ pub trait Driver: Send + Sync + 'static {
 
     /// Puts a whole tree in place of the written-behind entities, unless they are sound and stand for its revision or a later
     /// one.
-    async fn replace_entities(&self, tree: StoredTree) -> Result<(), DriverError>;
+    async fn replace_entities(&self, epoch: Epoch, tree: StoredTree) -> Result<(), DriverError>;
 
     /// Removes log rows and receipts that nothing needs any more and that are older than `keep`; at most `rows_max` in
     /// one short transaction. Says up to where the log is compacted now. The driver holds back what invariant 6 asks for
     /// as far as it knows: the newest row, rows that `entities` do not cover, rows above a slot's watermark. Rows above
     /// `floor` stay too: the caller, who knows the registrations, gives the revision below which no request can be of a
     /// slot that has no row yet (a registration one of whose slots was never leased: the revision before it was made).
-    async fn compact(&self, keep: Timestamp, floor: Revision, rows_max: usize) -> Result<Revision, DriverError>;
+    ///
+    /// # Errors
+    /// [`DriverError::EpochChanged`]: what the caller knows of registrations is of another store.
+    async fn compact(
+        &self,
+        epoch: Epoch,
+        keep: Timestamp,
+        floor: Revision,
+        rows_max: usize,
+    ) -> Result<Revision, DriverError>;
 
     /// Gives the store a new epoch, once an operator has confirmed that it was put back ([`DriverError::SetBack`]): frees
     /// all slots, and gives out tokens above `tokens_above` and above all that the store knows of.

@@ -1,8 +1,9 @@
-//! Real faults on a real file: kill -9 and a full disk. The writers that are killed are processes of their own: this
+//! Real faults on a real file: kill -9, a full disk, damage by hand. The writers that are killed are processes of their own: this
 //! binary, started again with a folder in its environment.
 
 #![allow(clippy::unwrap_used)]
 
+mod damaged;
 mod disk;
 mod killed;
 mod writers;

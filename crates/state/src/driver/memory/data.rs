@@ -266,6 +266,11 @@ impl Data {
         Pending { rows, receipts, exceptions, read_to, head: self.head }
     }
 
+    /// Refuses what a caller knows of another store.
+    pub(super) fn in_epoch(&mut self, expected: Epoch) -> Result<&mut Data, DriverError> {
+        if self.epoch == expected { Ok(self) } else { Err(DriverError::EpochChanged { expected, found: self.epoch }) }
+    }
+
     pub(super) fn write_entities(
         &mut self,
         from: Revision,
@@ -273,7 +278,7 @@ impl Data {
         changed: Vec<EntityRow>,
         removed: Vec<Path>,
     ) -> Result<(), DriverError> {
-        if self.entities_at >= to {
+        if self.entities_at >= to || from == to {
             return Ok(());
         }
         super::super::check_entities_step(self.entities_at, from, to, self.head)?;

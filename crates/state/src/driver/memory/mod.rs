@@ -295,20 +295,27 @@ impl Driver for MemoryDriver {
 
     async fn write_entities(
         &self,
+        epoch: Epoch,
         from: Revision,
         to: Revision,
         changed: Vec<EntityRow>,
         removed: Vec<crate::path::Path>,
     ) -> Result<(), DriverError> {
-        self.shared.data.lock().write_entities(from, to, changed, removed)
+        self.shared.data.lock().in_epoch(epoch)?.write_entities(from, to, changed, removed)
     }
 
-    async fn replace_entities(&self, tree: StoredTree) -> Result<(), DriverError> {
-        self.shared.data.lock().replace_entities(tree)
+    async fn replace_entities(&self, epoch: Epoch, tree: StoredTree) -> Result<(), DriverError> {
+        self.shared.data.lock().in_epoch(epoch)?.replace_entities(tree)
     }
 
-    async fn compact(&self, keep: Timestamp, floor: Revision, rows_max: usize) -> Result<Revision, DriverError> {
-        Ok(self.shared.data.lock().compact(keep, floor, rows_max))
+    async fn compact(
+        &self,
+        epoch: Epoch,
+        keep: Timestamp,
+        floor: Revision,
+        rows_max: usize,
+    ) -> Result<Revision, DriverError> {
+        Ok(self.shared.data.lock().in_epoch(epoch)?.compact(keep, floor, rows_max))
     }
 
     async fn new_epoch(&self, tokens_above: SlotToken) -> Result<Meta, DriverError> {

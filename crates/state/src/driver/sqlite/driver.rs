@@ -125,6 +125,41 @@ impl SqliteDriver {
         self.shared().queue.run(limit, false, lock, apply).await.map_err(|failed| failed.error)
     }
 
+    /// The entities, or what the log adds up to where it reaches back to the beginning.
+    async fn load_or_rebuild(&self) -> Result<StoredTree, DriverError> {
+        let (loaded, rebuilt) = self
+            .read(|connection| {
+                let loaded = entities::load(connection)?;
+                if loaded.damage.is_empty() {
+                    return Ok((loaded, None));
+                }
+                let compacted: i64 = connection.query_row("SELECT compacted FROM meta", [], |row| row.get(0))?;
+                let head = read_head(connection)?;
+                if compacted > 0 {
+                    return Err(DriverError::Damaged(format!(
+                        "the stored entities are not what was written: {}. They can't be rebuilt, since the log reaches \
+                         back to revision {compacted} only, and no server is up that has them. Restore the store from a \
+                         backup",
+                        loaded.damage.join(", ")
+                    )));
+                }
+                let log = read_log(connection, Revision::ZERO, usize::MAX)?;
+                check_no_gap(Revision::ZERO, &log, usize::MAX, head)?;
+                Ok((loaded, Some(entities::replay(log.iter().map(|row| &**row)))))
+            })
+            .await?;
+        let Some(rebuilt) = rebuilt else { return Ok(loaded.tree) };
+        tracing::warn!(
+            damage = loaded.damage.join(", "),
+            revision = rebuilt.revision.0,
+            "the stored entities are not what was written; they are rebuilt from the log"
+        );
+        let rebuilt = Arc::new(rebuilt);
+        let tree = rebuilt.clone();
+        self.write_locked(move |writer| writer.renew_rebuilt(&tree)).await?;
+        Ok((*rebuilt).clone())
+    }
+
     /// Rows from memory; none if they are older than what is kept there.
     fn tail_page(&self, epoch: Epoch, after: Revision, rows_max: usize) -> Result<Option<LogPage>, DriverError> {
         let known = self.shared().known.lock();
@@ -162,51 +197,17 @@ impl Driver for SqliteDriver {
     }
 
     async fn load(&self) -> Result<StoredTree, DriverError> {
-        let now = self.shared().options.clock.now();
-        let others_are_up = self.shared().known.lock().leases.anyone_lives(now);
-        let loaded = self
-            .read(move |connection| {
-                let loaded = entities::load(connection)?;
-                if loaded.damage.is_empty() {
-                    return Ok((loaded, None));
-                }
-                let compacted: i64 = connection.query_row("SELECT compacted FROM meta", [], |row| row.get(0))?;
-                let head = read_head(connection)?;
-                if compacted > 0 && others_are_up {
-                    return Ok((loaded, None));
-                }
-                if compacted > 0 {
-                    return Err(DriverError::Damaged(format!(
-                        "the stored entities are not what was written: {}. They can't be rebuilt, since the log reaches \
-                         back to revision {compacted} only. Restore the store from a backup",
-                        loaded.damage.join(", ")
-                    )));
-                }
-                let log = read_log(connection, Revision::ZERO, usize::MAX)?;
-                check_no_gap(Revision::ZERO, &log, usize::MAX, head)?;
-                Ok((loaded, Some(entities::replay(log.iter().map(|row| &**row)))))
-            })
-            .await?;
-        let (loaded, Some(rebuilt)) = loaded else {
-            let loaded = loaded.0;
-            if loaded.damage.is_empty() {
-                return Ok(loaded.tree);
-            }
-            self.shared().entities_damaged.store(true, Ordering::Release);
-            return Err(DriverError::Unavailable(format!(
-                "the stored entities are not what was written: {}; a server that is up writes them anew",
-                loaded.damage.join(", ")
-            )));
-        };
-        tracing::warn!(
-            damage = loaded.damage.join(", "),
-            revision = rebuilt.revision.0,
-            "the stored entities are not what was written; they are rebuilt from the log"
-        );
-        let rebuilt = Arc::new(rebuilt);
-        let tree = rebuilt.clone();
-        self.write_locked(move |writer| writer.renew_rebuilt(&tree)).await?;
-        Ok((*rebuilt).clone())
+        let mut renewed = self.shared().entities_renewed.subscribe();
+        match self.load_or_rebuild().await {
+            Err(DriverError::Damaged(_)) => {}
+            loaded => return loaded,
+        }
+        // Servers that are up ask after it each time they write behind.
+        self.shared().entities_damaged.store(true, Ordering::Release);
+        let limit = self.shared().options.mend_limit;
+        // Whether they were renewed or not: what is read now is what counts.
+        let _ = tokio::time::timeout(limit, renewed.changed()).await;
+        self.load_or_rebuild().await
     }
 
     async fn read_log(&self, epoch: Epoch, after: Revision, rows_max: usize) -> Result<LogPage, DriverError> {
@@ -364,20 +365,42 @@ impl Driver for SqliteDriver {
 
     async fn write_entities(
         &self,
+        epoch: Epoch,
         from: Revision,
         to: Revision,
         changed: Vec<EntityRow>,
         removed: Vec<Path>,
     ) -> Result<(), DriverError> {
-        self.write(move |writer| writer.write_entities(from, to, &changed, &removed)).await
+        if from == to && !self.shared().entities_damaged() {
+            return Ok(());
+        }
+        self.write(move |writer| {
+            writer.expect_epoch(epoch)?;
+            writer.write_entities(from, to, &changed, &removed)
+        })
+        .await
     }
 
-    async fn replace_entities(&self, tree: StoredTree) -> Result<(), DriverError> {
-        self.write(move |writer| writer.renew_entities(&tree)).await
+    async fn replace_entities(&self, epoch: Epoch, tree: StoredTree) -> Result<(), DriverError> {
+        self.write(move |writer| {
+            writer.expect_epoch(epoch)?;
+            writer.renew_entities(&tree)
+        })
+        .await
     }
 
-    async fn compact(&self, keep: Timestamp, floor: Revision, rows_max: usize) -> Result<Revision, DriverError> {
-        self.write(move |writer| writer.compact(keep, floor, rows_max)).await
+    async fn compact(
+        &self,
+        epoch: Epoch,
+        keep: Timestamp,
+        floor: Revision,
+        rows_max: usize,
+    ) -> Result<Revision, DriverError> {
+        self.write(move |writer| {
+            writer.expect_epoch(epoch)?;
+            writer.compact(keep, floor, rows_max)
+        })
+        .await
     }
 
     async fn new_epoch(&self, tokens_above: SlotToken) -> Result<Meta, DriverError> {

@@ -53,6 +53,8 @@ pub struct SqliteOptions {
     pub limit: Duration,
     /// The largest size of the database file in bytes; writes beyond it fail as on a full disk. None: the disk's size.
     pub bytes_max: Option<u64>,
+    /// How long a start that finds the stored entities damaged waits for a server that is up to write them anew.
+    pub mend_limit: Duration,
     /// How many readers work side by side.
     pub readers: usize,
     /// How many of the newest rows of the log are kept in memory.
@@ -67,6 +69,7 @@ impl Default for SqliteOptions {
             clock: Arc::new(SystemClock),
             limit: Duration::from_secs(10),
             bytes_max: None,
+            mend_limit: Duration::from_secs(5),
             readers: 4,
             tail_rows_max: 100_000,
             tail_bytes_max: 64 << 20,
@@ -112,6 +115,8 @@ struct Shared {
     uncertain: AtomicBool,
     /// A start has found that the entities are not what was written, and nobody has written them anew.
     entities_damaged: AtomicBool,
+    /// Counts how often they were written anew.
+    entities_renewed: watch::Sender<u64>,
 }
 
 impl Shared {
@@ -121,6 +126,11 @@ impl Shared {
 
     fn entities_damaged(&self) -> bool {
         self.entities_damaged.load(Ordering::Acquire)
+    }
+
+    fn set_entities_renewed(&self) {
+        self.entities_damaged.store(false, Ordering::Release);
+        self.entities_renewed.send_modify(|count| *count += 1);
     }
 
     fn set_uncertain(&self, uncertain: bool) {
@@ -136,10 +146,10 @@ impl Shared {
                 match &effect {
                     Effect::Leases(_) | Effect::Kinds(_) | Effect::Compacted(_) => {}
                     Effect::Rows(_) | Effect::Epoch(_) => log_changed = true,
-                    Effect::EntitiesReplaced => self.entities_damaged.store(false, Ordering::Release),
+                    Effect::EntitiesReplaced => self.set_entities_renewed(),
                     Effect::Replaced(_) => {
                         log_changed = true;
-                        self.entities_damaged.store(false, Ordering::Release);
+                        self.set_entities_renewed();
                     }
                 }
                 known.follow(effect);
@@ -196,6 +206,7 @@ impl SqliteStore {
             sessions: AtomicUsize::new(0),
             uncertain: AtomicBool::new(false),
             entities_damaged: AtomicBool::new(false),
+            entities_renewed: watch::Sender::new(0),
             path,
             options,
         });

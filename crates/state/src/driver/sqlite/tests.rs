@@ -43,7 +43,8 @@ struct Opened {
 fn open(path: &std::path::Path) -> Opened {
     let mut store = None;
     let subject = Subject::new(|clock| {
-        let opened = SqliteStore::open(path, SqliteOptions::with_clock(clock)).unwrap();
+        let options = SqliteOptions { mend_limit: Duration::ZERO, ..SqliteOptions::with_clock(clock) };
+        let opened = SqliteStore::open(path, options).unwrap();
         store.insert(opened).driver()
     });
     Opened { store: store.unwrap(), subject }
@@ -297,7 +298,12 @@ async fn d43_damaged_entities_are_rebuilt_from_the_log_or_refused_with_their_pat
             assert_eq!((tree.revision, tree.entities), (Revision(4), expected), "{what}");
         }
         // It is compacted: refused, and it says what to do.
-        opened.subject.driver.compact(Timestamp(i64::MAX), Revision(2), 10).await.unwrap();
+        opened
+            .subject
+            .driver
+            .compact(opened.subject.epoch().await, Timestamp(i64::MAX), Revision(2), 10)
+            .await
+            .unwrap();
         opened.store.tamper_sql(sql).await.unwrap();
         let damaged = opened.store.driver().load().await;
         if what == "its revision raised" {
@@ -318,26 +324,31 @@ async fn d43_where_the_log_is_compacted_a_server_that_is_up_writes_damaged_entit
     let folder = TempDir::new().unwrap();
     let opened = open(&folder.path().join("store.db"));
     let subject = &opened.subject;
-    subject.join(1).await;
     subject.put(6, &[]).await;
     subject.write_behind(Revision(0), Revision(4)).await;
-    subject.driver.compact(Timestamp(i64::MAX), Revision(2), 10).await.unwrap();
+    subject.driver.compact(subject.epoch().await, Timestamp(i64::MAX), Revision(2), 10).await.unwrap();
     opened.store.tamper_sql("DELETE FROM entities WHERE path = '/things/2'").await.unwrap();
     let told = subject.driver.load().await;
-    assert!(matches!(told, Err(DriverError::Unavailable(_))), "{told:?}");
-    // The server that is up learns of it as it goes on writing behind, and nothing is compacted meanwhile.
-    let told = subject.driver.write_entities(Revision(4), Revision(5), vec![], vec![]).await;
     assert!(matches!(told, Err(DriverError::Damaged(_))), "{told:?}");
-    assert_eq!(subject.driver.compact(Timestamp(i64::MAX), Revision(9), 10).await.unwrap(), Revision(2));
+    // The server that is up learns of it as it goes on writing behind, and nothing is compacted meanwhile.
+    let told = subject.driver.write_entities(subject.epoch().await, Revision(4), Revision(5), vec![], vec![]).await;
+    assert!(matches!(told, Err(DriverError::Damaged(_))), "{told:?}");
+    assert_eq!(
+        subject.driver.compact(subject.epoch().await, Timestamp(i64::MAX), Revision(9), 10).await.unwrap(),
+        Revision(2)
+    );
     let entities: Vec<_> = (1..=5).map(|revision| contract::entity(Revision(revision))).collect();
     let older = crate::driver::StoredTree { revision: Revision(1), entities: vec![] };
-    assert!(subject.driver.replace_entities(older).await.is_err(), "the log could not complete it");
+    assert!(
+        subject.driver.replace_entities(subject.epoch().await, older).await.is_err(),
+        "the log could not complete it"
+    );
     let tree = crate::driver::StoredTree { revision: Revision(5), entities: entities.clone() };
-    subject.driver.replace_entities(tree).await.unwrap();
+    subject.driver.replace_entities(subject.epoch().await, tree).await.unwrap();
     let loaded = subject.driver.load().await.unwrap();
     assert_eq!((loaded.revision, loaded.entities), (Revision(5), entities));
     let older = crate::driver::StoredTree { revision: Revision(3), entities: vec![] };
-    subject.driver.replace_entities(older).await.unwrap();
+    subject.driver.replace_entities(subject.epoch().await, older).await.unwrap();
     assert_eq!(subject.driver.load().await.unwrap().revision, Revision(5), "no row goes back");
     subject.write_behind(Revision(5), Revision(6)).await;
 }
@@ -353,7 +364,11 @@ async fn d43_rows_that_are_put_back_from_an_old_dump_are_noticed() {
     let mut changed = contract::entity(Revision(2));
     changed.document = contract::document("changed");
     changed.revision = Revision(3);
-    subject.driver.write_entities(Revision(2), Revision(3), vec![changed], vec![]).await.unwrap();
+    subject
+        .driver
+        .write_entities(subject.epoch().await, Revision(2), Revision(3), vec![changed], vec![])
+        .await
+        .unwrap();
     let replace = "DELETE FROM entities; INSERT INTO entities SELECT * FROM dump; DROP TABLE dump";
     opened.store.tamper_sql(replace).await.unwrap();
     let tree = subject.driver.load().await.unwrap();

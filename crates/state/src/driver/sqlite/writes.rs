@@ -261,6 +261,14 @@ impl Writer {
         Ok(())
     }
 
+    /// Refuses what a caller knows of another store.
+    pub(super) fn expect_epoch(&self, expected: Epoch) -> Result<(), DriverError> {
+        let sql = "SELECT epoch FROM meta";
+        let found: [u8; 16] = self.connection.prepare_cached(sql)?.query_row([], |row| row.get(0))?;
+        let found = Epoch(Uuid::from_bytes(found));
+        if found == expected { Ok(()) } else { Err(DriverError::EpochChanged { expected, found }) }
+    }
+
     /// Gives the store a new epoch; its tokens go on above `tokens_above`.
     pub(super) fn begin_epoch(&mut self, tokens_above: SlotToken) -> Result<(), DriverError> {
         let epoch = Epoch(Uuid::new_v4());
