@@ -50,8 +50,8 @@ pub(crate) struct View<'a> {
     pub(crate) slots: &'a [SlotId],
     pub(crate) rows: &'a HashMap<SlotId, SlotRow>,
     pub(crate) servers: &'a [ServerRow],
-    /// Only so many servers can run the hook at once (a cap's permits); none is no bound.
-    pub(crate) servers_max: Option<usize>,
+    /// The servers among which the slots spread; none for all willing ones.
+    pub(crate) among: Option<&'a [ServerId]>,
     pub(crate) now: Timestamp,
 }
 
@@ -97,8 +97,8 @@ impl View<'_> {
             .collect();
         // Who has more keeps more; among equals each hook has its own order, so that small hooks spread too.
         willing.sort_by_key(|(id, owned, _)| (std::cmp::Reverse(*owned), rank(self.hook, *id), *id));
-        if let Some(most) = self.servers_max {
-            willing.truncate(most.max(1));
+        if let Some(among) = self.among {
+            willing.retain(|(id, ..)| among.contains(id));
         }
         let mut left = self.slots.len();
         let mut shares = HashMap::with_capacity(willing.len());
@@ -124,6 +124,27 @@ impl View<'_> {
         }
         shares
     }
+}
+
+/// The servers among which the slots and the permits of a hook with a cap spread: no more than there are permits, since a
+/// server without one could run nothing. Who has some already comes first.
+pub(crate) fn chosen(
+    hook: HookNumber,
+    version: u32,
+    rows: &HashMap<SlotId, SlotRow>,
+    servers: &[ServerRow],
+    most: usize,
+    now: Timestamp,
+) -> Vec<ServerId> {
+    let owned = |id: ServerId| rows.values().filter(|row| row.slot.hook == hook && row.owner == Some(id)).count();
+    let mut willing: Vec<(std::cmp::Reverse<usize>, u64, ServerId)> = servers
+        .iter()
+        .filter(|server| is_willing(server, hook, version, now))
+        .map(|server| (std::cmp::Reverse(owned(server.id)), rank(hook, server.id), server.id))
+        .collect();
+    willing.sort_unstable();
+    willing.truncate(most.max(1));
+    willing.into_iter().map(|(_, _, id)| id).collect()
 }
 
 /// What `server`, which leases `held` of the slots, should do.
@@ -205,13 +226,14 @@ mod tests {
         /// One server looks and acts.
         fn step(&mut self, at: usize) {
             let id = self.servers[at].id;
+            let among = self.servers_max.map(|most| chosen(HOOK, 2, &self.rows, &self.servers, most, NOW));
             let view = View {
                 hook: HOOK,
                 version: 2,
                 slots: &self.slots,
                 rows: &self.rows,
                 servers: &self.servers,
-                servers_max: self.servers_max,
+                among: among.as_deref(),
                 now: NOW,
             };
             let plan = plan(&view, id, self.held(id));

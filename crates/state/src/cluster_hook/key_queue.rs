@@ -122,6 +122,8 @@ enum Phase {
     /// A run goes; it covers so many requests from the front.
     Running {
         run: u32,
+        /// The request that the run was given.
+        lead: RequestId,
         covered: usize,
         snapshot: Revision,
         /// The operator's action that cancelled it.
@@ -183,6 +185,13 @@ struct Key<P> {
     held: Vec<Held>,
 }
 
+impl<P> Key<P> {
+    /// The first request waits for a time or for an operator, and what is behind it waits with it.
+    fn is_blocked(&self) -> bool {
+        matches!(self.phase, Phase::Until { .. } | Phase::Dead)
+    }
+}
+
 #[derive(Debug, Clone)]
 struct Held {
     request: RequestId,
@@ -201,6 +210,8 @@ struct Reread {
     left_out: bool,
     /// The last request of a key not in memory that the tail brought.
     tail_last: Option<RequestId>,
+    /// Something was taken in.
+    accepted: bool,
     /// What became durable since it began, and so may be missing among the receipts that were read.
     finished: HashSet<RequestId, FixedState>,
 }
@@ -224,12 +235,15 @@ pub(crate) struct SlotQueue<P> {
     running: usize,
     settling: usize,
     isolated: usize,
+    /// Requests in memory without an exception; those with one are kept whatever the bound.
     total: usize,
     bound: usize,
     missing_from: Option<RequestId>,
     /// Requests of keys that are not in memory are missing.
     closed: bool,
     rereading: Option<Reread>,
+    /// The last reread took nothing in; so many requests were in memory then.
+    barren: Option<usize>,
     loading: bool,
 }
 
@@ -256,6 +270,7 @@ impl<P: Clone> SlotQueue<P> {
             missing_from: None,
             closed: false,
             rereading: None,
+            barren: None,
             loading: true,
         }
     }
@@ -280,7 +295,6 @@ impl<P: Clone> SlotQueue<P> {
         key.held.push(Held { request, state, attempts, deaths, error });
         let at = key.queue.partition_point(|entry| entry.id < request);
         key.queue.insert(at, Entry { id: request, cause, stored: true, parking: false });
-        self.total += 1;
     }
 
     /// Ends the loading: everything up to `head` was given. `crashed` says that the owner before did not release the
@@ -396,7 +410,7 @@ impl<P: Clone> SlotQueue<P> {
             }
             None => None,
         };
-        if self.total >= self.bound && !self.make_room(index) {
+        if self.total >= self.bound && !self.make_room(index, false) {
             self.leave_out(id, index);
             return;
         }
@@ -502,8 +516,8 @@ impl<P: Clone> SlotQueue<P> {
                     out.push(Command::Settle { item: receipt, ticket: phase_ticket(index, target) });
                     self.action_receipt(index, id, out);
                 } else {
-                    key.queue.remove(at);
-                    self.total -= 1;
+                    let entry = key.queue.remove(at);
+                    self.total -= usize::from(entry.is_some_and(|entry| !entry.stored));
                     self.side(index, target, receipt, out);
                     self.side(index, id, action_done(id), out);
                 }
@@ -584,7 +598,7 @@ impl<P: Clone> SlotQueue<P> {
             let (request, cause) = (lead.id, lead.cause.clone());
             self.counter += 1;
             let run = self.counter;
-            self.set_phase(index, Phase::Running { run, covered, snapshot, cancelled: None });
+            self.set_phase(index, Phase::Running { run, lead: request, covered, snapshot, cancelled: None });
             return Some(Started { key: index, run, name, request, cause, attempt });
         }
         None
@@ -624,17 +638,20 @@ impl<P: Clone> SlotQueue<P> {
         out: &mut Vec<Command<P>>,
     ) {
         let Some(key) = self.keys.get_mut(index as usize).and_then(Option::as_mut) else { return };
-        let Phase::Running { run: going, covered, ref cancelled, .. } = key.phase else { return };
+        let Phase::Running { run: going, lead, covered, ref cancelled, .. } = key.phase else { return };
         if going != run {
             return;
         }
         if let Some(action) = *cancelled {
-            self.settle_receipts(index, covered, ReceiptOutcome::Cancelled, ReceiptOutcome::Cancelled, out);
+            self.settle_receipts(index, covered, |_| ReceiptOutcome::Cancelled, out);
             self.action_receipt(index, action, out);
             return;
         }
         match end {
-            RunEnd::Done => self.settle_receipts(index, covered, ReceiptOutcome::Done, ReceiptOutcome::Coalesced, out),
+            RunEnd::Done => {
+                let outcome = |id| if id == lead { ReceiptOutcome::Done } else { ReceiptOutcome::Coalesced };
+                self.settle_receipts(index, covered, outcome, out);
+            }
             RunEnd::RetryAt(at) => {
                 (key.attempts, key.deaths, key.error) = (0, 0, None);
                 let then = Then::HoldUntil { covered, at, why: Why::RetryAt };
@@ -689,6 +706,7 @@ impl<P: Clone> SlotQueue<P> {
                 if let Some(key) = self.keys.get_mut(ticket.key as usize).and_then(Option::as_mut)
                     && let Ok(at) = key.queue.binary_search_by(|entry| entry.id.cmp(&ticket.request))
                 {
+                    self.total -= usize::from(!key.queue[at].stored);
                     key.queue[at].stored = true;
                 }
             }
@@ -710,6 +728,9 @@ impl<P: Clone> SlotQueue<P> {
 
     /// All that a key waited for is durable.
     fn advance(&mut self, index: KeyIndex, then: Then, out: &mut Vec<Command<P>>) {
+        if self.key(index).closed {
+            self.barren = None;
+        }
         let latest = self.delivery == Delivery::LatestState;
         match then {
             Then::Finish { covered } => {
@@ -774,15 +795,16 @@ impl<P: Clone> SlotQueue<P> {
     fn pop(&mut self, index: KeyIndex, count: usize) {
         for _ in 0..count {
             let Some(entry) = self.key_mut(index).queue.pop_front() else { return };
-            self.total -= 1;
+            self.total -= usize::from(!entry.stored);
             self.close(entry.id);
         }
     }
 
     fn front_is_stored(&mut self, index: KeyIndex) {
         if let Some(front) = self.key_mut(index).queue.front_mut() {
+            let (id, was_stored) = (front.id, front.stored);
             front.stored = true;
-            let id = front.id;
+            self.total -= usize::from(!was_stored);
             self.close(id);
         }
     }
@@ -814,15 +836,13 @@ impl<P: Clone> SlotQueue<P> {
         &mut self,
         index: KeyIndex,
         covered: usize,
-        lead: ReceiptOutcome,
-        others: ReceiptOutcome,
+        outcome: impl Fn(RequestId) -> ReceiptOutcome,
         out: &mut Vec<Command<P>>,
     ) {
         let outstanding = count(covered);
         let key = self.key(index);
-        for (at, entry) in key.queue.iter().take(covered).enumerate() {
-            let outcome = if at + 1 == covered { lead } else { others };
-            let item = Item::Receipt { request: entry.id, outcome };
+        for entry in key.queue.iter().take(covered) {
+            let item = Item::Receipt { request: entry.id, outcome: outcome(entry.id) };
             out.push(Command::Settle { item, ticket: phase_ticket(index, entry.id) });
         }
         self.set_phase(index, Phase::Settling { outstanding, then: Then::Finish { covered } });
@@ -898,6 +918,7 @@ impl<P: Clone> SlotQueue<P> {
             self.timers.pop_first();
             let Some(key) = self.keys[index as usize].as_ref() else { continue };
             if matches!(key.phase, Phase::Until { at: until, .. } if until <= now) {
+                self.barren = None;
                 self.make_ready(index);
             }
         }
@@ -999,30 +1020,38 @@ impl<P: Clone> SlotQueue<P> {
         }
     }
 
-    /// Cuts the key with the most requests, if that makes room for one of another. Says whether there is room.
-    fn make_room(&mut self, wanted: Option<KeyIndex>) -> bool {
-        if self.closed {
+    /// Cuts a key that stands still, or the one with the most requests, if that makes room for one of another. Says
+    /// whether there is room.
+    fn make_room(&mut self, wanted: Option<KeyIndex>, thoroughly: bool) -> bool {
+        // Once requests of unknown keys are missing, looking for the longest key with each further one would not pay.
+        if self.closed && !thoroughly {
             return false;
         }
         let own = wanted.map_or(0, |index| self.key(index).queue.len());
-        let longest =
-            self.keys.iter().enumerate().filter_map(|(index, key)| Some((key.as_ref()?.queue.len(), index))).max();
-        let Some((length, index)) = longest.filter(|(length, _)| *length > SHORT.max(own + 1)) else {
+        let longest = self
+            .keys
+            .iter()
+            .enumerate()
+            .filter_map(|(index, key)| {
+                let key = key.as_ref()?;
+                let other = wanted.is_none_or(|wanted| wanted as usize != index);
+                Some((other && key.is_blocked() && key.queue.len() > 1, key.queue.len(), index))
+            })
+            .max();
+        let Some((blocked, length, index)) = longest else { return false };
+        if !blocked && length <= SHORT.max(own + 1) {
             return false;
-        };
+        }
         let key = self.keys[index].as_mut().expect("found among live keys");
         let kept = match key.phase {
             Phase::Running { covered, .. } => covered.max(length / 2),
             Phase::Settling { then: Then::Finish { covered } | Then::HoldDead { covered }, .. }
             | Phase::Settling { then: Then::HoldUntil { covered, .. }, .. } => covered.max(length / 2),
-            Phase::Settling { then: Then::Ready { .. }, .. }
-            | Phase::Idle
-            | Phase::Ready
-            | Phase::Until { .. }
-            | Phase::Dead => length / 2,
+            Phase::Until { .. } | Phase::Dead => 1,
+            Phase::Settling { then: Then::Ready { .. }, .. } | Phase::Idle | Phase::Ready => length / 2,
         };
         let mut cut = false;
-        while key.queue.len() > kept.max(1) && key.queue.back().is_some_and(|last| !last.stored) {
+        while key.queue.len() > kept.max(1) && key.queue.back().is_some_and(|last| !last.stored && !last.parking) {
             let Some(entry) = key.queue.pop_back() else { break };
             self.total -= 1;
             self.open.remove(&entry.id);
@@ -1039,16 +1068,22 @@ impl<P: Clone> SlotQueue<P> {
         cut
     }
 
-    /// From where the log is to be read again, if there is something missing and room for it.
+    /// From where the log is to be read again, if there is something missing that could run, and room for it.
     pub(crate) fn wants_reread(&self) -> Option<Revision> {
         let missing = self.missing_from.filter(|_| self.rereading.is_none() && !self.loading)?;
-        let starved = || self.keys.iter().flatten().any(|key| key.closed && key.queue.is_empty());
-        (self.total <= self.bound / 2 || starved()).then(|| Revision(missing.revision.0.saturating_sub(1)))
+        // A pass that found no room is not repeated before something has gone.
+        if self.barren.is_some_and(|total| self.total >= total) {
+            return None;
+        }
+        let hungry = |key: &Key<P>| key.closed && !key.is_blocked() && key.queue.len() <= 1;
+        let wanted = self.closed && self.total <= self.bound / 2 || self.keys.iter().flatten().any(hungry);
+        wanted.then(|| Revision(missing.revision.0.saturating_sub(1)))
     }
 
     /// The log is read again from where [`SlotQueue::wants_reread`] said.
     pub(crate) fn reread_begins(&mut self) {
         self.rereading = Some(Reread::default());
+        self.barren = None;
         for key in self.keys.iter_mut().flatten() {
             key.left_out = false;
             key.tail_last = None;
@@ -1075,21 +1110,25 @@ impl<P: Clone> SlotQueue<P> {
                 if !key.closed || self.knows(key, id) {
                     return;
                 }
-                key.left_out
+                // What stands behind a wait or a dead letter would only fill the memory.
+                key.left_out || key.is_blocked() && !key.queue.is_empty()
             }
-            None => reread.left_out || !self.closed,
+            None => reread.left_out,
         };
         // An absent key that nothing is missing of can't have an unfinished request, so it is a closed slot's.
         if index.is_none() && !self.closed {
             return;
         }
-        if again || self.total >= self.bound {
+        if again || self.total >= self.bound && !self.make_room(index, true) {
             self.leave_out_again(id, index);
             return;
         }
         let index = index.unwrap_or_else(|| self.index_of(key));
         // Until the reread is over the tail must not overtake it.
         self.key_mut(index).closed = true;
+        if let Some(reread) = &mut self.rereading {
+            reread.accepted = true;
+        }
         self.take_in(index, id, cause);
         self.noticed(index, id, out);
     }
@@ -1106,6 +1145,7 @@ impl<P: Clone> SlotQueue<P> {
             }
         };
         also_missing(reread.tail_last);
+        self.barren = (!reread.accepted).then_some(self.total);
         self.closed = reread.left_out || above(reread.tail_last).is_some();
         for key in self.keys.iter_mut().flatten() {
             also_missing(key.tail_last);
@@ -1264,3 +1304,7 @@ fn index_from(index: usize) -> KeyIndex {
 fn count(covered: usize) -> u32 {
     u32::try_from(covered).expect("memory ends long before four thousand million requests")
 }
+
+#[cfg(test)]
+#[path = "key_queue_tests.rs"]
+mod tests;

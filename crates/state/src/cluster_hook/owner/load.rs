@@ -16,7 +16,7 @@ use crate::driver::{Exception, Fence, HookNumber, Pending, RequestId, SlotId, Sl
 use crate::revision::{Revision, Timestamp};
 
 /// How many rows that ask for runs are read at once.
-const ROWS_AT_ONCE: usize = 2_000;
+const ROWS_AT_ONCE: usize = 500;
 /// How soon reading is tried again after it failed.
 const AGAIN: Duration = Duration::from_millis(100);
 

@@ -194,7 +194,10 @@ impl Owner {
             let removed = entity.removed || hook.withdrawn || self.drain.is_some();
             let permits: Vec<SlotId> =
                 (0..entity.runs_in_cluster().unwrap_or(0)).map(|index| permit(*number, index)).collect();
-            let servers_max = entity.runs_in_cluster().map(|cap| usize::try_from(cap).unwrap_or(usize::MAX));
+            let among = entity.runs_in_cluster().map(|cap| {
+                let most = usize::try_from(cap).unwrap_or(usize::MAX);
+                balance::chosen(*number, entity.version(), &view.rows, &view.servers, most, now)
+            });
             for slots in [slots, permits] {
                 let held: Vec<SlotId> = slots
                     .iter()
@@ -210,7 +213,7 @@ impl Owner {
                         slots: &slots,
                         rows: &view.rows,
                         servers: &view.servers,
-                        servers_max,
+                        among: among.as_deref(),
                         now,
                     };
                     balance::plan(&view, server, held.len())
@@ -228,7 +231,8 @@ impl Owner {
                 let count = held.len();
                 give.push((*number, held, count));
             }
-            let asks_for_more = view.rows.values().any(|row| row.slot.hook == *number && row.owner.is_none());
+            let free = |row: &SlotRow| row.slot.hook == *number && row.owner.is_none() && row.watermark < RETIRED;
+            let asks_for_more = view.rows.values().any(free);
             unsettled |= asks_for_more;
         }
         for (number, held, count) in give {

@@ -322,7 +322,8 @@ impl Owner {
                     });
                 }
                 Some(_) | None => {
-                    let outcome = if at == last { ReceiptOutcome::Done } else { ReceiptOutcome::Coalesced };
+                    let done = request == run.request && retry_at.is_none();
+                    let outcome = if done { ReceiptOutcome::Done } else { ReceiptOutcome::Coalesced };
                     receipts.push(Receipt { request, fence, outcome });
                 }
             }

@@ -94,11 +94,12 @@ async fn k15_latest_state_coalesces_into_one_further_run(kind: StoreKind) {
         probe.release(key);
         if fails_first {
             probe.until("the first run ends", |probe| probe.ended_of(key) >= 1).await;
-            world.eventually("it backs off", || async {
-                let list = world.cluster.server(0).queue().list(tidegate_state::QueueFilter::all()).await.unwrap();
-                list.iter().any(|entry| matches!(entry.state, tidegate_state::RequestState::BackingOff(_)))
-            })
-            .await;
+            world
+                .eventually("it backs off", || async {
+                    let list = world.cluster.server(0).queue().list(tidegate_state::QueueFilter::all()).await.unwrap();
+                    list.iter().any(|entry| matches!(entry.state, tidegate_state::RequestState::BackingOff(_)))
+                })
+                .await;
             world.step(Duration::from_secs(2)).await;
         }
         world.hooks_finish(0).await;
@@ -140,9 +141,7 @@ async fn k03_what_did_not_happen_asks_for_no_run(kind: StoreKind) {
     world.hooks_finish(0).await;
     assert!(probe.seen().is_empty());
     let stored = world.cluster.stored().await;
-    let asks = |entry: &tidegate_state::driver::LogEntry| {
-        matches!(entry, tidegate_state::driver::LogEntry::Change { hooks, .. } if !hooks.is_empty())
-    };
+    let asks = |entry: &tidegate_state::driver::LogEntry| matches!(entry, tidegate_state::driver::LogEntry::Change { hooks, .. } if !hooks.is_empty());
     assert!(!stored.log.iter().any(|row| row.entries.iter().any(asks)));
     world.finish().await;
 }
@@ -155,19 +154,18 @@ async fn k17_a_delete_reaches_its_hook_after_everyone_died(kind: StoreKind) {
     world.set(0, "a", 7).await;
     world.hooks_finish(0).await;
     // Nobody applies what is committed from here on.
-    let holds: Vec<_> = (0..2)
-        .map(|server| world.cluster.points(server).hold(tidegate_state::testing::points::name::COMMIT_AFTER_COMMIT))
-        .collect();
+    let hold = world.cluster.points(0).hold(tidegate_state::testing::points::name::COMMIT_AFTER_COMMIT);
+    let tail = world.cluster.points(1).hold(tidegate_state::testing::points::name::TAIL_BEFORE_APPLY);
     let state = world.cluster.server(0).clone();
     let deleting = tokio::spawn(async move {
         let done: Result<_, WriteError<TransactionError>> =
             state.write(|tx: &mut Transaction| tx.delete(&store("a")).map(|_| ())).await;
         done.map(|_| ())
     });
-    holds[0].reached().await;
+    hold.reached().await;
     world.kill(0);
     world.kill(1);
-    drop(holds);
+    drop((hold, tail));
     let _ = deleting.await;
     let (every_again, latest_again) = (Probe::new(), Probe::new());
     world.cluster.advance(Duration::from_secs(11));

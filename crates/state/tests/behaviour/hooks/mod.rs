@@ -24,4 +24,10 @@ macro_rules! both {
 use both;
 
 mod delivery;
+mod faults;
+mod linter;
+mod load;
+mod moving;
+mod operators;
+mod registrations;
 mod support;

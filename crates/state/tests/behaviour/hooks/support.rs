@@ -178,7 +178,9 @@ impl ClusterHook for Probe {
                 (value(change.before().unwrap()), value(change.after().unwrap()))
             }
             Some(_) => (None, None),
-            None => (None, run.id("store").and_then(|id| run.snapshot().get(&store(&id)).unwrap().map(|store| store.value))),
+            None => {
+                (None, run.id("store").and_then(|id| run.snapshot().get(&store(&id)).unwrap().map(|store| store.value)))
+            }
         };
         let seen = Seen {
             server: run.state().server().to_string(),
@@ -269,8 +271,8 @@ impl World {
     }
 
     /// Sets a store's value through a server; says at which revision.
-    pub(crate) async fn set(&self, server: usize, id: &str, value: u64) -> Revision {
-        let entity = store(id);
+    pub(crate) async fn set(&self, server: usize, id: impl Into<String>, value: u64) -> Revision {
+        let entity = store(&id.into());
         let closure = move |tx: &mut Transaction| tx.put(&entity, Store { value });
         let committed: Result<_, WriteError<TransactionError>> = self.cluster.server(server).write(closure).await;
         committed.unwrap().revision
@@ -300,18 +302,24 @@ impl World {
         let deadline = tokio::time::Instant::now() + LIMIT;
         loop {
             let now = self.cluster.clock().now_at();
-            let running: Vec<String> =
-                self.cluster.running().iter().map(|state| state.server().to_string()).collect();
+            let running: Vec<String> = self.cluster.running().iter().map(|state| state.server().to_string()).collect();
             let stored = self.cluster.stored().await;
+            let fresh = |name: &str| {
+                stored.servers.iter().any(|row| {
+                    &*row.name == name && row.lease_until > now && row.lease_until.since(now) >= Duration::from_secs(7)
+                })
+            };
             let late = stored.servers.iter().any(|row| {
                 let index: usize = row.name.trim_start_matches("server-").parse().unwrap_or(usize::MAX);
-                let held = index < self.cluster.len() && !self.cluster.points(index).held().is_empty();
+                let held = index < self.cluster.len()
+                    && self.cluster.points(index).held().iter().any(|point| point.ends_with("-heartbeat"));
                 let absent = index < self.cluster.len() && self.cluster.faults(index).is_absent();
                 running.contains(&row.name.to_string())
                     && !held
                     && !absent
                     && row.lease_until > now
-                    && row.lease_until.since(now) < Duration::from_secs(7)
+                    // A killed server's row stays beside that of its next life.
+                    && !fresh(&row.name)
             });
             if !late {
                 return;
@@ -416,8 +424,17 @@ impl World {
         self.finish_with(expectation).await;
     }
 
+    /// As [`World::finish`], against an expectation of the case's own.
+    pub(crate) async fn finish_checked(self, expectation: Expectation) {
+        self.finish_with(expectation).await;
+    }
+
     async fn finish_with(self, expectation: Expectation) {
         let lines = self.recorder.lines();
+        if let Some(stored) = &expectation.stored {
+            let found = tidegate_state::testing::linter::lint(stored, &[]);
+            assert!(found.is_empty(), "{found:#?}");
+        }
         let violations = check(&lines, &expectation);
         assert!(violations.is_empty(), "{}", report(&violations, &lines));
         drop(self.handles);
@@ -452,7 +469,11 @@ impl NowAt for tidegate_state::ManualClock {
 
 /// The registration that most cases use: one key per store.
 pub(crate) fn per_store(name: &str) -> Registration {
-    Registration::new(name, 1).on("/stores/{store}").key("{store}").slots(8).backoff(Duration::from_secs(1), Duration::from_secs(60))
+    Registration::new(name, 1)
+        .on("/stores/{store}")
+        .key("{store}")
+        .slots(8)
+        .backoff(Duration::from_secs(1), Duration::from_secs(60))
 }
 
 /// An outcome that counts in the tree and appends a ledger record, both with the acknowledgement.

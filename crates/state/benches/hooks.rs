@@ -1,0 +1,194 @@
+//! Cluster hooks on SQLite with `synchronous=FULL`, acknowledged durably: a backlog, end to end, and commit to start.
+//! Each figure is printed with the baseline of the same run that it is a ratio of.
+//!
+//! `cargo bench --bench hooks`
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tidegate_state::driver::sqlite::{SqliteOptions, SqliteStore};
+use tidegate_state::{
+    ClusterHook, Entity, Outcome, Ref, Registration, Root, Run, State, StateOptions, Transaction, TransactionError,
+    WaitForHooks, WriteError,
+};
+
+const BACKLOG: u64 = 200_000;
+const KEYS: u64 = 10_000;
+const WRITERS: u64 = 64;
+const LONG: Duration = Duration::from_secs(300);
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Item {
+    value: u64,
+}
+impl Entity for Item {
+    const COLLECTION: &'static str = "items";
+    type Parent = Root;
+    type Id = u64;
+}
+
+/// Does nothing but count, and note when it started.
+#[derive(Default)]
+struct Empty {
+    runs: AtomicU64,
+    starts: Mutex<Vec<Instant>>,
+    note: AtomicBool,
+}
+
+#[async_trait]
+impl ClusterHook for Empty {
+    async fn run(&self, _run: Run) -> Outcome {
+        if self.note.load(Ordering::Relaxed) {
+            self.starts.lock().push(Instant::now());
+        }
+        self.runs.fetch_add(1, Ordering::Relaxed);
+        Outcome::Done
+    }
+}
+
+fn registration() -> Registration {
+    Registration::new("empty", 1).on("/items/{item}").key("{item}")
+}
+
+async fn open(folder: &tempfile::TempDir, name: &str) -> State {
+    let store = SqliteStore::open(folder.path().join(name), SqliteOptions::default()).unwrap();
+    State::open(store.driver(), StateOptions::new("bench")).await.unwrap()
+}
+
+async fn put(state: &State, from: u64, count: u64, value: u64) {
+    let written: Result<_, WriteError<TransactionError>> = state
+        .write(move |tx: &mut Transaction| {
+            for number in from..from + count {
+                tx.put(&Ref::<Item>::root(number % KEYS)?, Item { value })?;
+            }
+            Ok(())
+        })
+        .await;
+    written.unwrap();
+}
+
+async fn finished(state: &State) {
+    assert!(state.wait_for_hooks(WaitForHooks::all().limit(LONG)).await.unwrap().finished);
+}
+
+/// One row per commit on a bare connection, for two seconds; per second.
+fn baseline(folder: &tempfile::TempDir) -> f64 {
+    let connection = rusqlite::Connection::open(folder.path().join("baseline")).unwrap();
+    connection.pragma_update(None, "journal_mode", "wal").unwrap();
+    connection.pragma_update(None, "synchronous", "full").unwrap();
+    connection.execute_batch("CREATE TABLE rows (id INTEGER PRIMARY KEY, text TEXT)").unwrap();
+    let mut statement = connection.prepare("INSERT INTO rows (text) VALUES ('some text of a row')").unwrap();
+    let started = Instant::now();
+    let mut rows = 0_u32;
+    while started.elapsed() < Duration::from_secs(2) {
+        statement.execute([]).unwrap();
+        rows += 1;
+    }
+    f64::from(rows) / started.elapsed().as_secs_f64()
+}
+
+async fn backlog(folder: &tempfile::TempDir) {
+    let state = open(folder, "backlog").await;
+    state.register_only(registration()).await.unwrap();
+    for round in 0..BACKLOG / 50 {
+        put(&state, round * 50, 50, round + 1).await;
+    }
+    let hook = Arc::new(Empty::default());
+    let started = Instant::now();
+    let handle = state.register(registration(), 1_024, hook.clone()).await.unwrap();
+    while hook.runs.load(Ordering::Relaxed) < BACKLOG {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let all_ran = started.elapsed();
+    finished(&state).await;
+    let acknowledged = started.elapsed();
+    assert_eq!(hook.runs.load(Ordering::Relaxed), BACKLOG);
+    let rate = BACKLOG as f64 / acknowledged.as_secs_f64();
+    println!(
+        "backlog of {BACKLOG}, {KEYS} keys: {rate:.0} runs/s acknowledged (all ran after {all_ran:?}, acknowledged after {acknowledged:?}); wanted: 100000"
+    );
+    drop(handle);
+    state.close().await;
+}
+
+async fn end_to_end(folder: &tempfile::TempDir) {
+    let before = baseline(folder);
+    let state = open(folder, "end-to-end").await;
+    let hook = Arc::new(Empty::default());
+    let handle = state.register(registration(), 1_024, hook.clone()).await.unwrap();
+    put(&state, 0, 1, 1).await;
+    finished(&state).await;
+    let started = Instant::now();
+    let writers = (0..WRITERS).map(|writer| {
+        let state = state.clone();
+        tokio::spawn(async move {
+            let mut written = 0;
+            while started.elapsed() < Duration::from_secs(5) {
+                put(&state, writer * 151 + written * 64, 1, written + 2).await;
+                written += 1;
+            }
+            written
+        })
+    });
+    let mut changes = 0;
+    for written in futures::future::join_all(writers).await {
+        changes += written.unwrap();
+    }
+    finished(&state).await;
+    let rate = changes as f64 / started.elapsed().as_secs_f64();
+    let ran = hook.runs.load(Ordering::Relaxed);
+    println!(
+        "end to end, {WRITERS} writers: {rate:.0} changes/s written, run and acknowledged ({ran} runs) = {:.1} × a bare connection ({before:.0} inserts/s); wanted: 3",
+        rate / before
+    );
+    drop(handle);
+    state.close().await;
+}
+
+async fn commit_to_start(folder: &tempfile::TempDir) {
+    let state = open(folder, "latency").await;
+    let hook = Arc::new(Empty::default());
+    let handle = state.register(registration(), 64, hook.clone()).await.unwrap();
+    put(&state, 0, 1, 1).await;
+    finished(&state).await;
+    hook.note.store(true, Ordering::Relaxed);
+    let mut committed = Vec::new();
+    for number in 0..500 {
+        put(&state, number, 1, number + 10).await;
+        committed.push(Instant::now());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    finished(&state).await;
+    let starts = hook.starts.lock().clone();
+    assert_eq!(starts.len(), committed.len());
+    let mut waits: Vec<Duration> = committed
+        .iter()
+        .zip(&starts)
+        .map(|(committed, started)| started.saturating_duration_since(*committed))
+        .collect();
+    waits.sort_unstable();
+    let at = |part: f64| waits[((waits.len() - 1) as f64 * part) as usize];
+    println!(
+        "commit to start, 100 changes/s: p50 {:?}, p99 {:?}, most {:?}; wanted: 200 µs, 2 ms",
+        at(0.5),
+        at(0.99),
+        at(1.0)
+    );
+    drop(handle);
+    state.close().await;
+}
+
+fn main() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    runtime.block_on(async {
+        backlog(&folder).await;
+        end_to_end(&folder).await;
+        commit_to_start(&folder).await;
+    });
+}

@@ -1,0 +1,398 @@
+//! Servers that are held, cut off or die: who may still change what, and who runs again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidegate_state::cluster_hook::points;
+use tidegate_state::driver::SettleFault;
+use tidegate_state::testing::StoreKind;
+use tidegate_state::testing::history::HistoryEvent;
+use tidegate_state::testing::points::name as point;
+use tidegate_state::{Outcome, QueueFilter, RequestState, Timestamp};
+
+use super::support::{Probe, World, counted, effect, per_store};
+
+/// Two servers and a third that only writes; the first one owns the only slot.
+async fn owner_and_successor(kind: StoreKind, slots: u32) -> (World, Probe, Probe) {
+    let mut world = World::new(kind, 3).await;
+    let (first, second) = (Probe::answering(counted), Probe::answering(counted));
+    let registration = per_store("hook").slots(slots);
+    world.register(0, &registration, 8, &first).await;
+    world.spread("hook", 1).await;
+    if slots == 1 {
+        world.register(1, &registration, 8, &second).await;
+    }
+    (world, first, second)
+}
+
+async fn count_of(world: &World, server: usize, id: &str) -> u64 {
+    let state = world.cluster.server(server);
+    state.flush().await.unwrap();
+    state.snapshot().get(&effect(id)).unwrap().map_or(0, |effect| effect.count)
+}
+
+async fn k09_zombie_completion_is_refused(kind: StoreKind) {
+    for successor_has_completed in [true, false] {
+        let (world, first, second) = owner_and_successor(kind, 1).await;
+        first.hold("a");
+        if !successor_has_completed {
+            second.hold("a");
+        }
+        world.set(2, "a", 1).await;
+        first.started("a", 1).await;
+        let points = world.cluster.points(0).clone();
+        let (heartbeat, lapse) = (points.hold(points::SLOT_BEFORE_HEARTBEAT), points.hold(points::SLOT_BEFORE_LAPSE));
+        world.step(Duration::from_secs(12)).await;
+        second.started("a", 1).await;
+        if successor_has_completed {
+            world.hooks_finish(2).await;
+        }
+        first.release("a");
+        first.until("the zombie's run ends", |probe| probe.ended_of("a") == 1).await;
+        let refused = || async {
+            world.recorder.lines().iter().any(|line| {
+                matches!(&line.event, HistoryEvent::Receipt { durable: false, .. }) && line.server == "server-0"
+            })
+        };
+        world.eventually("the zombie is refused", refused).await;
+        second.release("a");
+        world.hooks_finish(2).await;
+        let (old, new) = (&first.seen()[0], &second.seen()[0]);
+        assert_eq!(old.request, new.request);
+        assert!(new.token > old.token);
+        assert_eq!(count_of(&world, 2, "a").await, 1);
+        drop((heartbeat, lapse));
+        // It joins anew and works again.
+        world.set(2, "b", 1).await;
+        world.hooks_finish(2).await;
+        world.finish().await;
+    }
+}
+
+async fn k10_a_server_that_hears_nothing_cancels_its_runs_when_its_lease_ends(kind: StoreKind) {
+    let (world, first, second) = owner_and_successor(kind, 1).await;
+    let cancelled = Arc::new(parking_lot::Mutex::new(None));
+    let noted = cancelled.clone();
+    first.answer(move |run| {
+        *noted.lock() = Some(run.cancelled().is_cancelled());
+        Outcome::Done
+    });
+    first.hold("a");
+    world.set(2, "a", 1).await;
+    first.started("a", 1).await;
+    world.cluster.faults(0).lose_heartbeat_answers(true);
+    let heartbeat = world.cluster.points(0).hold(points::SLOT_AFTER_HEARTBEAT);
+    world.step(Duration::from_secs(9)).await;
+    world.set(2, "b", 1).await;
+    first.started("b", 1).await;
+    world.step(Duration::from_secs(3)).await;
+    world
+        .eventually("it gives its slot up", || async {
+            world
+                .recorder
+                .lines()
+                .iter()
+                .any(|line| matches!(&line.event, HistoryEvent::SlotLost { .. }) && line.server == "server-0")
+        })
+        .await;
+    world.set(2, "c", 1).await;
+    first.release("a");
+    first.until("the run ends", |probe| probe.ended_of("a") == 1).await;
+    assert_eq!(*cancelled.lock(), Some(true));
+    assert!(first.seen_of("c").is_empty(), "it starts nothing more");
+    world.cluster.faults(0).lose_heartbeat_answers(false);
+    drop(heartbeat);
+    world.step(Duration::from_secs(12)).await;
+    // Whoever leases the slot next, which may be the same server in its next life.
+    world.hooks_finish(2).await;
+    assert_eq!(first.seen_of("a").len() + second.seen_of("a").len(), 2);
+    world.finish().await;
+}
+
+async fn k11_writes_and_receipt_are_both_there_or_neither(kind: StoreKind) {
+    let cases = [
+        (points::RUN_BEFORE_COMPLETION, true),
+        (point::COMMIT_LOCKED, true),
+        (point::COMMIT_BEFORE_COMMIT, true),
+        (point::COMMIT_AFTER_COMMIT, false),
+    ];
+    for (place, runs_again) in cases {
+        let (mut world, first, second) = owner_and_successor(kind, 1).await;
+        first.hold("a");
+        world.set(2, "a", 1).await;
+        first.started("a", 1).await;
+        let hold = world.cluster.points(0).hold(place);
+        first.release("a");
+        hold.reached().await;
+        world.kill(0);
+        drop(hold);
+        world.step(Duration::from_secs(12)).await;
+        if runs_again {
+            second.started("a", 1).await;
+        }
+        world.set(2, "b", 1).await;
+        second.started("b", 1).await;
+        world.hooks_finish(2).await;
+        assert_eq!(second.seen_of("a").len(), usize::from(runs_again), "{place}");
+        assert_eq!(count_of(&world, 2, "a").await, 1, "{place}");
+        let stored = world.cluster.stored().await;
+        assert_eq!(stored.records.iter().filter(|row| row.document.json.contains("\"token\"")).count(), 2, "{place}");
+        world.finish().await;
+    }
+}
+
+async fn k11_a_lost_answer_to_the_completion_is_found_out(kind: StoreKind) {
+    for place in [point::COMMIT_AFTER_COMMIT, point::COMMIT_BEFORE_COMMIT] {
+        let (world, first, _second) = owner_and_successor(kind, 1).await;
+        first.hold("a");
+        world.set(2, "a", 1).await;
+        first.started("a", 1).await;
+        world.cluster.points(0).cut(place, 1);
+        first.release("a");
+        world.hooks_finish(2).await;
+        assert_eq!(first.seen_of("a").len(), 1, "{place}");
+        assert_eq!(count_of(&world, 2, "a").await, 1, "{place}");
+        world.finish().await;
+    }
+}
+
+async fn k12_refused_writes_and_panics_are_failed_attempts(kind: StoreKind) {
+    let mut world = World::new(kind, 1).await;
+    let probe = Probe::answering(|run| match (run.key().as_str(), run.attempt()) {
+        ("rejected", 1) => Outcome::done_with(|tx| {
+            tx.put(&super::support::store("made"), super::support::Store { value: 1 })?;
+            Err(tidegate_state::TransactionError::rejected("not so"))
+        }),
+        ("panics", 1) => panic!("as the test wants it"),
+        _ => Outcome::Done,
+    });
+    world.register(0, &per_store("hook"), 1, &probe).await;
+    world.set(0, "rejected", 1).await;
+    world.set(0, "panics", 1).await;
+    world
+        .eventually("both back off", || async {
+            let list = world.cluster.server(0).queue().list(QueueFilter::all()).await.unwrap();
+            list.len() == 2 && list.iter().all(|entry| matches!(entry.state, RequestState::BackingOff(_)))
+        })
+        .await;
+    let list = world.cluster.server(0).queue().list(QueueFilter::all()).await.unwrap();
+    let error = |key: &str| list.iter().find(|entry| entry.key == key).unwrap().error.clone().unwrap();
+    assert!(error("rejected").contains("not so"), "{}", error("rejected"));
+    assert!(error("panics").contains("as the test wants it"), "{}", error("panics"));
+    assert!(!world.cluster.server(0).snapshot().contains(super::support::store("made").path()));
+    world.step(Duration::from_secs(4)).await;
+    assert!(world.hooks_finish(0).await.finished);
+    world.finish().await;
+}
+
+async fn k05_a_run_waits_until_its_server_has_applied_the_request(kind: StoreKind) {
+    let (mut world, first, second) = owner_and_successor(kind, 1).await;
+    let tail = world.cluster.points(0).hold(point::TAIL_BEFORE_APPLY);
+    let revision = world.set(2, "a", 5).await;
+    tail.reached().await;
+    assert!(first.seen().is_empty());
+    tail.release();
+    first.started("a", 1).await;
+    world.hooks_finish(2).await;
+    assert!(first.seen()[0].snapshot >= revision);
+    // The successor finds a request in the log that its own tail has not brought.
+    let start = world.cluster.points(0).hold(points::RUN_BEFORE_START);
+    let tail = world.cluster.points(1).hold(point::TAIL_BEFORE_APPLY);
+    let revision = world.set(2, "a", 6).await;
+    start.reached().await;
+    tail.reached().await;
+    world.kill(0);
+    drop(start);
+    let read = world.cluster.points(1).hold(points::SLOT_READ);
+    world.step(Duration::from_secs(12)).await;
+    read.reached().await;
+    read.release();
+    assert!(second.seen().is_empty());
+    tail.release();
+    second.started("a", 1).await;
+    world.hooks_finish(2).await;
+    let seen = second.seen();
+    assert_eq!(seen.len(), 1);
+    assert!(seen[0].snapshot >= revision);
+    assert_eq!((seen[0].before, seen[0].after), (Some(5), Some(6)));
+    world.finish().await;
+}
+
+async fn k45_a_receipt_is_there_before_the_next_owner_looks_or_refused(kind: StoreKind) {
+    let (world, first, second) = owner_and_successor(kind, 1).await;
+    first.answer(|_| Outcome::Done);
+    second.answer(|_| Outcome::Done);
+    // Held before its commit until another owns the slot: refused, and the request runs again there.
+    let receipt = world.cluster.points(0).hold(points::RUN_BEFORE_RECEIPT);
+    world.set(2, "a", 1).await;
+    first.started("a", 1).await;
+    receipt.reached().await;
+    let points = world.cluster.points(0).clone();
+    let (heartbeat, lapse) = (points.hold(points::SLOT_BEFORE_HEARTBEAT), points.hold(points::SLOT_BEFORE_LAPSE));
+    world.step(Duration::from_secs(12)).await;
+    second.started("a", 1).await;
+    world.hooks_finish(2).await;
+    receipt.release();
+    world
+        .eventually("the late receipt is refused", || async {
+            world.recorder.lines().iter().any(|line| {
+                matches!(&line.event, HistoryEvent::Receipt { durable: false, .. }) && line.server == "server-0"
+            })
+        })
+        .await;
+    drop((heartbeat, lapse));
+    // Committed, and the answer lost: found to be there, once; the next of the key starts only then.
+    second.hold("b");
+    world.set(2, "b", 1).await;
+    world.set(2, "b", 2).await;
+    second.started("b", 1).await;
+    world.cluster.faults(1).next_settles([SettleFault::AppliedAnswerLost, SettleFault::NotApplied]);
+    second.release("b");
+    world.hooks_finish(2).await;
+    assert_eq!(second.seen_of("b").len(), 2);
+    world.finish().await;
+}
+
+async fn k47_the_low_watermark_stays_below_what_runs_on(kind: StoreKind) {
+    let (mut world, first, second) = owner_and_successor(kind, 1).await;
+    first.answer(|run| match run.key().as_str() {
+        "slow" => Outcome::RetryAt(Timestamp(run.now().0 + 600_000)),
+        _ => Outcome::Done,
+    });
+    first.hold("slow");
+    let slow = world.set(2, "slow", 1).await;
+    first.started("slow", 1).await;
+    let mut writes = Vec::new();
+    for value in 0..1_200_u64 {
+        writes.push(world.set(2, if value % 2 == 0 { "x" } else { "y" }, value));
+    }
+    futures::future::join_all(writes).await;
+    first.until("the others run", |probe| probe.seen().len() >= 1_201).await;
+    let watermark = |stored: &tidegate_state::driver::StoredState| stored.slots[0].watermark;
+    let stored = world.cluster.stored().await;
+    assert!(watermark(&stored) < slow);
+    // It is set aside by an exception, and only then the watermark passes it.
+    let raise = world.cluster.points(0).hold(points::SLOT_BEFORE_WATERMARK);
+    first.release("slow");
+    raise.reached().await;
+    let stored = world.cluster.stored().await;
+    assert!(watermark(&stored) < slow);
+    assert!(stored.exceptions.iter().any(|exception| exception.request.revision == slow));
+    raise.release();
+    world.eventually("the watermark is raised", || async { watermark(&world.cluster.stored().await) > slow }).await;
+    world.kill(0);
+    world.step(Duration::from_secs(12)).await;
+    world.set(2, "x", 9_999).await;
+    second.started("x", 1).await;
+    assert_eq!(second.seen().len(), 1, "nothing that was acknowledged runs again");
+    second.answer(|_| Outcome::Done);
+    world.step(Duration::from_secs(600)).await;
+    second.started("slow", 1).await;
+    world.hooks_finish(2).await;
+    world.finish().await;
+}
+
+async fn k46_everything_is_as_it_was_after_all_servers_died(kind: StoreKind) {
+    let mut world = World::new(kind, 2).await;
+    let answers = |run: &tidegate_state::Run| match run.key().as_str() {
+        "waits" => Outcome::RetryAt(Timestamp(run.now().0 + 3_600_000)),
+        "backs-off" | "dead" | "dead-discarded" => Outcome::fail("as the test wants it"),
+        _ => counted(run),
+    };
+    let probe = Probe::answering(answers);
+    let registration = per_store("hook").attempts(3).backoff(Duration::from_secs(20), Duration::from_secs(20)).slots(4);
+    world.register(0, &registration, 3, &probe).await;
+    for key in ["done", "waits", "dead", "dead-discarded"] {
+        world.set(1, key, 1).await;
+    }
+    probe.until("first attempts", |probe| probe.seen().len() == 4).await;
+    for attempts in 2..=3 {
+        world.step(Duration::from_secs(21)).await;
+        probe.started("dead", attempts).await;
+        probe.started("dead-discarded", attempts).await;
+        if attempts == 2 {
+            world.set(1, "backs-off", 1).await;
+            probe.started("backs-off", 1).await;
+        }
+    }
+    probe.started("backs-off", 2).await;
+    world.set(1, "dead", 2).await;
+    let queue_of = |server: usize| {
+        let state = world.cluster.server(server).clone();
+        async move { state.queue().list(QueueFilter::all()).await.unwrap() }
+    };
+    world
+        .eventually("letters are dead", || async {
+            queue_of(1).await.iter().filter(|entry| entry.state == RequestState::Dead).count() == 2
+        })
+        .await;
+    let letter = queue_of(1).await.into_iter().find(|entry| entry.key == "dead-discarded").unwrap().request;
+    world.cluster.server(1).queue().discard(letter, "operator").await.unwrap();
+    world.eventually("it is gone", || async { !queue_of(1).await.iter().any(|entry| entry.request == letter) }).await;
+    // Two run, one has run and is not acknowledged; one waits for room, of which one is cancelled.
+    probe.hold("running");
+    probe.hold("running-too");
+    world.set(1, "running", 1).await;
+    world.set(1, "running-too", 1).await;
+    probe.started("running", 1).await;
+    probe.started("running-too", 1).await;
+    let completion = world.cluster.points(0).hold(points::RUN_BEFORE_COMPLETION);
+    world.set(1, "run", 1).await;
+    completion.reached().await;
+    world.set(1, "queued", 1).await;
+    world.set(1, "running", 2).await;
+    let second = queue_of(1).await.into_iter().filter(|entry| entry.key == "running").nth(1).unwrap().request;
+    world.cluster.server(1).queue().cancel(second, "operator").await.unwrap();
+    world
+        .eventually("it is cancelled", || async { !queue_of(1).await.iter().any(|entry| entry.request == second) })
+        .await;
+    let facts = |entries: Vec<tidegate_state::QueueEntry>| {
+        let mut facts: Vec<_> = entries
+            .into_iter()
+            .filter(|entry| ["waits", "backs-off", "dead"].contains(&&*entry.key))
+            .map(|entry| (entry.key, entry.request, format!("{:?}", entry.state), entry.attempts, entry.error))
+            .collect();
+        facts.sort();
+        facts
+    };
+    let before = facts(queue_of(1).await);
+    assert_eq!(before.len(), 4, "{before:#?}");
+    world.kill(0);
+    world.kill(1);
+    drop(completion);
+    world.cluster.advance(Duration::from_secs(11));
+    world.restart(1).await;
+    let after_all = Probe::answering(answers);
+    world.register(1, &registration, 8, &after_all).await;
+    for key in ["running", "running-too", "run"] {
+        after_all.started(key, 1).await;
+    }
+    world
+        .eventually("what could run is done", || async {
+            let left = world.cluster.server(1).queue().list(QueueFilter::all()).await.unwrap();
+            left.iter().all(|entry| ["waits", "backs-off", "dead"].contains(&&*entry.key))
+        })
+        .await;
+    let after = facts(world.cluster.server(1).queue().list(QueueFilter::all()).await.unwrap());
+    assert_eq!(before, after);
+    let ran: std::collections::BTreeSet<String> = after_all.seen().into_iter().map(|seen| seen.key).collect();
+    let may_run: std::collections::BTreeSet<String> =
+        ["running", "running-too", "run", "queued"].into_iter().map(str::to_owned).collect();
+    assert!(ran.is_subset(&may_run), "{ran:?}");
+    for key in ["running", "running-too", "run"] {
+        assert_eq!(count_of(&world, 1, key).await, 1, "{key}");
+    }
+    world.finish_waiting().await;
+}
+
+super::both! {
+    k05_a_run_waits_until_its_server_has_applied_the_request,
+    k09_zombie_completion_is_refused,
+    k10_a_server_that_hears_nothing_cancels_its_runs_when_its_lease_ends,
+    k11_writes_and_receipt_are_both_there_or_neither,
+    k11_a_lost_answer_to_the_completion_is_found_out,
+    k12_refused_writes_and_panics_are_failed_attempts,
+    k45_a_receipt_is_there_before_the_next_owner_looks_or_refused,
+    k46_everything_is_as_it_was_after_all_servers_died,
+    k47_the_low_watermark_stays_below_what_runs_on,
+}
