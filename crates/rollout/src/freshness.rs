@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use tidegate_lifecycle::Function;
 use tidegate_state::{Ref, Snapshot, Timestamp};
 
-use crate::entities::{Assignment, Push, PushStatus, Region, Report, Store, Version, VersionData};
+use crate::entities::{Assignment, Gate, Push, PushStatus, Region, Report, Store, Version, VersionData};
 
 /// How fresh a store's data is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,7 +21,8 @@ pub struct Freshness {
     pub last_completed: Timestamp,
     /// Whether that is longer ago than the store's `expected_every`.
     pub overdue: bool,
-    /// Whether a push has spent half of its limit while something held it.
+    /// Whether a push has spent half of its limit while something held it, or a region's turn to swap has been over for
+    /// more than a tenth of its delay.
     pub stalled: bool,
 }
 
@@ -52,8 +54,8 @@ fn of_store(snapshot: &Snapshot, store: &Ref<Store>, value: &Store, now: Timesta
     }
     let mut last_completed = value.created_at;
     let mut stalled = false;
-    for (_, push) in snapshot.children::<Push>(store).filter_map(Result::ok) {
-        stalled |= push.alarm.is_some() && !push.status().is_final();
+    for (place, push) in snapshot.children::<Push>(store).filter_map(Result::ok) {
+        stalled |= !push.status().is_final() && (push.alarm.is_some() || turn_is_overdue(snapshot, &place, now));
         if let Some(end) = push.end().filter(|end| end.status == PushStatus::Completed) {
             last_completed = last_completed.max(end.at);
         }
@@ -71,6 +73,14 @@ fn of_store(snapshot: &Snapshot, store: &Ref<Store>, value: &Store, now: Timesta
         last_completed,
         stalled,
     }
+}
+
+fn turn_is_overdue(snapshot: &Snapshot, push: &Ref<Push>, now: Timestamp) -> bool {
+    snapshot.children::<Gate>(push).filter_map(Result::ok).any(|(_, gate)| {
+        gate.state.function == Function::PreStoreVersionSwap
+            && !gate.state.is_decided()
+            && gate.turn.is_some_and(|turn| turn.is_overdue(now))
+    })
 }
 
 /// What a region serves: what it says itself, or what it was told where it has not said anything.

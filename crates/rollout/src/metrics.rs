@@ -96,7 +96,7 @@ impl Collector for FreshnessCollector {
         encode_flags(
             &mut encoder,
             "tidegate_push_stalled",
-            "1 where a push has spent half of its limit while something held it",
+            "1 where a push has spent half of its limit while something held it, or a region is long past its turn to swap",
             stores.iter().map(|store| (store.store.as_str(), store.stalled)),
         )
     }

@@ -7,7 +7,7 @@ use tidegate_state::Timestamp;
 
 use super::planner::PushStep;
 use super::view::{GateFacts, PushFacts, PushView};
-use crate::entities::{Call, Gate};
+use crate::entities::{Call, Gate, Turn};
 
 /// A step of a gate's is followed at most so often in a row: ask, then wait or open.
 const STEPS_MAX: usize = 8;
@@ -28,6 +28,7 @@ impl PushStep<'_> {
                 state: GateState::new(function, store.clone(), region.map(str::to_owned)),
                 settings,
                 others,
+                turn: None,
                 asked_at: now,
             },
             calls: std::collections::BTreeMap::new(),
@@ -123,6 +124,12 @@ impl GateFacts {
         for call in self.calls.values() {
             if let CallState::Answered { request, answer } = &call.state {
                 self.gate.state.record(request, answer);
+                if let Some(at) = answer.ask_again_at.filter(|_| request.hook == REGION_ORDER)
+                    && self.gate.turn.is_none_or(|turn| turn.at != at)
+                {
+                    let delay = at.since(answer.ended_at).as_millis();
+                    self.gate.turn = Some(Turn { at, delay_ms: u64::try_from(delay).unwrap_or(u64::MAX) });
+                }
             }
         }
     }

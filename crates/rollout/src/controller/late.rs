@@ -35,7 +35,7 @@ impl Planner {
             .iter()
             .filter(|(_, facts)| matches!(facts.region.availability, Availability::Available))
             .filter(|(_, facts)| facts.serve().is_none_or(|serving| serving < number))
-            .map(|(name, facts)| (name.clone(), facts.serve()))
+            .map(|(name, facts)| (name.clone(), facts.served_before(&self.view.store)))
             .collect();
         self.with_push(&push, |step| {
             for (name, serving) in lacking {

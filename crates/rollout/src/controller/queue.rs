@@ -33,7 +33,7 @@ impl Planner {
         self.recall_late_regions();
         let now = self.now;
         let regions = self.view.regions.iter().map(|(name, facts)| {
-            let mut region = RegionPush::new(facts.serve());
+            let mut region = RegionPush::new(facts.served_before(&self.view.store));
             if let crate::entities::Availability::Unavailable { reason, by, .. } = &facts.region.availability {
                 let reason = format!("marked unavailable by {by}: {reason}");
                 region.state = RegionState::LeftOut { reason, since: now };

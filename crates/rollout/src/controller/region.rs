@@ -121,7 +121,8 @@ impl PushStep<'_> {
                 false
             }
             (None, RegionState::LeftOut { .. }) => {
-                let previous = self.planner.view.regions.get(name).and_then(super::RegionFacts::serve);
+                let view = &self.planner.view;
+                let previous = view.regions.get(name).and_then(|facts| facts.served_before(&view.store));
                 if let Some(region) = self.facts.push.regions.get_mut(name) {
                     region.previous = previous;
                     region.state = RegionState::Waiting;

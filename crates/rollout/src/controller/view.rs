@@ -6,6 +6,7 @@ use std::time::Duration;
 use tidegate_lifecycle::{EffectiveHook, Function};
 use tidegate_state::Timestamp;
 
+use crate::engine::ADOPTED_VERSION;
 use crate::entities::{
     AgentHeartbeat, Assignment, Call, Freeze, Gate, IngestionStatus, Push, PushClient, Region, RegisteredSchema,
     Report, Store, UptimeMark, Version,
@@ -91,6 +92,14 @@ impl RegionFacts {
     #[must_use]
     pub fn serve(&self) -> Option<u64> {
         self.assignment.as_ref().and_then(|assignment| assignment.serve)
+    }
+
+    /// What a push that begins now finds it serving: what it was told to, or data that was live before any push made any.
+    #[must_use]
+    pub fn served_before(&self, store: &Store) -> Option<u64> {
+        let adopted =
+            self.current_report(store).and_then(|report| report.serving).filter(|served| *served == ADOPTED_VERSION);
+        self.serve().or(adopted)
     }
 
     /// What it says about a version of this store (and of no namesake that was deleted).

@@ -21,9 +21,29 @@ pub struct Gate {
     /// holds the gate, the round is asked again as soon as that changes.
     #[serde(default)]
     pub others: u64,
+    /// When `region-order` said that the region's turn would come, and how long that then was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub turn: Option<Turn>,
     /// When it was first asked.
     #[serde(default)]
     pub asked_at: tidegate_state::Timestamp,
+}
+
+/// A region's turn, as it was announced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Turn {
+    /// When it comes.
+    pub at: tidegate_state::Timestamp,
+    /// How long it was until then when that was said, in milliseconds.
+    pub delay_ms: u64,
+}
+
+impl Turn {
+    /// Whether the delay is over by more than a tenth.
+    #[must_use]
+    pub fn is_overdue(&self, now: tidegate_state::Timestamp) -> bool {
+        now.since(self.at).as_millis() > u128::from(self.delay_ms / 10)
+    }
 }
 
 impl Entity for Gate {

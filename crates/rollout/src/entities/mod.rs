@@ -41,7 +41,7 @@ mod wake;
 pub use assignment::{ArtifactId, Assignment, EmbeddedPermission, Held};
 pub use freeze::{Freeze, FreezeScope};
 pub use garbage::{Garbage, GarbageKind, GarbageState};
-pub use gate::{Call, Gate};
+pub use gate::{Call, Gate, Turn};
 pub use push::{
     Alarm, EndedBy, GoingBack, Kill, Override, Phase, Push, PushClock, PushEnd, PushState, PushStatus, SchemaProgress,
     WrapUp,

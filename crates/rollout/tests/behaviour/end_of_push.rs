@@ -66,6 +66,7 @@ fn courses() -> Vec<(&'static str, Course, PushStatus, Option<EndedBy>)> {
         (
             "push limit",
             |world| {
+                world.view.hooks.wait_interval = HOUR;
                 world.always("x", F::PreEndOfPushJob, "", Reply::Wait);
                 let push = world.push();
                 world.advance(DAY * 15);
@@ -202,6 +203,7 @@ fn c5_a_push_that_waits_starts_when_the_one_before_it_has_been_wrapped_up() {
 #[test]
 fn c6_a_push_that_waits_for_days_is_never_taken_for_lost() {
     let mut world = Simulator::new();
+    world.view.hooks.wait_interval = HOUR;
     world.enable(&["x"]);
     world.always("x", Function::PreStoreVersionSwap, "b", Reply::Wait);
     let push = world.push();

@@ -183,6 +183,7 @@ fn f7_a_region_with_no_part_in_a_step_cant_stop_it() {
 #[test]
 fn f9_a_wait_for_ever_ends_at_the_push_limit_with_the_hook_named() {
     let mut world = Simulator::new();
+    world.view.hooks.wait_interval = HOUR;
     world.enable(&["x"]);
     world.always("x", SWAP, "b", Reply::Wait);
     let push = world.push();
@@ -276,12 +277,13 @@ fn f20_time_in_which_no_server_was_up_is_not_the_clients_silence() {
 #[test]
 fn f21_closed_windows_and_freezes_stop_the_clock_of_the_push_limit() {
     let mut world = Simulator::new();
+    world.view.hooks.wait_interval = HOUR;
     world.enable(&["x"]);
     world.always("x", SWAP, "a", Reply::Wait);
     let push = world.push();
     world.advance(DAY * 4);
     world.always("x", SWAP, "a", Reply::Closed);
-    world.advance(MINUTE);
+    world.advance(HOUR);
     world.advance(DAY * 5);
     world.freeze("f", FreezeScope::Store("s".into()));
     world.advance(DAY * 3);
@@ -315,4 +317,28 @@ fn c9_a_region_that_was_cut_off_goes_straight_to_the_newest() {
     assert_eq!(world.status(&push), PushStatus::Completed);
     assert_eq!(world.agents["a"].served, [Some(4)]);
     assert!(!world.agents["a"].loads.contains_key(&2) && !world.agents["a"].loads.contains_key(&3));
+}
+
+#[test]
+fn f8_a_delay_that_is_over_by_more_than_a_tenth_shows_until_the_region_swaps() {
+    let mut world = Simulator::new();
+    world.enable(&["region-order", "x"]);
+    let turn = world.now.after(Duration::from_secs(1) + HOUR);
+    world.script("region-order", SWAP, "b", &[Reply::WaitUntil(turn)]);
+    // When its turn has come, another hook holds it.
+    world.script("x", SWAP, "b", &[Reply::Wait]);
+    world.always("x", SWAP, "b", Reply::Wait);
+    let push = world.push();
+    let overdue = |world: &Simulator| {
+        let gate = &world.facts(&push).gates["pre-swap@b"].gate;
+        gate.state.opened_at.is_none() && gate.turn.is_some_and(|turn| turn.is_overdue(world.now))
+    };
+    world.advance(HOUR + MINUTE * 6);
+    assert!(!overdue(&world));
+    world.advance(Duration::from_secs(2));
+    assert!(overdue(&world));
+    world.open_by_hand(&push, "pre-swap@b");
+    world.advance(Duration::from_secs(1));
+    assert!(!overdue(&world));
+    assert_eq!(world.status(&push), PushStatus::Completed);
 }

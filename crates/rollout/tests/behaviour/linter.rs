@@ -66,7 +66,8 @@ fn assignments(before: &PushView, after: &PushView, violations: &mut Vec<String>
         {
             violations.push(format!("{name}: generation {} follows {}", is.generation, was.generation));
         }
-        let Some(serve) = is.serve else { continue };
+        // Version 0 is what was live before any push: nobody copied it, and nobody lists it.
+        let Some(serve) = is.serve.filter(|serve| *serve != 0) else { continue };
         if !is.hold.contains_key(&serve) {
             violations.push(format!("{name} is to serve {serve}, which it is not to hold"));
         }

@@ -147,7 +147,7 @@ fn running(world: &Simulator) -> Option<String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1_000, ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_happens_no_invariant_breaks_and_the_next_push_completes(

@@ -329,3 +329,22 @@ fn b14_a_gate_that_is_opened_by_hand_does_not_stand_in_for_the_data() {
     assert_eq!(world.serving(), [Some(1), Some(2), Some(1)]);
     assert_eq!(world.version(2), VersionStatus::PartiallyOnline);
 }
+
+#[test]
+fn n1_a_rollback_of_the_first_push_leads_back_to_what_was_live_before_it() {
+    let mut world = Simulator::empty();
+    // Data that no push made is live in A and B, nothing in C.
+    for region in ["a", "b"] {
+        world.adopt(region);
+    }
+    world.enable(&["x"]);
+    world.script("x", Function::PreEndOfPushJob, "", &[Reply::Rollback]);
+    let push = world.push();
+    world.advance(MINUTE);
+    assert_eq!(world.status(&push), PushStatus::RolledBack);
+    assert_eq!(world.serving(), [Some(0), Some(0), None]);
+    let next = world.push();
+    world.advance(MINUTE);
+    assert_eq!(world.status(&next), PushStatus::Completed);
+    assert_eq!(world.serving(), [Some(2), Some(2), Some(2)]);
+}

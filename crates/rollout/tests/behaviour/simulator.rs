@@ -140,6 +140,22 @@ impl Simulator {
         self.agents.insert(name.into(), agent);
     }
 
+    /// Data that no push made is live there: version 0.
+    pub(crate) fn adopt(&mut self, name: &str) {
+        let report = Report {
+            generation: 0,
+            incarnation: self.view.store.incarnation,
+            versions: BTreeMap::new(),
+            serving: Some(0),
+            serving_since: Some(self.now),
+            lagging_nodes: Vec::new(),
+            embedded: EmbeddedCounts::default(),
+            pin: None,
+            at: self.now,
+        };
+        self.view.regions.get_mut(name).unwrap().report = Some(report);
+    }
+
     pub(crate) fn agent(&mut self, name: &str) -> &mut Agent {
         self.agents.get_mut(name).unwrap()
     }
@@ -448,12 +464,15 @@ impl Simulator {
             let serving = report.serving;
             report.versions.retain(|number, _| assignment.hold.contains_key(number) || serving == Some(*number));
             let target = assignment.serve;
-            if report.serving != target {
+            // What was live before the first push serves until the control plane has said another.
+            let adopted_stays = report.serving == Some(0) && target.is_none();
+            if report.serving != target && !adopted_stays {
                 let ready = target.is_none_or(|target| {
-                    report.versions.get(&target).is_some_and(|held| held.status == IngestionStatus::Completed)
+                    target == 0
+                        || report.versions.get(&target).is_some_and(|held| held.status == IngestionStatus::Completed)
                 });
-                if ready && agent.refuses_swap && target.is_some() {
-                    let held = report.versions.get_mut(&target.unwrap()).unwrap();
+                let refused = target.filter(|_| ready && agent.refuses_swap);
+                if let Some(held) = refused.and_then(|target| report.versions.get_mut(&target)) {
                     held.status = IngestionStatus::Failed {
                         kind: FailureKind::SwapRefused,
                         message: "the engine refuses to swap".into(),
