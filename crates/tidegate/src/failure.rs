@@ -77,7 +77,7 @@ impl From<ClientError> for Failure {
             )
             .with_exit(Exit::Unreachable),
             ClientError::Url { url, reason } => {
-                Failure::usage(format!("{url} is no address of a server"), reason, "Write for instance http://127.0.0.1:7420.")
+                Failure::usage(format!("{url} is no address of a server"), reason, "Write for instance http://127.0.0.1:7600.")
             }
             ClientError::TimedOut { .. } => {
                 Failure::new(text, "The time that was given ran out.", "What was started goes on.", "Ask again later.")

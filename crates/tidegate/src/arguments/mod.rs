@@ -27,7 +27,7 @@ pub(crate) struct Arguments {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct GlobalArguments {
     /// The server's address.
-    #[arg(long, global = true, env = "TIDEGATE_URL", default_value = "http://127.0.0.1:7420", value_name = "URL")]
+    #[arg(long, global = true, env = "TIDEGATE_URL", default_value = "http://127.0.0.1:7600", value_name = "URL")]
     pub(crate) url: String,
     /// Text for people, or one JSON object for programs.
     #[arg(long, global = true, value_enum, default_value_t = OutputFormat::Text, value_name = "FORMAT")]

@@ -23,9 +23,9 @@ pub(crate) struct ServerArguments {
     /// Where the server keeps everything.
     #[arg(long, env = "TIDEGATE_DATA", value_name = "DIR")]
     pub(crate) data: PathBuf,
-    /// Where it listens; loopback only.
-    #[arg(long, env = "TIDEGATE_LISTEN", default_value = "127.0.0.1:7420", value_name = "ADDRESS")]
-    pub(crate) listen: SocketAddr,
+    /// Where it listens, loopback only [default: as the configuration says, or 127.0.0.1:7600].
+    #[arg(long, env = "TIDEGATE_LISTEN", value_name = "ADDRESS")]
+    pub(crate) listen: Option<SocketAddr>,
     /// Its configuration (TOML): regions, limits and `[hooks]`.
     #[arg(long, env = "TIDEGATE_CONFIG", value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,

@@ -39,7 +39,7 @@ pub(crate) async fn run(arguments: DemoArguments, registry: Registry, output: Ou
         tokio::task::spawn_blocking(move || data::write(&folder)).await.map_err(std::io::Error::other)??
     };
 
-    let handle = start_server(folder.join("server"), arguments.listen, None, registry).await?;
+    let handle = start_server(folder.join("server"), Some(arguments.listen), None, registry).await?;
     let client = Client::new(&handle.url())?;
     let application = Application::start(client.clone()).await?;
     let mut story = Story::new(client, application, folder.join("work"), output);
@@ -48,7 +48,7 @@ pub(crate) async fn run(arguments: DemoArguments, registry: Registry, output: Ou
         Ok(facts) => facts,
         Err(failure) => {
             story.end().await;
-            handle.stop().await;
+            handle.shutdown().await;
             return Err(failure);
         }
     };
@@ -60,7 +60,7 @@ pub(crate) async fn run(arguments: DemoArguments, registry: Registry, output: Ou
         let _ = tokio::signal::ctrl_c().await;
     }
     story.end().await;
-    handle.stop().await;
+    handle.shutdown().await;
     Ok(if facts.as_told { Exit::Done } else { Exit::Failed })
 }
 

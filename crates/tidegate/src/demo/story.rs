@@ -103,12 +103,12 @@ impl Story {
         [
             ("region-order.order", "a, b, c"),
             ("region-order.delay", &format!("{DELAY_MS}ms")),
-            ("data-quality.null-ratio-rise", "5"),
+            ("data-quality.null_increase_max", "5"),
             ("health-check.url", &url),
             ("health-check.bake", BAKE),
             ("health-check.interval", "250ms"),
-            ("health-check.bad-budget", "3"),
-            ("health-check.on-bad", "rollback"),
+            ("health-check.bad_max", "3"),
+            ("health-check.bad_outcome", "rollback"),
         ]
         .into_iter()
         .map(|(key, value)| (key.to_owned(), value.to_owned()))

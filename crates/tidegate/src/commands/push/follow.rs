@@ -167,8 +167,9 @@ impl Shown {
             }
             PushEvent::Building { phase, done, of, records } => {
                 let what = match phase {
-                    BuildPhase::Inspect => "reading",
-                    _ => "building",
+                    BuildPhase::Inspecting => "inspecting",
+                    BuildPhase::Reading => "reading",
+                    BuildPhase::Writing => "building",
                 };
                 self.progress(what, done, of, &format!("{} records", count(records)));
             }
@@ -216,7 +217,7 @@ impl Shown {
         }
         let bar = self.bar.get_or_insert_with(|| {
             let bar = ProgressBar::with_draw_target(Some(of), ProgressDrawTarget::stderr());
-            let template = "  {prefix:<9} [{bar:30}] {percent:>3} %  {msg}";
+            let template = "  {prefix:<10} [{bar:30}] {percent:>3} %  {msg}";
             bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar
         });

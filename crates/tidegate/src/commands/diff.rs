@@ -1,0 +1,36 @@
+//! `tidegate diff`: two datasets compared, without any server.
+
+use std::path::PathBuf;
+
+use tidegate_dataset::diff::{DiffInput, DiffOptions, diff};
+use tidegate_dataset::Cancel;
+
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::output::{Output, plain};
+
+pub(super) async fn run(before: PathBuf, after: PathBuf, key: Vec<String>, output: Output) -> Result<Exit, Failure> {
+    let work = tempfile::tempdir()?;
+    let options = DiffOptions::new(key, work.path());
+    let sides = (input(before), input(after));
+    let cancel = Cancel::default();
+    let stop = cancel.clone();
+    let comparing = tokio::task::spawn_blocking(move || diff(&sides.0, &sides.1, &options, &|_| {}, &stop));
+    let report = tokio::select! {
+        report = comparing => report.map_err(std::io::Error::other)?,
+        _ = tokio::signal::ctrl_c() => {
+            cancel.cancel();
+            return Ok(Exit::Failed);
+        }
+    };
+    let report = report.map_err(|error| {
+        Failure::new("the two could not be compared", error.to_string(), "Nothing was changed.", "Mend what the text names, and repeat the command.")
+    })?;
+    output.result(&report, |report, _| plain(&report.to_string()))?;
+    Ok(Exit::Done)
+}
+
+/// A folder with a manifest is an artifact; anything else is input.
+fn input(path: PathBuf) -> DiffInput {
+    if path.join("manifest.json").is_file() { DiffInput::Artifact(path) } else { DiffInput::Files(vec![path]) }
+}
