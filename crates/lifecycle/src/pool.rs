@@ -107,6 +107,8 @@ struct Inner {
     idle: usize,
     /// Threads that an abandoned call holds.
     held: usize,
+    /// The log has said that no further worker may be added; until an abandoned call returns, it need not again.
+    exhausted: bool,
     closed: bool,
 }
 
@@ -142,6 +144,7 @@ impl Pool {
             workers: 0,
             idle: 0,
             held: 0,
+            exhausted: false,
             closed: false,
         };
         Pool(Arc::new(Owner(Arc::new(Shared {
@@ -246,12 +249,15 @@ impl Shared {
     fn add_workers(self: &Arc<Self>, inner: &mut Inner) {
         while !inner.closed && inner.idle < inner.queue.len() && inner.workers - inner.held < inner.threads {
             if inner.workers >= inner.threads + self.replacements_max {
-                tracing::warn!(
-                    held = inner.held,
-                    waiting = inner.queue.len(),
-                    workers = inner.workers,
-                    "hooks that block their threads hold as many as may be replaced; further calls wait until one returns"
-                );
+                if !std::mem::replace(&mut inner.exhausted, true) {
+                    tracing::warn!(
+                        held = inner.held,
+                        waiting = inner.queue.len(),
+                        workers = inner.workers,
+                        "hooks that block their threads hold as many as may be replaced; further calls wait until one \
+                         returns"
+                    );
+                }
                 break;
             }
             let shared = Arc::clone(self);
@@ -305,6 +311,7 @@ impl Shared {
             let mut phase = ticket.phase.lock();
             if *phase == Phase::Abandoned {
                 inner.held -= 1;
+                inner.exhausted = false;
             }
             *phase = Phase::Over;
             inner.idle += 1;

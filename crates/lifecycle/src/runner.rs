@@ -31,6 +31,9 @@ use crate::source::ContextSource;
 /// When a call that could not be made for reasons of this server is tried again.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 
+/// How long a run that has lost its key still waits for an answer, so that it is on record as stale.
+const LATE_ANSWER: Duration = Duration::from_secs(1);
+
 /// Runs the calls of one lifecycle hook.
 pub(crate) struct Runner<C> {
     lifecycle: Lifecycle,
@@ -153,11 +156,15 @@ impl<C: CallSite> ClusterHook for Runner<C> {
             Some(document) => Ok(Ok(document)),
             None => {
                 let cancelled = run.cancelled();
+                let given_up = async {
+                    cancelled.cancelled().await;
+                    run.state().clock().sleep_until(run.now().after(LATE_ANSWER)).await;
+                };
                 tokio::select! {
                     biased;
                     end = self.ask(&prepared, &run, &started_at) => end,
                     // Whatever is returned now is refused; the call stays asked, and comes again.
-                    () = cancelled.cancelled() => return Outcome::RetryAt(run.now()),
+                    () = given_up => return Outcome::RetryAt(run.now()),
                 }
             }
         };

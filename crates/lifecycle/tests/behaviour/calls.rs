@@ -326,6 +326,48 @@ async fn a_server_dies_between_and_during_attempts(store: StoreKind) {
 }
 
 #[tokio::test]
+async fn c03_a_server_that_was_cut_off_past_its_lease_changes_nothing_when_it_is_back() {
+    let open = Arc::new(Semaphore::new(0));
+    let first = Arc::new(AtomicBool::new(true));
+    let hook = {
+        let (open, first) = (Arc::clone(&open), Arc::clone(&first));
+        Scripted::new(move |_| match first.swap(false, Ordering::SeqCst) {
+            true => Say::When(Arc::clone(&open), document(Verdict::Rollback)),
+            false => proceed(),
+        })
+    };
+    let mut world = World::with("x", &hook).lease(LEASE_SHORT).open().await;
+    let gate = world.gate("s", SWAP, "a").await;
+    assert!(matches!(world.step(&gate).await, GateStep::Waiting { until: None, .. }));
+    hook.was_asked(1).await;
+    let other = world.cluster.join().await;
+    world.lifecycles.push(None);
+    world.start(other).await;
+    world.cluster.faults(0).set_absent(true);
+    world.clock().advance(LEASE_SHORT * 6);
+    hook.was_asked(2).await;
+    world.speak_through = Some(other);
+    assert_eq!(world.settle(&gate).await, GateStep::Open);
+    open.add_permits(1);
+    world.cluster.faults(0).set_absent(false);
+    world.cluster.server(0).flush().await.unwrap();
+
+    let (cut, counted) = (hook.asked()[0].clone(), hook.asked()[1].clone());
+    assert!(counted.fencing_token > cut.fencing_token);
+    assert_eq!((cut.idempotency_key, cut.attempt), (counted.idempotency_key, counted.attempt));
+    for server in [0, other] {
+        let snapshot = world.cluster.server(server).snapshot();
+        let call = snapshot.require(&gate.child::<Call>("x").unwrap()).unwrap();
+        assert_eq!(call.state.answer().unwrap().verdict, Verdict::Proceed);
+        assert!(snapshot.require(&gate).unwrap().state.opened_at.is_some());
+    }
+    let effective = world.records("s").await.into_iter().filter(|record| !record.stale).collect::<Vec<_>>();
+    assert_eq!(effective.len(), 1);
+    assert_eq!(effective[0].verdict, Verdict::Proceed);
+    world.cluster.finish().await;
+}
+
+#[tokio::test]
 async fn c20_only_a_server_that_was_built_with_a_hook_runs_it_and_its_gate_waits_for_one() {
     let mine = Scripted::new(|_| proceed());
     let mut world = World::with("mine", &mine).only_on(&[1]).servers(2).lease(LEASE_SHORT).open().await;

@@ -227,6 +227,8 @@ pub struct World {
     pub lifecycles: Vec<Option<(Lifecycle, Vec<HookHandle>)>>,
     hooks: Vec<(&'static str, Scripted, Vec<usize>)>,
     pub receiver: Arc<Receiver>,
+    /// The server that the test reads and writes through; the first that runs where it is not set.
+    pub speak_through: Option<usize>,
 }
 
 pub struct WorldBuilder {
@@ -294,8 +296,13 @@ impl WorldBuilder {
             })
             .open(&self.store)
             .await;
-        let mut world =
-            World { cluster, lifecycles: Vec::new(), hooks: self.hooks, receiver: Arc::new(Receiver::default()) };
+        let mut world = World {
+            cluster,
+            lifecycles: Vec::new(),
+            hooks: self.hooks,
+            receiver: Arc::new(Receiver::default()),
+            speak_through: None,
+        };
         let everything = world.hooks.iter().fold(Registry::empty(), |registry, (name, ..)| {
             registry.with(*name, |_| Err(HookError::new("only its name is wanted")))
         });
@@ -343,7 +350,10 @@ impl World {
     }
 
     pub fn state(&self) -> State {
-        self.cluster.running().into_iter().next().expect("a server that runs")
+        match self.speak_through {
+            Some(server) => self.cluster.server(server).clone(),
+            None => self.cluster.running().into_iter().next().expect("a server that runs"),
+        }
     }
 
     pub fn lifecycle(&self, server: usize) -> &Lifecycle {
