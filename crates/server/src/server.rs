@@ -229,8 +229,9 @@ impl Handle {
             self.serving.abort();
         }
         drop(self.hooks.take());
-        self.app.state().close().await;
+        // Regions report into the state until they are stopped, so the state goes last.
         self.app.regions().stop().await;
+        self.app.state().close().await;
     }
 }
 

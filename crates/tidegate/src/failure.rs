@@ -15,18 +15,21 @@ pub(crate) struct Failure {
 
 impl Failure {
     /// What went wrong, why, what follows, and what to do.
-    pub(crate) fn new(what: impl Into<String>, why: impl Into<String>, consequences: &str, countermeasures: &str) -> Self {
-        Failure { body: Box::new(ErrorBody::new("failed", what, why, consequences, countermeasures)), exit: Exit::Failed }
+    pub(crate) fn new(
+        what: impl Into<String>,
+        why: impl Into<String>,
+        consequences: &str,
+        countermeasures: &str,
+    ) -> Self {
+        Failure {
+            body: Box::new(ErrorBody::new("failed", what, why, consequences, countermeasures)),
+            exit: Exit::Failed,
+        }
     }
 
     pub(crate) fn usage(what: impl Into<String>, why: impl Into<String>, countermeasures: &str) -> Self {
         let body = ErrorBody::new("usage", what, why, "Nothing was done.", countermeasures);
         Failure { body: Box::new(body), exit: Exit::Usage }
-    }
-
-    /// From what another part says in the common shape.
-    pub(crate) fn from_body(body: ErrorBody) -> Self {
-        Failure { body: Box::new(body), exit: Exit::Failed }
     }
 
     #[must_use]
@@ -76,9 +79,11 @@ impl From<ClientError> for Failure {
                 "Start one with `tidegate server --data DIR`, or name another with --url or TIDEGATE_URL.",
             )
             .with_exit(Exit::Unreachable),
-            ClientError::Url { url, reason } => {
-                Failure::usage(format!("{url} is no address of a server"), reason, "Write for instance http://127.0.0.1:7600.")
-            }
+            ClientError::Url { url, reason } => Failure::usage(
+                format!("{url} is no address of a server"),
+                reason,
+                "Write for instance http://127.0.0.1:7600.",
+            ),
             ClientError::TimedOut { .. } => {
                 Failure::new(text, "The time that was given ran out.", "What was started goes on.", "Ask again later.")
             }
@@ -89,6 +94,11 @@ impl From<ClientError> for Failure {
 
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
-        Failure::new("reading or writing on this machine failed", error.to_string(), "The command stops here.", "Mend it and repeat the command.")
+        Failure::new(
+            "reading or writing on this machine failed",
+            error.to_string(),
+            "The command stops here.",
+            "Mend it and repeat the command.",
+        )
     }
 }

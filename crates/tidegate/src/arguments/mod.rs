@@ -157,10 +157,14 @@ mod tests {
 
     #[test]
     fn push_takes_a_store_and_paths_or_a_subcommand() {
-        let push = Arguments::try_parse_from(["tidegate", "push", "airports", "a.csv", "b.csv", "--id", "p1", "--watch"]);
+        let push =
+            Arguments::try_parse_from(["tidegate", "push", "airports", "a.csv", "b.csv", "--id", "p1", "--watch"]);
         assert!(matches!(push.unwrap().command, Command::Push(PushArguments { command: None, .. })));
         let list = Arguments::try_parse_from(["tidegate", "push", "list"]);
-        assert!(matches!(list.unwrap().command, Command::Push(PushArguments { command: Some(PushCommand::List { .. }), .. })));
+        assert!(matches!(
+            list.unwrap().command,
+            Command::Push(PushArguments { command: Some(PushCommand::List { .. }), .. })
+        ));
         assert!(Arguments::try_parse_from(["tidegate", "push", "airports"]).is_err());
         assert!(Arguments::try_parse_from(["tidegate", "push"]).is_err());
     }

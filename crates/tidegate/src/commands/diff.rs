@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use tidegate_dataset::diff::{DiffInput, DiffOptions, diff};
 use tidegate_dataset::Cancel;
+use tidegate_dataset::diff::{DiffInput, DiffOptions, diff};
 
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -24,7 +24,12 @@ pub(super) async fn run(before: PathBuf, after: PathBuf, key: Vec<String>, outpu
         }
     };
     let report = report.map_err(|error| {
-        Failure::new("the two could not be compared", error.to_string(), "Nothing was changed.", "Mend what the text names, and repeat the command.")
+        Failure::new(
+            "the two could not be compared",
+            error.to_string(),
+            "Nothing was changed.",
+            "Mend what the text names, and repeat the command.",
+        )
     })?;
     output.result(&report, |report, _| plain(&report.to_string()))?;
     Ok(Exit::Done)

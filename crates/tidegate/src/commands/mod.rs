@@ -34,9 +34,10 @@ pub(crate) async fn run(arguments: Arguments, registry: Registry, output: Output
             let answer = client()?.get(&store, &key, Some(&region)).await?;
             output.result(&answer, |answer, _| {
                 let fields = match &answer.value {
-                    serde_json::Value::Object(fields) => {
-                        fields.iter().map(|(name, value)| format!("{}: {}", plain(name), plain(&value.to_string()))).collect()
-                    }
+                    serde_json::Value::Object(fields) => fields
+                        .iter()
+                        .map(|(name, value)| format!("{}: {}", plain(name), plain(&value.to_string())))
+                        .collect(),
                     other => vec![plain(&other.to_string())],
                 };
                 format!("{}\n(version {})", fields.join("\n"), answer.version)
@@ -70,7 +71,11 @@ fn confirm(question: &str, yes: bool) -> Result<(), Failure> {
         return Ok(());
     }
     if !std::io::stdin().is_terminal() {
-        return Err(Failure::usage(question, "There is no terminal to ask on.", "Add --yes to do it without being asked."));
+        return Err(Failure::usage(
+            question,
+            "There is no terminal to ask on.",
+            "Add --yes to do it without being asked.",
+        ));
     }
     eprint!("{question} [y/N] ");
     std::io::stderr().flush()?;
@@ -87,7 +92,11 @@ fn confirm(question: &str, yes: bool) -> Result<(), Failure> {
 fn name_and_value(text: &str) -> Result<(String, String), Failure> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
-        _ => Err(Failure::usage(format!("{text:?} is not a setting"), "A setting is NAME=VALUE.", "Write for instance retention=3.")),
+        _ => Err(Failure::usage(
+            format!("{text:?} is not a setting"),
+            "A setting is NAME=VALUE.",
+            "Write for instance retention=3.",
+        )),
     }
 }
 

@@ -27,7 +27,8 @@ pub(super) async fn run(command: QueueCommand, client: &Client, output: Output) 
                 ));
             };
             output.result(&entry, |entry, style| {
-                let error = entry.error.as_deref().map(|error| format!("\nlast error: {}", plain(error))).unwrap_or_default();
+                let error =
+                    entry.error.as_deref().map(|error| format!("\nlast error: {}", plain(error))).unwrap_or_default();
                 format!("{}made by: {}{error}", list(std::slice::from_ref(entry), style), plain(&entry.path))
             })?;
         }

@@ -19,7 +19,14 @@ pub(super) async fn run(command: StoreCommand, client: &Client, output: Output) 
             };
             let create = StoreCreate { name, key_columns: key, partitions, settings, ..StoreCreate::default() };
             let store = client.create_store(&create).await?;
-            output.result(&store, |store, style| format!("{} store {} is there; its key: {}", style.mark(Paint::Good), plain(&store.name), plain(&store.key_columns.join(", "))))?;
+            output.result(&store, |store, style| {
+                format!(
+                    "{} store {} is there; its key: {}",
+                    style.mark(Paint::Good),
+                    plain(&store.name),
+                    plain(&store.key_columns.join(", "))
+                )
+            })?;
         }
         StoreCommand::List => {
             let stores = client.stores().await?;
@@ -47,7 +54,9 @@ pub(super) async fn run(command: StoreCommand, client: &Client, output: Output) 
                     let set = settings.iter().map(|text| name_and_value(text)).collect::<Result<_, _>>()?;
                     (store, OverridesUpdate { set, unset: Vec::new() })
                 }
-                HooksCommand::Unset { store, keys } => (store, OverridesUpdate { set: Default::default(), unset: keys }),
+                HooksCommand::Unset { store, keys } => {
+                    (store, OverridesUpdate { set: Default::default(), unset: keys })
+                }
             };
             let overrides = client.set_overrides(&store, &update).await?;
             output.result(&overrides, |overrides, _| {
@@ -67,7 +76,9 @@ pub(super) async fn run(command: StoreCommand, client: &Client, output: Output) 
                 )
             })?;
             let schema = client.add_schema(&store, schema).await?;
-            output.result(&schema, |schema, style| format!("{} schema {} is registered", style.mark(Paint::Good), schema.id))?;
+            output.result(&schema, |schema, style| {
+                format!("{} schema {} is registered", style.mark(Paint::Good), schema.id)
+            })?;
         }
         StoreCommand::Rollback { name, region, reason, yes } => {
             let place = region.as_deref().map_or("all regions".to_owned(), |region| format!("region {region}"));
@@ -84,7 +95,9 @@ pub(super) async fn run(command: StoreCommand, client: &Client, output: Output) 
         StoreCommand::Delete { name, yes } => {
             confirm(&format!("Delete store {} and, after a grace time, its data?", plain(&name)), yes)?;
             client.delete_store(&name).await?;
-            output.result(&serde_json::json!({ "deleted": name }), |_, style| format!("{} store {} is deleted", style.mark(Paint::Good), plain(&name)))?;
+            output.result(&serde_json::json!({ "deleted": name }), |_, style| {
+                format!("{} store {} is deleted", style.mark(Paint::Good), plain(&name))
+            })?;
         }
     }
     Ok(Exit::Done)
@@ -186,7 +199,11 @@ fn show(store: &StoreView, versions: &[VersionView], style: Style) -> String {
                 ]
             })
             .collect();
-        text.push_str(&table::render(style, &["version", "status", "push", "records", "size", "artifact", "served in"], &rows));
+        text.push_str(&table::render(
+            style,
+            &["version", "status", "push", "records", "size", "artifact", "served in"],
+            &rows,
+        ));
     }
     text
 }
@@ -209,7 +226,8 @@ mod tests {
 
     #[test]
     fn settings_are_those_of_the_server() {
-        let patch = patch_of(&[setting("retention", "3"), setting("limits.push_ms", "60000"), setting("on_new_push", "queue")]);
+        let patch =
+            patch_of(&[setting("retention", "3"), setting("limits.push_ms", "60000"), setting("on_new_push", "queue")]);
         let patch = patch.unwrap_or_else(|_| panic!("refused"));
         assert_eq!(patch.retention, Some(3));
         assert_eq!(patch.limits.and_then(|limits| limits.push_ms), Some(60_000));

@@ -131,7 +131,9 @@ async fn health(State(client): State<Client>, Query(query): Query<HealthQuery>) 
     for key in ROUTES.iter().flat_map(|(from, to, _)| [*from, *to]) {
         match client.get(STORE, key, Some(&query.region)).await {
             Ok(answer) => positions.insert(key, position(&answer.value)),
-            Err(error) => return (StatusCode::SERVICE_UNAVAILABLE, format!("reading {key} in {}: {error}", query.region)),
+            Err(error) => {
+                return (StatusCode::SERVICE_UNAVAILABLE, format!("reading {key} in {}: {error}", query.region));
+            }
         };
     }
     match judge(&positions) {

@@ -35,7 +35,10 @@ pub(crate) fn write(folder: &Path) -> io::Result<Inputs> {
     std::fs::create_dir_all(folder)?;
     let (header, rows) = read()?;
     let column = |name: &str| {
-        header.iter().position(|field| field == name).ok_or_else(|| io::Error::other(format!("the dataset has no column {name}")))
+        header
+            .iter()
+            .position(|field| field == name)
+            .ok_or_else(|| io::Error::other(format!("the dataset has no column {name}")))
     };
     let (key, zone, latitude, longitude, city) =
         (column(KEY)?, column("tz")?, column("lat")?, column("lon")?, column("city")?);
@@ -53,16 +56,21 @@ pub(crate) fn write(folder: &Path) -> io::Result<Inputs> {
     let others = rows.iter().cycle().skip(SLIPPED_ROWS);
     let shifted = rows.iter().zip(others).map(|(row, other)| {
         StringRecord::from_iter(
-            row.iter().enumerate().map(|(place, field)| if place == latitude || place == longitude { &other[place] } else { field }),
+            row.iter()
+                .enumerate()
+                .map(|(place, field)| if place == latitude || place == longitude { &other[place] } else { field }),
         )
     });
     let shifted = write_rows(folder, "airports-3.csv.zst", &header, shifted)?;
 
-    let corrected = rows.iter().map(|row| {
-        StringRecord::from_iter(row.iter().enumerate().map(|(place, field)| {
-            if place == city { field.replace("St. ", "Saint ") } else { field.to_owned() }
-        }))
-    });
+    let corrected =
+        rows.iter().map(|row| {
+            StringRecord::from_iter(
+                row.iter().enumerate().map(|(place, field)| {
+                    if place == city { field.replace("St. ", "Saint ") } else { field.to_owned() }
+                }),
+            )
+        });
     let corrected = write_rows(folder, "airports-4.csv.zst", &header, corrected)?;
     Ok(Inputs { sound, damaged, shifted, corrected })
 }
@@ -96,7 +104,8 @@ fn write_rows(
 
 /// A number that follows from a key alone (FNV-1a).
 fn fate(key: &str) -> u64 {
-    key.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)) >> 7
+    key.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+        >> 7
 }
 
 #[cfg(test)]

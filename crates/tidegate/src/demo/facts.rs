@@ -113,7 +113,10 @@ pub(crate) fn deviations(facts: &PushFacts, told: &Told) -> Vec<String> {
     };
     expect(facts.status == told.status.word(), format!("ended {} and not {}", facts.status, told.status.word()));
     for (region, state) in &facts.regions {
-        expect(state.version == Some(told.serving), format!("{region} serves {:?} and not {}", state.version, told.serving));
+        expect(
+            state.version == Some(told.serving),
+            format!("{region} serves {:?} and not {}", state.version, told.serving),
+        );
     }
     let reason = facts.reason.as_deref().unwrap_or("");
     for name in told.reason_names {
@@ -121,7 +124,8 @@ pub(crate) fn deviations(facts: &PushFacts, told: &Told) -> Vec<String> {
     }
     expect(facts.reads.failed == 0, format!("{} of {} reads failed", facts.reads.failed, facts.reads.made));
     if let Some(apart_ms) = told.apart_ms {
-        let swapped: Vec<Option<EpochMs>> = facts.regions.values().map(|region| region.times.get("ONLINE").copied()).collect();
+        let swapped: Vec<Option<EpochMs>> =
+            facts.regions.values().map(|region| region.times.get("ONLINE").copied()).collect();
         for pair in swapped.windows(2) {
             let apart = matches!(pair, [Some(first), Some(second)] if *second >= first + apart_ms);
             expect(apart, format!("the regions swapped at {swapped:?}, which is not {apart_ms} ms apart"));
@@ -164,7 +168,13 @@ mod tests {
         let mut facts = facts();
         facts.reads.failed = 1;
         let found = deviations(&facts, &told).join("\n");
-        for part in ["and not ABORTED", "a serves Some(1) and not 2", "does not name \"tz\"", "1 of 10 reads failed", "3001 ms apart"] {
+        for part in [
+            "and not ABORTED",
+            "a serves Some(1) and not 2",
+            "does not name \"tz\"",
+            "1 of 10 reads failed",
+            "3001 ms apart",
+        ] {
             assert!(found.contains(part), "{part} in {found}");
         }
     }

@@ -77,7 +77,9 @@ fn finish(facts: &Facts, output: Output) -> Result<(), Failure> {
         } else {
             (style.mark(Paint::Bad), "Not every step ended as told")
         };
-        text.push_str(&format!("{mark} {verdict}; the application made {reads} reads meanwhile, of which {failed} failed."));
+        text.push_str(&format!(
+            "{mark} {verdict}; the application made {reads} reads meanwhile, of which {failed} failed."
+        ));
         text
     })?;
     Ok(())

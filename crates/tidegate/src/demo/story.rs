@@ -41,7 +41,8 @@ impl Story {
     /// Tells all of it.
     pub(super) async fn tell(&mut self, inputs: &Inputs) -> Result<Facts, Failure> {
         self.say("A store for airports, in three regions. Its hooks: region-order, data-quality, health-check.");
-        let create = StoreCreate { name: STORE.to_owned(), key_columns: vec![KEY.to_owned()], ..StoreCreate::default() };
+        let create =
+            StoreCreate { name: STORE.to_owned(), key_columns: vec![KEY.to_owned()], ..StoreCreate::default() };
         self.client.create_store(&create).await?;
         self.client.set_overrides(STORE, &OverridesUpdate { set: self.hook_settings(), unset: Vec::new() }).await?;
 
@@ -64,7 +65,12 @@ impl Story {
             Chapter {
                 input: &inputs.shifted,
                 says: "Push 3 has the right counts and the wrong positions: only an application that reads it can tell.",
-                told: Told { status: PushStatus::RolledBack, serving: 1, reason_names: &["health-check"], apart_ms: None },
+                told: Told {
+                    status: PushStatus::RolledBack,
+                    serving: 1,
+                    reason_names: &["health-check"],
+                    apart_ms: None,
+                },
             },
             Chapter {
                 input: &inputs.corrected,

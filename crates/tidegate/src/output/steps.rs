@@ -38,7 +38,9 @@ impl Steps {
                 RegionStage::Embedded => (Paint::Going, "its embedded clients take the version".to_owned()),
                 RegionStage::SwapGate => (Paint::Held, "holds the version and is to swap".to_owned()),
                 RegionStage::Swapping => (Paint::Going, "swaps".to_owned()),
-                RegionStage::Bake => (Paint::Held, format!("serves version {}, which is watched", version(region.serving))),
+                RegionStage::Bake => {
+                    (Paint::Held, format!("serves version {}, which is watched", version(region.serving)))
+                }
                 RegionStage::Done => (Paint::Good, format!("serves version {}", version(region.serving))),
                 RegionStage::GoingBack => (Paint::Going, "goes back".to_owned()),
                 RegionStage::WentBack => (Paint::Quiet, format!("serves version {} again", version(region.serving))),
@@ -47,7 +49,9 @@ impl Steps {
                     let failure = region.failure.as_ref().map(|failure| plain(&failure.message)).unwrap_or_default();
                     (Paint::Bad, format!("failed: {failure}"))
                 }
-                RegionStage::LeftOut => (Paint::Quiet, format!("takes no part: {}", plain(region.left_out.as_deref().unwrap_or("")))),
+                RegionStage::LeftOut => {
+                    (Paint::Quiet, format!("takes no part: {}", plain(region.left_out.as_deref().unwrap_or(""))))
+                }
             };
             lines.push(format!("{} region {place} {said}", style.mark(paint)));
         }
@@ -71,7 +75,13 @@ impl Steps {
                 let paint = if verdict == Verdict::Wait { Paint::Held } else { Paint::Bad };
                 let place = if region.is_empty() { String::new() } else { format!("region {region} ") };
                 let reason = hook.reason.as_deref().map(|reason| format!(": {}", plain(reason))).unwrap_or_default();
-                lines.push(format!("{} {place}{}: {} says {}{reason}", style.mark(paint), gate.gate, plain(&hook.hook), verdict.word()));
+                lines.push(format!(
+                    "{} {place}{}: {} says {}{reason}",
+                    style.mark(paint),
+                    gate.gate,
+                    plain(&hook.hook),
+                    verdict.word()
+                ));
             }
         }
     }

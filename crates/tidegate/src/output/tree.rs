@@ -1,7 +1,8 @@
 //! A push as a tree: the push, its regions in order, and who holds what and why.
 
 use tidegate_api::{
-    GateStatus, GateView, HoldView, Progress, PushPhase, PushRegionView, PushState, PushStatus, PushView, RegionStage, Verdict,
+    GateStatus, GateView, HoldView, Progress, PushPhase, PushRegionView, PushState, PushStatus, PushView, RegionStage,
+    Verdict,
 };
 
 use super::{Paint, Style, bytes, count, elapsed, plain};
@@ -10,7 +11,8 @@ use super::{Paint, Style, bytes, count, elapsed, plain};
 pub(crate) fn push(view: &PushView, style: Style) -> String {
     let mut lines = vec![heading(view, style)];
     if let Some(artifact) = &view.artifact {
-        let duplicates = if artifact.duplicates == 0 { String::new() } else { format!(", {} repeated", count(artifact.duplicates)) };
+        let duplicates =
+            if artifact.duplicates == 0 { String::new() } else { format!(", {} repeated", count(artifact.duplicates)) };
         let text = format!(
             "artifact {} · {} records{duplicates} · {} parts · {}",
             short(&artifact.id),
@@ -59,7 +61,13 @@ fn heading(view: &PushView, style: Style) -> String {
     let ended = view.ended_at.unwrap_or(view.now);
     let age = elapsed(difference(ended, view.created_at));
     let name = style.paint(Paint::Strong, &format!("{}{version}", plain(&state.store)));
-    format!("{} push {} → {name}  {}  {}", style.mark(paint(state)), plain(&state.push), status(state, style), style.paint(Paint::Quiet, &age))
+    format!(
+        "{} push {} → {name}  {}  {}",
+        style.mark(paint(state)),
+        plain(&state.push),
+        status(state, style),
+        style.paint(Paint::Quiet, &age)
+    )
 }
 
 /// `STARTED (rollout)`, `ERROR (region)`.
@@ -87,12 +95,15 @@ fn region_line(region: &PushRegionView, view: &PushView, width: usize, style: St
         RegionStage::Failed => Paint::Bad,
         RegionStage::Creation | RegionStage::SwapGate | RegionStage::Bake => Paint::Held,
         RegionStage::Ingestion | RegionStage::Embedded | RegionStage::Swapping | RegionStage::GoingBack => Paint::Going,
-        RegionStage::WentBack | RegionStage::Stopped | RegionStage::LeftOut | RegionStage::Waiting | RegionStage::Unknown => {
-            Paint::Quiet
-        }
+        RegionStage::WentBack
+        | RegionStage::Stopped
+        | RegionStage::LeftOut
+        | RegionStage::Waiting
+        | RegionStage::Unknown => Paint::Quiet,
     };
     let serving = region.serving.map_or("serves nothing".to_owned(), |version| format!("serves v{version}"));
-    let since = region.serving_since.map(|since| format!(" for {}", elapsed(difference(view.now, since)))).unwrap_or_default();
+    let since =
+        region.serving_since.map(|since| format!(" for {}", elapsed(difference(view.now, since)))).unwrap_or_default();
     let stage = format!("{:<10}", region.stage.word().replace('_', " "));
     format!(
         "{} {:<width$}  {} {}",
@@ -127,7 +138,11 @@ fn region_details(region: &PushRegionView, view: &PushView, style: Style) -> Vec
 /// Open gates where nothing was said are no news.
 fn worth_showing(gate: &GateView) -> bool {
     match gate.status {
-        GateStatus::Asking | GateStatus::Waiting | GateStatus::Aborted | GateStatus::RolledBack | GateStatus::Overridden => true,
+        GateStatus::Asking
+        | GateStatus::Waiting
+        | GateStatus::Aborted
+        | GateStatus::RolledBack
+        | GateStatus::Overridden => true,
         GateStatus::Open | GateStatus::Unknown => false,
     }
 }

@@ -81,7 +81,11 @@ fn d16_two_files_are_compared_without_a_server() {
         .unwrap();
     assert!(output.status.success(), "{}", describe(&output));
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!((&report["added"], &report["removed"], &report["changed"]), (&2.into(), &1.into(), &1.into()), "{report:#}");
+    assert_eq!(
+        (&report["added"], &report["removed"], &report["changed"]),
+        (&2.into(), &1.into(), &1.into()),
+        "{report:#}"
+    );
 }
 
 #[test]

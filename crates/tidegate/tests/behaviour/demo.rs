@@ -27,5 +27,8 @@ fn the_demo_ends_as_told_and_prints_its_facts() {
     // The first region served the third version for a while, and no other region ever did.
     assert!(pushes[2]["regions"]["a"]["times"]["ONLINE"].is_u64(), "{facts:#}");
     assert!(pushes[2]["regions"]["b"]["times"]["ONLINE"].is_null(), "{facts:#}");
-    assert!(pushes[1]["regions"].as_object().unwrap().values().all(|region| region["times"]["STARTED"].is_null()), "{facts:#}");
+    assert!(
+        pushes[1]["regions"].as_object().unwrap().values().all(|region| region["times"]["STARTED"].is_null()),
+        "{facts:#}"
+    );
 }

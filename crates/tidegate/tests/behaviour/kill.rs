@@ -63,8 +63,12 @@ fn c01_the_server_is_killed_at_random_moments_of_a_push() {
     let mut completed = 0;
     for round in 0..ROUNDS {
         let (id, input) = (format!("server-{round}"), &inputs[round % 2]);
-        let mut client =
-            server.command(&["push", "things", input, "--id", &id]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut client = server
+            .command(&["push", "things", input, "--id", &id])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         std::thread::sleep(Duration::from_millis(random.random_range(0..1_200)));
         server.kill();
         server.restart();
@@ -82,8 +86,12 @@ fn d09_the_push_client_is_killed_at_random_moments_of_a_push() {
     let (server, inputs) = prepare();
     for round in 0..ROUNDS {
         let (id, input) = (format!("client-{round}"), &inputs[round % 2]);
-        let mut client =
-            server.command(&["push", "things", input, "--id", &id]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut client = server
+            .command(&["push", "things", input, "--id", &id])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         std::thread::sleep(Duration::from_millis(random.random_range(0..900)));
         client.kill().unwrap();
         client.wait().unwrap();

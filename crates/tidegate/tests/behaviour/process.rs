@@ -120,7 +120,8 @@ impl Server {
     pub(crate) fn json(&self, arguments: &[&str]) -> Value {
         let output = self.command(arguments).args(["--output", "json"]).output().unwrap();
         assert!(output.status.success(), "{arguments:?}: {}\n{}", describe(&output), self.log_text());
-        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {}", describe(&output)))
+        serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("{arguments:?}: {error}: {}", describe(&output)))
     }
 }
 

@@ -30,7 +30,12 @@ fn failure_of(error: PushError) -> Failure {
             "No push was started.",
             "Name files, folders of part files, or patterns of CSV or Parquet, plain, .gz or .zst.",
         ),
-        other => Failure::new("the push could not be followed", other.to_string(), "What the server has goes on.", "Repeat the command with the same --id."),
+        other => Failure::new(
+            "the push could not be followed",
+            other.to_string(),
+            "What the server has goes on.",
+            "Repeat the command with the same --id.",
+        ),
     }
 }
 
@@ -47,7 +52,11 @@ pub(crate) async fn follow_push(
         id: id.to_owned(),
         store: store.to_owned(),
         paths,
-        options: PushOptions { pushed_by: Some("demo".to_owned()), work: Some(work.to_owned()), ..PushOptions::default() },
+        options: PushOptions {
+            pushed_by: Some("demo".to_owned()),
+            work: Some(work.to_owned()),
+            ..PushOptions::default()
+        },
     };
     run(client, job, true, output).await?;
     Ok(client.push(id).await?)
@@ -57,7 +66,9 @@ pub(crate) async fn follow_push(
 pub(super) fn print_end(outcome: &PushOutcome, output: Output) -> Result<(), Failure> {
     match &outcome.view {
         Some(view) => output.result(view, |view, style| tree::push(view, style))?,
-        None => output.result(&outcome.state, |state, style| format!("push {}: {}", plain(&state.push), tree::status(state, style)))?,
+        None => output.result(&outcome.state, |state, style| {
+            format!("push {}: {}", plain(&state.push), tree::status(state, style))
+        })?,
     }
     if !output.is_json() && exit_of(outcome, true) != Exit::Done {
         tell_end(&outcome.state, outcome.timed_out, output.error_style);
@@ -69,7 +80,9 @@ fn tell_end(state: &PushState, timed_out: bool, style: Style) {
     let reason = plain(state.reason.as_deref().unwrap_or("no reason is known"));
     let id = plain(&state.push);
     let said = match (timed_out, state.status) {
-        (true, _) => format!("the push has not ended within --timeout; it goes on. `tidegate push explain {id}` says what it waits for"),
+        (true, _) => format!(
+            "the push has not ended within --timeout; it goes on. `tidegate push explain {id}` says what it waits for"
+        ),
         (_, PushStatus::Error) => format!("the push ended with an error: {reason}"),
         (_, PushStatus::Aborted) => format!("a gate stopped the push: {reason}"),
         (_, PushStatus::RolledBack) => format!("the push was rolled back: {reason}"),
@@ -152,7 +165,14 @@ struct Shown {
 impl Shown {
     fn new(output: Output, redraw: bool) -> Self {
         let style = output.error_style;
-        Shown { live: Some(Live::new(output, redraw)), bar: None, style, silent: output.is_json(), redraw, told_unreachable: false }
+        Shown {
+            live: Some(Live::new(output, redraw)),
+            bar: None,
+            style,
+            silent: output.is_json(),
+            redraw,
+            told_unreachable: false,
+        }
     }
 
     fn event(&mut self, event: PushEvent) {
@@ -176,7 +196,10 @@ impl Shown {
             PushEvent::Built { artifact, records, bytes: size, reused } => {
                 self.end_bar();
                 let word = if reused { "found again" } else { "built" };
-                self.line(Paint::Good, &format!("artifact {} {word}: {} records, {}", tree::short(&artifact), count(records), bytes(size)));
+                self.line(
+                    Paint::Good,
+                    &format!("artifact {} {word}: {} records, {}", tree::short(&artifact), count(records), bytes(size)),
+                );
             }
             PushEvent::Uploading { bytes: sent, of, parts, parts_of, .. } => {
                 self.progress("sending", sent, of, &format!("{parts} of {parts_of} parts"));

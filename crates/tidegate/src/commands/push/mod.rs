@@ -39,12 +39,16 @@ pub(super) async fn run(arguments: PushArguments, client: &Client, output: Outpu
         Some(PushCommand::Kill { id, reason }) => {
             let KillRequest { reason } = KillRequest { reason };
             let state = client.kill_push(&id, &reason).await?;
-            output.result(&state, |state, style| format!("push {}: {}", plain(&state.push), tree::status(state, style)))?;
+            output.result(&state, |state, style| {
+                format!("push {}: {}", plain(&state.push), tree::status(state, style))
+            })?;
             Ok(Exit::Done)
         }
         Some(PushCommand::Proceed(ProceedArguments { id, gate, region, reason })) => {
             let state = client.proceed(&id, &ProceedRequest { gate, region, reason }).await?;
-            output.result(&state, |state, style| format!("push {}: {}", plain(&state.push), tree::status(state, style)))?;
+            output.result(&state, |state, style| {
+                format!("push {}: {}", plain(&state.push), tree::status(state, style))
+            })?;
             Ok(Exit::Done)
         }
     }
@@ -105,7 +109,12 @@ fn explain(explanation: &ExplainView, style: Style) -> String {
     for limit in &explanation.limits {
         let region = limit.region.as_deref().map(|region| format!(" ({})", plain(region))).unwrap_or_default();
         let used = format!("{} of {}", time(limit.used_ms), time(limit.limit_ms));
-        text.push_str(&style.paint(Paint::Quiet, &format!("  {}{region}: {used}; then: {}", plain(&limit.name), plain(&limit.then))));
+        text.push_str(
+            &style.paint(
+                Paint::Quiet,
+                &format!("  {}{region}: {used}; then: {}", plain(&limit.name), plain(&limit.then)),
+            ),
+        );
         text.push('\n');
     }
     let when = match explanation.next_at {
