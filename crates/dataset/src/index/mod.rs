@@ -247,7 +247,7 @@ impl Index {
         self.keys.parse_text(text)
     }
 
-    /// Looks a key up. The value is in the encoding of this crate; [`Index::get_json`] gives it as
+    /// Looks a key up. The value is in the encoding of this crate; [`Index::to_json`] gives it as
     /// JSON.
     ///
     /// # Errors
@@ -255,13 +255,52 @@ impl Index {
     pub fn get(&self, key: &KeyBytes) -> Result<Option<EncodedValue<'_>>, Damaged> {
         let hash = key.hash();
         let bucket = bucket_of(hash, self.header.bucket_count);
+        self.find(key, hash, bucket, self.bucket_bytes(bucket)?)
+    }
+
+    /// Looks many keys up and answers in their order. Faster than one by one, for the memory that
+    /// one look-up waits for is fetched while others are worked on.
+    ///
+    /// # Errors
+    /// As [`Index::get`]; one damaged record fails the whole batch.
+    pub fn get_many(&self, keys: &[KeyBytes]) -> Result<Vec<Option<EncodedValue<'_>>>, Damaged> {
+        /// As many as the processor can have on their way at once, and some.
+        const AT_ONCE: usize = 16;
+        let mut values = Vec::with_capacity(keys.len());
+        let mut places = [(0u64, 0u64); AT_ONCE];
+        let mut buckets: [&[u8]; AT_ONCE] = [&[]; AT_ONCE];
+        for keys in keys.chunks(AT_ONCE) {
+            for (place, key) in places.iter_mut().zip(keys) {
+                let hash = key.hash();
+                *place = (hash, bucket_of(hash, self.header.bucket_count));
+                prefetch(self.line(place.1));
+            }
+            for (bytes, (_, bucket)) in buckets.iter_mut().zip(&places[..keys.len()]) {
+                *bytes = self.bucket_bytes(*bucket)?;
+            }
+            for ((key, (hash, bucket)), bytes) in keys.iter().zip(&places).zip(&buckets) {
+                values.push(self.find(key, *hash, *bucket, bytes)?);
+            }
+        }
+        Ok(values)
+    }
+
+    #[inline]
+    fn find<'a>(
+        &'a self,
+        key: &KeyBytes,
+        hash: u64,
+        bucket: u64,
+        bytes: &'a [u8],
+    ) -> Result<Option<EncodedValue<'a>>, Damaged> {
+        let damaged = || self.damaged_bucket(bucket);
         let wanted = fingerprint(hash);
-        for record in self.bucket(bucket)?.records() {
-            let (fingerprint, bytes) = record.ok_or_else(|| self.damaged_bucket(bucket))?;
+        for record in Bucket::parse(bucket, bytes).ok_or_else(damaged)?.records() {
+            let (fingerprint, bytes) = record.ok_or_else(damaged)?;
             if fingerprint != wanted {
                 continue;
             }
-            let body = Body::parse(bytes).ok_or_else(|| self.damaged_bucket(bucket))?;
+            let body = Body::parse(bytes).ok_or_else(damaged)?;
             if body.key == key.as_bytes() {
                 return Ok(Some(self.unpack(&body)?));
             }
@@ -277,24 +316,39 @@ impl Index {
         let Some(value) = self.get(key)? else {
             return Ok(None);
         };
-        json::from_record(&self.schema, &self.keys, key.as_bytes(), &value)
-            .map(Some)
+        self.to_json(key, &value).map(Some)
+    }
+
+    /// A record as a JSON object of all fields, from its key and the value that was found for it.
+    ///
+    /// # Errors
+    /// [`Damaged`] if the value is none of this index.
+    pub fn to_json(&self, key: &KeyBytes, value: &[u8]) -> Result<serde_json::Value, Damaged> {
+        json::from_record(&self.schema, &self.keys, key.as_bytes(), value)
             .map_err(|malformed| self.damaged(malformed.to_string()))
     }
 
     #[inline]
-    fn bucket(&self, bucket: u64) -> Result<Bucket<'_>, Damaged> {
-        let line = (bucket / format::LINE_BUCKETS) as usize * LINE_BYTES + HEADER_BYTES;
+    fn line(&self, bucket: u64) -> &[u8] {
+        let start = (bucket / format::LINE_BUCKETS) as usize * LINE_BYTES + HEADER_BYTES;
+        &self.map[start..start + LINE_BYTES]
+    }
+
+    /// The bytes of a bucket, after its line was checked.
+    #[inline]
+    fn bucket_bytes(&self, bucket: u64) -> Result<&[u8], Damaged> {
         let records = &self.map[self.records_start..self.records_end];
-        bucket_range(&self.map[line..line + LINE_BYTES], bucket)
-            .and_then(|(start, end)| {
-                let start = usize::try_from(start).ok()?;
-                let bytes = records.get(start..usize::try_from(end).ok()?)?;
-                prefetch(bytes);
-                Some(bytes)
-            })
-            .and_then(|bytes| Bucket::parse(bucket, bytes))
-            .ok_or_else(|| self.damaged_bucket(bucket))
+        let bytes = bucket_range(self.line(bucket), bucket).and_then(|(start, end)| {
+            let start = usize::try_from(start).ok()?;
+            records.get(start..usize::try_from(end).ok()?)
+        });
+        prefetch(bytes.unwrap_or_default());
+        bytes.ok_or_else(|| self.damaged_bucket(bucket))
+    }
+
+    fn bucket(&self, bucket: u64) -> Result<Bucket<'_>, Damaged> {
+        let bytes = self.bucket_bytes(bucket)?;
+        Bucket::parse(bucket, bytes).ok_or_else(|| self.damaged_bucket(bucket))
     }
 
     fn unpack<'a>(&self, body: &Body<'a>) -> Result<EncodedValue<'a>, Damaged> {
@@ -329,7 +383,8 @@ impl Index {
     }
 }
 
-/// Asks for the beginning of a bucket, so that records are on their way while its head is checked.
+/// Asks for the beginning of these bytes, so that records are on their way while the bucket's head
+/// is checked.
 #[inline(always)]
 fn prefetch(bytes: &[u8]) {
     /// Enough for a bucket of four records with values of a hundred bytes.

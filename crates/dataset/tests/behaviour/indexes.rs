@@ -57,6 +57,15 @@ fn every_record_is_found_whole_and_nothing_else() {
     for n in 5000..8000 {
         assert!(index.get(&index.key(&n.to_string()).unwrap()).unwrap().is_none());
     }
+    // In batches of any size the same, present or not.
+    let keys: Vec<_> = (4950..5077).map(|n| index.key(&n.to_string()).unwrap()).collect();
+    for size in [0, 1, 15, 16, 17, 127] {
+        let found = index.get_many(&keys[..size]).unwrap();
+        assert_eq!(found.len(), size);
+        for (key, value) in keys.iter().zip(found) {
+            assert_eq!(value, index.get(key).unwrap());
+        }
+    }
     let content = index.verify(&Cancel::new()).unwrap().unwrap();
     assert_eq!(content.content_digest, artifact.manifest.content_digest);
     assert_eq!(content.record_count, 5000);
