@@ -150,9 +150,11 @@ pub(crate) fn status(
     if let Some(failed) = load_failure(view, version) {
         return failed;
     }
-    match progress {
-        Some((bytes, of)) => IngestionStatus::Progress { bytes, of },
-        None => IngestionStatus::Started,
+    match (progress, before) {
+        (Some((bytes, of)), _) => IngestionStatus::Progress { bytes, of },
+        // Between two steps, or while one waits for its turn.
+        (None, Some(before @ IngestionStatus::Progress { .. })) => before.clone(),
+        (None, _) => IngestionStatus::Started,
     }
 }
 

@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::SystemTime;
 
+use tidegate_dataset::Cancel;
+use tidegate_dataset::index::IndexBuilder;
 use tidegate_rollout::engine::embedded::NodeReadError;
 use tidegate_rollout::engine::{Engine, Observed};
 use tidegate_rollout::entities::IngestionStatus;
@@ -246,4 +249,47 @@ async fn r14_a_region_that_was_cut_off_never_gives_a_value_of_the_deleted_store(
     world.link.assign(STORE, Some(assignment));
     world.until_serving(Some(2)).await;
     assert_eq!(world.nodes[1].read(STORE, 1), Ok(2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn n1_what_was_live_before_the_first_push_is_the_way_back_from_it() {
+    let mut world = World::new(2, 2).await;
+    for node in &world.nodes {
+        let folder = node.folder().join("stores").join(STORE);
+        std::fs::create_dir_all(&folder).unwrap();
+        let artifact = world.artifact(2).clone();
+        let builder = IndexBuilder::new(folder.join("live.index"));
+        builder.build_from_store(artifact.store, artifact.manifest, Arc::new(|_| {}), Cancel::new()).await.unwrap();
+        node.restart().await;
+    }
+    world.start().await;
+    world.assign(&[1], None);
+    world.until_ingested(1).await;
+    world.until_serving(Some(0)).await;
+    assert_eq!(world.report().versions[&0].status, IngestionStatus::Completed);
+    let live = |world: &World| {
+        world.nodes.iter().all(|node| {
+            let answer = node.engine().read(STORE, "k1").unwrap();
+            answer.version == 0 && answer.value.unwrap()["text"] == "value 1 of version 2"
+        })
+    };
+    assert!(live(&world), "nobody has said to serve anything else");
+    world.assign(&[1], Some(1));
+    world.until_serving(Some(1)).await;
+    let loaded = world.figures().loaded_bytes.get();
+    world.assign(&[1], Some(0));
+    world.until_serving(Some(0)).await;
+    assert!(live(&world));
+    assert_eq!(world.figures().loaded_bytes.get(), loaded);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn n5_the_way_back_from_a_first_version_is_to_serve_none() {
+    let world = World::serving(2, &[1], 1).await;
+    world.assign(&[1], None);
+    world.until_serving(None).await;
+    for node in &world.nodes {
+        assert_eq!(node.read(STORE, 1), Err(NodeReadError::NoVersion));
+    }
+    assert_eq!(world.status(1), Some(IngestionStatus::Completed));
 }

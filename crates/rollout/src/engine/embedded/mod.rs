@@ -205,6 +205,9 @@ fn open(folder: &Path) -> io::Result<Node> {
     let mut serving = HashMap::new();
     for found in folder.scan()? {
         for (incarnation, versions) in found.incarnations {
+            if versions.is_empty() {
+                continue;
+            }
             let key = StoreKey { name: found.name.clone(), incarnation };
             let store = stores.entry(key.clone()).or_default();
             for version in versions {
@@ -372,14 +375,12 @@ impl Engine for EmbeddedEngine {
         };
         let key = store.clone();
         let written = self.blocking("the pointer can't be written", move |folder| {
-            let before = folder.pointer(&key.name).unwrap_or(None);
-            let others = before.is_some_and(|before| before.incarnation != key.incarnation);
-            let right = before.is_some_and(|before| !others && before.version == version);
-            // Serving none of a store that is not the one pointed to changes nothing for the one that is.
-            if !right && !(others && version.is_none()) {
-                folder.set_pointer(&key, version)?;
-            }
-            Ok(())
+            let done = folder.pointer(&key.name).unwrap_or(None).is_some_and(|before| {
+                // Serving none of a store that is not the one pointed to changes nothing for the one that is.
+                let of_another = before.incarnation != key.incarnation;
+                if of_another { version.is_none() } else { before.version == version }
+            });
+            if done { Ok(()) } else { folder.set_pointer(&key, version) }
         });
         written.await?;
         if !same {

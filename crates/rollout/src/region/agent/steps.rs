@@ -229,11 +229,12 @@ impl Tools {
     pub(super) async fn copy(
         self,
         name: ArtifactName,
+        suspect: bool,
         progress: Arc<LoadProgress>,
         cancelled: CancellationToken,
     ) -> Result<VersionResult, EngineError> {
         let copy = async {
-            let copy = self.artifacts.ensure(&name, &progress, &cancelled);
+            let copy = self.artifacts.ensure(&name, suspect, &progress, &cancelled);
             let copied = self.watched("copying the artifact to the region", &progress, &cancelled, copy).await?;
             self.figures.copied_bytes.inc_by(copied);
             Ok(VersionResult::Copied)
