@@ -47,6 +47,9 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection, DriverError> {
             .map_err(|error| DriverError::Configuration(format!("{}: a migration failed: {error}", path.display())))?;
     }
     enter_meta(&connection).map_err(opened)?;
+    // The file's lock is this process's alone, so every server that is entered here died with the process before it:
+    // nobody has to wait for its lease to run out. The rows stay, so that what it may have been running is known.
+    connection.execute("UPDATE servers SET lease_until = 0", []).map_err(opened)?;
     Ok(connection)
 }
 
