@@ -194,13 +194,16 @@ pub(crate) fn hold_text(hold: &HoldView, now: u64, style: Style) -> String {
         (None, None) => String::new(),
     };
     let by = hold.by.as_deref().map(|by| format!("{} ", style.paint(Paint::Strong, &plain(by)))).unwrap_or_default();
+    // A hook that names itself at the beginning of its reason is named once.
+    let named = hold.by.as_deref().and_then(|by| hold.reason.strip_prefix(by)?.strip_prefix(": "));
+    let reason = plain(named.unwrap_or(&hold.reason));
     let since = hold.since.map(|since| format!(", for {}", elapsed(difference(now, since)))).unwrap_or_default();
     let until = match hold.until {
         Some(until) if until > now => format!("; in {}: {}", elapsed(difference(until, now)), plain(&hold.then)),
         _ if hold.then.is_empty() => String::new(),
         _ => format!("; then: {}", plain(&hold.then)),
     };
-    format!("{} {place}{by}{}{since}{until}", style.mark(Paint::Held), plain(&hold.reason))
+    format!("{} {place}{by}{reason}{since}{until}", style.mark(Paint::Held))
 }
 
 fn progress_text(progress: Progress) -> String {
