@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use reqwest::header::{HeaderMap, HeaderValue};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -9,6 +10,9 @@ use tidegate_api::ErrorBody;
 
 use crate::error::Error;
 use crate::retry::{Attempts, Repeat};
+
+/// Says who acts.
+const USER_HEADER: &str = "tidegate-user";
 
 /// The longest answer that is read, but for watch streams.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -18,6 +22,8 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub struct Options {
     /// The server's address, for example `http://127.0.0.1:7600`.
     pub url: String,
+    /// Who acts, for the record.
+    pub user: Option<String>,
     /// How long a request is repeated while the server can't be reached.
     pub patience: Duration,
     /// How long one attempt may take, from connecting to the end of the answer. Parts and watch
@@ -28,10 +34,12 @@ pub struct Options {
 }
 
 impl Options {
-    /// Options for a server's address: 10 s of patience, 30 s for a request.
+    /// Options for a server's address: 10 s of patience, 30 s for a request; the user is the one of
+    /// the environment (`USER`).
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
+            user: std::env::var("USER").ok(),
             patience: Duration::from_secs(10),
             request_limit: Duration::from_secs(30),
             connect_limit: Duration::from_secs(5),
@@ -82,10 +90,16 @@ impl Client {
         if !matches!(base.scheme(), "http" | "https") || base.host_str().is_none() {
             return Err(bad("it has to start with http:// or https://".to_owned()));
         }
+        let mut headers = HeaderMap::new();
+        let user = options.user.as_ref().and_then(|user| HeaderValue::from_bytes(user.as_bytes()).ok());
+        if let Some(user) = user {
+            headers.insert(USER_HEADER, user);
+        }
         let http = reqwest::Client::builder()
             .connect_timeout(options.connect_limit)
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
+            .default_headers(headers)
             .user_agent(concat!("tidegate-client/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|error| bad(chain(&error)))?;

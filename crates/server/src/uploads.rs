@@ -148,7 +148,7 @@ impl Uploads {
         let root = self.store.folder().ok_or_else(|| ApiError::internal("the artifact store is no local folder"))?;
         let artifact = root.join("artifacts").join(id);
         for (part, is_there) in manifest.parts.iter().zip(there) {
-            let sent = arrived.iter().filter(|sent| sent.name == part.name);
+            let mut sent = arrived.iter().filter(|sent| sent.name == part.name);
             let fits = sent.clone().find(|sent| sent.sha256 == part.sha256 && sent.bytes == part.bytes);
             match fits {
                 Some(_) => moves.push((
@@ -157,7 +157,7 @@ impl Uploads {
                 )),
                 // Put there by an earlier attempt, or by another push of the same data.
                 None if is_there => {}
-                None => missing.push((part.name.clone(), why_missing(part, sent.last()))),
+                None => missing.push((part.name.clone(), why_missing(part, sent.next_back()))),
             }
         }
         if !missing.is_empty() {

@@ -130,7 +130,7 @@ impl Plan {
                 let file = std::fs::metadata(built.folder.join(&part.name));
                 file.is_ok_and(|file| file.len() == part.bytes)
             });
-        same.then(|| Built { manifest: built.manifest, folder: built.folder, reused: true })
+        same.then_some(Built { manifest: built.manifest, folder: built.folder, reused: true })
     }
 }
 

@@ -65,7 +65,7 @@ use super::{config, freezes, ops, page, pauses, protocol, pushes, queue, reads, 
         page::script,
         serve
     ),
-    components(schemas(tidegate_api::WatchEvent))
+    components(schemas(tidegate_api::WatchEvent, tidegate_api::QueueAction, tidegate_api::QueueEntryState))
 )]
 struct Description;
 

@@ -67,7 +67,16 @@ async fn b8_a_store_goes_back_by_an_operators_word_and_forward_again() {
     assert!(world.serving().await.values().all(|version| *version == 2));
 
     let request = RollbackRequest { reason: "wrong prices".to_owned(), ..RollbackRequest::default() };
-    let told = world.client.roll_back_store("s", &request).await.unwrap();
+    let mut options = tidegate_client::Options::new(world.url());
+    options.user = Some("Ada Lovelace".to_owned());
+    let ada = tidegate_client::Client::with_options(options).unwrap();
+    let mut watch = world.client.watch(Some("/stores/s/versions"), None);
+    watch.next().await.unwrap();
+    let told = ada.roll_back_store("s", &request).await.unwrap();
+    // Who did it goes with the transaction, to every watch and every hook.
+    let change = crate::watch::next_change(&mut watch).await;
+    let tidegate_client::api::WatchEvent::Change { attributes, .. } = change else { panic!("{change:?}") };
+    assert_eq!(attributes["user"], "Ada Lovelace");
     assert_eq!(told.regions.len(), 3);
     assert!(told.regions.values().all(|version| *version == Some(1)), "{told:?}");
     for region in ["a", "b", "c"] {

@@ -37,7 +37,7 @@ async fn a_watch_tells_everything_then_each_change_and_resumes() {
     world.end().await;
 }
 
-async fn next_change(watch: &mut tidegate_client::Events<WatchEvent>) -> WatchEvent {
+pub(crate) async fn next_change(watch: &mut tidegate_client::Events<WatchEvent>) -> WatchEvent {
     let waited = tokio::time::timeout(LIMIT, async {
         loop {
             match watch.next().await.unwrap().unwrap() {
