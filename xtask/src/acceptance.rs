@@ -34,7 +34,7 @@ pub(crate) fn write() -> Result<(), String> {
     let mut tests = BTreeSet::new();
     let mut binary = String::new();
     let mut command = cargo();
-    command.args(["test", "--release", "--workspace", "--all-targets", "--", "--list", "--format", "terse"]);
+    command.args(["test", "--release", "--workspace", "--", "--list", "--format", "terse"]);
     let well = run_by_line(&mut command, |line| {
         if let Some(running) = binary_of(line) {
             binary = running;
