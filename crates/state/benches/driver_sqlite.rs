@@ -198,7 +198,16 @@ async fn upkeep() {
     };
     for (what, from, to) in [("new", 0, ROWS / 2), ("changed", ROWS / 2, ROWS)] {
         let one = Instant::now();
-        driver.write_entities(Revision(from), Revision(to), (0..10_000).map(entity).collect(), vec![]).await.unwrap();
+        driver
+            .write_entities(
+                driver.meta().await.unwrap().epoch,
+                Revision(from),
+                Revision(to),
+                (0..10_000).map(entity).collect(),
+                vec![],
+            )
+            .await
+            .unwrap();
         println!("10 000 {what} entities written behind: {:.1} ms", one.elapsed().as_secs_f64() * 1e3);
     }
     let start = Instant::now();
@@ -206,7 +215,10 @@ async fn upkeep() {
     let mut compacted = Revision::ZERO;
     while compacted.0 < ROWS - 1 {
         let one = Instant::now();
-        compacted = driver.compact(Timestamp(i64::MAX), Revision(u64::MAX), 5_000).await.unwrap();
+        compacted = driver
+            .compact(driver.meta().await.unwrap().epoch, Timestamp(i64::MAX), Revision(u64::MAX), 5_000)
+            .await
+            .unwrap();
         longest = longest.max(one.elapsed().as_secs_f64());
     }
     let rate = ROWS as f64 / start.elapsed().as_secs_f64();

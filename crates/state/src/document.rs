@@ -3,8 +3,9 @@
 //! Invariants: reading never changes the text; fields that this build does not know outlive its read-modify-write; a
 //! document that can't be read is an error for those who read it and for nobody else.
 
-use std::any::{Any, TypeId};
+use std::any::Any;
 use std::fmt;
+use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 
@@ -27,20 +28,29 @@ pub(crate) const RECORD_BYTES_MAX: usize = 32 << 20;
 #[derive(Clone)]
 pub struct Document(Arc<Inner>);
 
+// In this order: what a read looks at first lies first, next to the count of the `Arc`.
+#[repr(C)]
 struct Inner {
-    format: u32,
-    written_at: Revision,
-    json: Arc<str>,
     decoded: OnceLock<Decoded>,
+    json: Arc<str>,
+    written_at: Revision,
+    format: u32,
 }
 
 /// The text read as one type. Nearly always the only one; two builds' types for one collection within one process chain.
 struct Decoded {
-    type_id: TypeId,
-    value: Result<Arc<dyn Any + Send + Sync>, Arc<str>>,
+    /// A value of the type, or [`Unreadable`] of it. The type is known by the value's own vtable, which is nearer than a
+    /// field would be.
+    value: Arc<dyn Any + Send + Sync>,
+    next: OnceLock<Box<Decoded>>,
     /// Encoding the value gives the whole text: no field is unknown to the type.
     exact: bool,
-    next: OnceLock<Box<Decoded>>,
+}
+
+/// Why a text can't be read as a type.
+struct Unreadable<E> {
+    reason: Arc<str>,
+    entity: PhantomData<fn() -> E>,
 }
 
 /// How a type's documents are brought to its current form; what [`Entity`] and [`Record`] have in common.
@@ -66,6 +76,17 @@ pub(crate) enum EncodeError {
     NotANumber { field: String },
     /// The type's own serialization failed.
     Failed { reason: String },
+}
+
+impl Decoded {
+    fn is_of<E: Entity>(&self) -> bool {
+        self.value.is::<E>() || self.value.is::<Unreadable<E>>()
+    }
+
+    fn reason<E: Entity>(&self) -> Arc<str> {
+        let unreadable = self.value.downcast_ref::<Unreadable<E>>();
+        unreadable.map_or_else(|| "it can't be read".into(), |unreadable| unreadable.reason.clone())
+    }
 }
 
 impl Document {
@@ -102,18 +123,17 @@ impl Document {
             None => (known.clone(), E::FORMAT),
         };
         let exact = Arc::ptr_eq(&json, &known);
-        let decoded = Decoded { type_id: TypeId::of::<E>(), value: Ok(Arc::new(value)), exact, next: OnceLock::new() };
+        let decoded = Decoded { value: Arc::new(value), next: OnceLock::new(), exact };
         Ok(Document(Arc::new(Inner { format, written_at, json, decoded: OnceLock::from(decoded) })))
     }
 
     /// The text with the fields that `E` does not know, or none if there are no such fields.
     fn carry_over<E: Entity>(&self, known: &str) -> Option<Arc<str>> {
         let decoded = self.decoded::<E>();
-        let value = decoded.value.as_ref().ok()?;
         if decoded.exact {
             return None;
         }
-        let value = value.downcast_ref::<E>()?;
+        let value = decoded.value.downcast_ref::<E>()?;
         let was_known = encode_json(value).ok()?;
         if *was_known == *self.0.json {
             return None;
@@ -158,35 +178,35 @@ impl Document {
 
     /// The value, decoded at most once; the error is the reason.
     pub(crate) fn get<E: Entity>(&self) -> Result<&E, Arc<str>> {
-        match &self.decoded::<E>().value {
-            Ok(value) => Ok(value.downcast_ref::<E>().expect("the chain is searched by type id")),
-            Err(reason) => Err(reason.clone()),
+        let decoded = self.decoded::<E>();
+        match decoded.value.downcast_ref::<E>() {
+            Some(value) => Ok(value),
+            None => Err(decoded.reason::<E>()),
         }
     }
 
     /// As [`Document::get`], shared.
     pub(crate) fn get_arc<E: Entity>(&self) -> Result<Arc<E>, Arc<str>> {
-        match &self.decoded::<E>().value {
-            Ok(value) => {
-                Ok(Arc::downcast(value.clone()).unwrap_or_else(|_| unreachable!("the chain is searched by type id")))
-            }
-            Err(reason) => Err(reason.clone()),
-        }
+        let decoded = self.decoded::<E>();
+        Arc::downcast(decoded.value.clone()).map_err(|_| decoded.reason::<E>())
     }
 
     fn decoded<E: Entity>(&self) -> &Decoded {
-        let wanted = TypeId::of::<E>();
-        let mut decoded = self.0.decoded.get_or_init(|| self.decode::<E>(wanted));
-        while decoded.type_id != wanted {
-            decoded = decoded.next.get_or_init(|| Box::new(self.decode::<E>(wanted)));
+        let mut decoded = self.0.decoded.get_or_init(|| self.decode::<E>());
+        while !decoded.is_of::<E>() {
+            decoded = decoded.next.get_or_init(|| Box::new(self.decode::<E>()));
         }
         decoded
     }
 
-    fn decode<E: Entity>(&self, type_id: TypeId) -> Decoded {
-        let value = decode_json::<E>(&self.0.json, self.0.format, &Form::of_entity::<E>());
-        let value = value.map(|value| Arc::new(value) as Arc<dyn Any + Send + Sync>).map_err(Arc::from);
-        Decoded { type_id, value, exact: false, next: OnceLock::new() }
+    #[cold]
+    fn decode<E: Entity>(&self) -> Decoded {
+        let value: Arc<dyn Any + Send + Sync> =
+            match decode_json::<E>(&self.0.json, self.0.format, &Form::of_entity::<E>()) {
+                Ok(value) => Arc::new(value),
+                Err(reason) => Arc::new(Unreadable::<E> { reason: reason.into(), entity: PhantomData }),
+            };
+        Decoded { value, next: OnceLock::new(), exact: false }
     }
 
     fn upgraded(&self, form: &Form) -> Result<Value, String> {
@@ -237,10 +257,10 @@ fn upgraded(json: &str, format: u32, form: &Form) -> Result<Value, String> {
 pub(crate) fn encode_json<T: Serialize + ?Sized>(value: &T) -> Result<String, EncodeError> {
     let json = serde_json::to_string(value).map_err(|error| EncodeError::Failed { reason: error.to_string() })?;
     // A float that is no number is written as null, so a text without null has none.
-    if json.contains("null") {
-        if let Some(field) = float_check::not_a_number(value) {
-            return Err(EncodeError::NotANumber { field });
-        }
+    if json.contains("null")
+        && let Some(field) = float_check::not_a_number(value)
+    {
+        return Err(EncodeError::NotANumber { field });
     }
     Ok(json)
 }

@@ -238,7 +238,7 @@ impl Path {
     /// Whether this path is `other` or lies below it.
     #[must_use]
     pub fn is_within(&self, other: &Path) -> bool {
-        match self.as_str().strip_prefix(&other.as_str()) {
+        match self.as_str().strip_prefix(other.as_str()) {
             Some(rest) => rest.is_empty() || rest.starts_with('/'),
             None => false,
         }

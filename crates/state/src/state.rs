@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::cluster_hook::runtime::Runtime;
-use crate::core::{Core, Fenced, within_transaction};
+use crate::core::{Core, within_transaction};
 use crate::driver::{Driver, DriverError, ServerName};
 use crate::error::{OpenError, WaitError, WriteError};
 use crate::feed::Feed;
@@ -77,7 +77,7 @@ impl StateOptions {
             compact_every: 30,
             log_keep: Duration::from_secs(3_600),
             drain_limit: Duration::from_secs(30),
-            hook_requests_in_memory: 100_000,
+            hook_requests_in_memory: 250_000,
             points: Points::none(),
             recorder: Recorder::none(),
             initialise: None,
@@ -203,6 +203,23 @@ impl State {
     ///
     /// Dropping the future leaves the transaction wholly applied or without a trace.
     ///
+    /// What can't be run again does not compile: a closure that gives its captures away, or an asynchronous one.
+    ///
+    /// ```compile_fail
+    /// # use tidegate_state::*;
+    /// # async fn t15(state: State) {
+    /// let given_away = String::from("once");
+    /// state.write(move |_: &mut Transaction| { drop(given_away); Ok::<_, TransactionError>(()) }).await;
+    /// # }
+    /// ```
+    /// ```compile_fail
+    /// # use tidegate_state::*;
+    /// # async fn t15(state: State) {
+    /// let done: Committed<()> =
+    ///     state.write(async move |_: &mut Transaction| Ok::<_, TransactionError>(())).await.unwrap();
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`WriteError`]; but for [`WriteError::Unknown`] nothing was committed.
     pub async fn write<T, E, F>(&self, closure: F) -> Result<Committed<T>, WriteError<E>>
@@ -215,7 +232,6 @@ impl State {
     }
 
     /// A write with attributes or a submission id of its own.
-    #[must_use]
     pub fn transaction(&self) -> TransactionBuilder {
         TransactionBuilder { state: self.clone(), attributes: Arc::default(), submission: SubmissionId::random() }
     }
@@ -282,7 +298,10 @@ impl State {
         let end = CancellationToken::new();
         let registered = Registered { name: name.into(), scope, hook, state: self.downgrade(), end: end.clone() };
         let feed = self.0.core.feed_from_now();
-        self.0.tasks.lock().spawn(registered.run(feed));
+        let mut tasks = self.0.tasks.lock();
+        // Hooks that have ended need not be remembered.
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(registered.run(feed));
         Ok(LocalHookHandle::new(end))
     }
 
@@ -366,21 +385,6 @@ impl State {
 
     pub(crate) fn downgrade(&self) -> WeakState {
         WeakState(Arc::downgrade(&self.0))
-    }
-
-    /// A write that counts only while a token holds, and settles requests in the same commit.
-    pub(crate) async fn write_fenced<T, E, F>(
-        &self,
-        closure: F,
-        attributes: Arc<Attributes>,
-        fenced: Fenced,
-    ) -> Result<Committed<T>, WriteError<E>>
-    where
-        F: Fn(&mut Transaction) -> Result<T, E> + Send + 'static,
-        T: Send + 'static,
-        E: From<TransactionError> + Send + 'static,
-    {
-        self.0.core.submit(closure, attributes, SubmissionId::random(), Some(fenced)).await
     }
 }
 

@@ -130,6 +130,9 @@ pub struct Transaction {
     budget: Duration,
 }
 
+/// Entities with what names them, in order.
+pub type Listing<E> = Vec<(Ref<E>, Arc<E>)>;
+
 /// What a transaction comes to.
 pub(crate) struct Effect {
     /// The tree after it.
@@ -222,7 +225,7 @@ impl Transaction {
     ///
     /// # Errors
     /// As [`Transaction::get`].
-    pub fn children<E: Entity>(&self, parent: &Ref<E::Parent>) -> Result<Vec<(Ref<E>, Arc<E>)>, TransactionError>
+    pub fn children<E: Entity>(&self, parent: &Ref<E::Parent>) -> Result<Listing<E>, TransactionError>
     where
         E::Parent: Entity,
     {
@@ -233,7 +236,7 @@ impl Transaction {
     ///
     /// # Errors
     /// As [`Transaction::get`].
-    pub fn roots<E: Entity<Parent = Root>>(&self) -> Result<Vec<(Ref<E>, Arc<E>)>, TransactionError> {
+    pub fn roots<E: Entity<Parent = Root>>(&self) -> Result<Listing<E>, TransactionError> {
         self.listed(&Path::root())
     }
 
@@ -241,12 +244,12 @@ impl Transaction {
     ///
     /// # Errors
     /// As [`Transaction::get`].
-    pub fn all<E: Entity>(&self) -> Result<Vec<(Ref<E>, Arc<E>)>, TransactionError> {
+    pub fn all<E: Entity>(&self) -> Result<Listing<E>, TransactionError> {
         self.check_budget()?;
         self.tree.along(&<E as Parent>::levels()).iter().map(|path| self.read_listed(path)).collect()
     }
 
-    fn listed<E: Entity>(&self, parent: &Path) -> Result<Vec<(Ref<E>, Arc<E>)>, TransactionError> {
+    fn listed<E: Entity>(&self, parent: &Path) -> Result<Listing<E>, TransactionError> {
         self.check_budget()?;
         self.tree.children_typed(parent, E::COLLECTION, E::Id::NUMERIC).map(|path| self.read_listed(path)).collect()
     }
@@ -280,7 +283,8 @@ impl Transaction {
             return Ok(());
         }
         let before = current.or(original).map(|node| &node.document);
-        let document = Document::encode(value, before, self.revision).map_err(|error| encode_error(path.to_string(), error))?;
+        let document =
+            Document::encode(value, before, self.revision).map_err(|error| encode_error(path.to_string(), error))?;
         let size = document.json().len();
         if size > DOCUMENT_BYTES_MAX {
             let what = format!("the document of {path}, in bytes,");

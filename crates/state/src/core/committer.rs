@@ -289,6 +289,10 @@ impl Committer {
                     }
                     Look::Abandoned { mut done, rest, standing } => {
                         ran.append(&mut done);
+                        tracing::warn!(
+                            server = %self.core.server, budget = ?self.core.options.transaction_budget,
+                            "a transaction's closure ran over its budget; its thread is left behind until it returns"
+                        );
                         self.thread = None;
                         if rest.is_empty() {
                             return ran;
@@ -358,8 +362,11 @@ impl Committer {
                 Ok(())
             }
             Err(CommitError::NotCommitted(DriverError::RecordClosed(id))) => {
-                self.refuse_record_update(ran, id);
-                Err(Setback::Behind)
+                if self.refuse_record_update(ran, id) {
+                    Err(Setback::Behind)
+                } else {
+                    Err(Setback::Nothing(DriverError::RecordClosed(id)))
+                }
             }
             Err(CommitError::NotCommitted(error)) => {
                 self.take_back(ran);
@@ -421,17 +428,21 @@ impl Committer {
         self.answer(failed);
     }
 
-    /// Fails the transaction that updates a record which is closed or not there; the others run again without it.
-    fn refuse_record_update(&mut self, mut ran: Vec<Ran>, id: crate::driver::RecordId) {
+    /// Fails the transaction that updates a record which is closed or not there; the others run again without it. False if
+    /// there is none.
+    fn refuse_record_update(&mut self, mut ran: Vec<Ran>, id: crate::driver::RecordId) -> bool {
+        let mut found = false;
         for ran in &mut ran {
             let Outcome::Returned { effect: Some(prepared), .. } = &ran.outcome else { continue };
             let updates = |write: &RecordWrite| matches!(write, RecordWrite::Update(row) if row.id == id);
             if prepared.records.iter().any(updates) {
                 ran.outcome = Outcome::Failed(Failure::Refused(TransactionError::RecordClosed { id }));
+                found = true;
                 break;
             }
         }
         self.take_back(ran);
+        found
     }
 
     /// Deals with a round that came to nothing; says whether trying again at once makes sense.

@@ -150,8 +150,16 @@ impl Group {
                 Outcome::Returned { revision: progress.standing.revision, effect: None }
             }
             Ok((true, Ok(effect))) => {
-                let prepared = prepare(&self.terms, &mut progress.standing, &submission, effect);
-                Outcome::Returned { revision: progress.standing.revision, effect: Some(Box::new(prepared)) }
+                // Foreign patterns are matched here; what goes wrong with them is this transaction's failure as well.
+                let standing = &progress.standing;
+                let prepared = catch_unwind(AssertUnwindSafe(|| prepare(&self.terms, standing, &submission, effect)));
+                match prepared {
+                    Ok((prepared, standing)) => {
+                        progress.standing = standing;
+                        Outcome::Returned { revision: progress.standing.revision, effect: Some(Box::new(prepared)) }
+                    }
+                    Err(panic) => Outcome::Failed(Failure::Panicked { message: panic_message(&*panic) }),
+                }
             }
         };
         progress.done.push(Ran { submission, outcome });
@@ -181,8 +189,8 @@ impl Group {
     }
 }
 
-/// Makes the log row of a transaction, with the hooks that it requests, and moves the standing on.
-fn prepare(terms: &Terms, standing: &mut Standing, submission: &Submission, effect: Effect) -> Prepared {
+/// Makes the log row of a transaction, with the hooks that it requests, and says where the group stands after it.
+fn prepare(terms: &Terms, standing: &Standing, submission: &Submission, effect: Effect) -> (Prepared, Standing) {
     let revision = standing.revision.next();
     let mut entries = Vec::with_capacity(effect.changes.len() + effect.entries.len());
     let mut changes = Vec::with_capacity(effect.changes.len());
@@ -222,11 +230,8 @@ fn prepare(terms: &Terms, standing: &mut Standing, submission: &Submission, effe
         }
         entries.push(entry);
     }
-    standing.tree = effect.tree;
-    standing.revision = revision;
-    if registrations_changed {
-        standing.matcher = Matcher::of(&standing.tree);
-    }
+    let tree = effect.tree;
+    let matcher = if registrations_changed { Matcher::of(&tree) } else { standing.matcher.clone() };
     let row = LogRow {
         revision,
         submission: submission.id,
@@ -240,11 +245,12 @@ fn prepare(terms: &Terms, standing: &mut Standing, submission: &Submission, effe
         at: terms.now,
         attributes: submission.attributes.clone(),
         changes: changes.into(),
-        snapshot: Snapshot::new(standing.tree.clone(), revision, terms.epoch),
+        snapshot: Snapshot::new(tree.clone(), revision, terms.epoch),
         submission: submission.id,
         actions: actions.into(),
     };
-    Prepared { row: Arc::new(row), applied: Arc::new(applied), records: effect.records }
+    let prepared = Prepared { row: Arc::new(row), applied: Arc::new(applied), records: effect.records };
+    (prepared, Standing { tree, revision, matcher })
 }
 
 fn place(entries: usize) -> u32 {

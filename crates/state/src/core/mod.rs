@@ -145,11 +145,6 @@ impl Core {
         self.feed.subscribe()
     }
 
-    /// The revision that this server has applied, to be waited on.
-    pub(crate) fn applied(&self) -> watch::Receiver<(Epoch, Revision)> {
-        self.applied.subscribe()
-    }
-
     /// Ends when the committer has answered everything.
     pub(crate) async fn committer_ended(&self) {
         self.submissions.closed().await;

@@ -6,9 +6,12 @@ use std::time::Duration;
 use crate::clock::ManualClock;
 use crate::driver::{Faults, StoredState};
 use crate::error::OpenError;
+use crate::record::IndexDeclaration;
 use crate::revision::Timestamp;
 use crate::state::{State, StateOptions};
 
+use super::history::{Expectation, Recorder, check};
+use super::linter::{Violation, lint};
 use super::points::Points;
 use super::store::{StoreFactory, StoreKind, TestStore};
 
@@ -48,7 +51,9 @@ impl ClusterBuilder {
     pub async fn open(self, factory: &dyn StoreFactory) -> Cluster {
         let clock = ManualClock::new(START);
         let store = factory.make(clock.clone()).await;
-        let mut cluster = Cluster { servers: Vec::new(), configure: self.configure, store, clock };
+        let recorder = Recorder::in_memory();
+        let records = Vec::new();
+        let mut cluster = Cluster { servers: Vec::new(), configure: self.configure, store, clock, recorder, records };
         for index in 0..self.servers {
             cluster.add(index).await;
         }
@@ -65,6 +70,8 @@ pub struct Cluster {
     configure: Configure,
     store: Box<dyn TestStore>,
     clock: ManualClock,
+    recorder: Recorder,
+    records: Vec<IndexDeclaration>,
 }
 
 struct Server {
@@ -98,6 +105,7 @@ impl Cluster {
         options.entities_behind = Duration::from_millis(100);
         options.transaction_budget = Duration::from_secs(2);
         options.points = points;
+        options.recorder = self.recorder.clone();
         (self.configure)(index, options)
     }
 
@@ -209,6 +217,7 @@ impl Cluster {
         let server = &self.servers[index];
         let options = self.options(index, &server.name, server.points.clone());
         let driver = self.store.driver(server.faults.clone());
+        self.records.clone_from(&options.records);
         self.servers[index].state = Some(State::open(driver, options).await?);
         Ok(())
     }
@@ -246,10 +255,15 @@ impl Cluster {
         }
     }
 
-    /// Closes the servers in order. Call it at the end of a test.
+    /// What does not hold of what is stored now, by the linter.
+    pub async fn lint(&self) -> Vec<Violation> {
+        lint(&self.stored().await, &self.records)
+    }
+
+    /// Closes the servers in order, and checks what is stored and what cluster hooks did. Call it at the end of a test.
     ///
     /// # Panics
-    /// If a server is still held at a point, naming both.
+    /// If a server is still held at a point (naming both), and on what the linter or the history checker finds.
     pub async fn finish(mut self) {
         for server in &self.servers {
             let held = server.points.held();
@@ -258,7 +272,21 @@ impl Cluster {
         for index in 0..self.servers.len() {
             self.close(index).await;
         }
+        let stored = self.stored().await;
+        let found = lint(&stored, &self.records);
+        assert!(found.is_empty(), "the linter found:\n{}", lines(&found));
+        let history = self.recorder.lines();
+        if !history.is_empty() {
+            // What waits at the end of a test may wait.
+            let expectation = Expectation { stored: Some(stored), may_wait: true, ..Expectation::default() };
+            let found = check(&history, &expectation);
+            assert!(found.is_empty(), "the history checker found:\n{}", lines(&found));
+        }
     }
+}
+
+fn lines(found: &[impl std::fmt::Display]) -> String {
+    found.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
 impl Drop for Cluster {

@@ -5,6 +5,7 @@ mod cluster;
 pub mod conformance;
 pub mod driver_contract;
 pub mod history;
+pub mod linter;
 pub mod points;
 mod store;
 

@@ -84,6 +84,11 @@ impl Points {
         })))
     }
 
+    /// Whether there are points at all.
+    pub(crate) const fn are_some(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// The server's side: passes a point, waiting while a test holds it.
     pub(crate) async fn pass(&self, point: &'static str) -> Pass {
         match &self.0 {
@@ -118,12 +123,20 @@ impl Points {
         self.inner().change(point, |gate| gate.death = true);
     }
 
+    /// Lets a server that was started again get beyond a point at which it was to die.
+    ///
+    /// # Panics
+    /// If the server was made without points.
+    pub fn revive(&self, point: &'static str) {
+        self.inner().change(point, |gate| gate.death = false);
+    }
+
     /// Waits until something waits at a point (held or dead there).
     ///
     /// # Panics
     /// If that takes longer than any working server needs, naming the point and the server.
     pub async fn reached(&self, point: &'static str) {
-        self.inner().wait(point, "reached", |gate| gate.waiting > 0).await;
+        self.inner().wait(point, "reached", REACH_LIMIT, |gate| gate.waiting > 0).await;
     }
 
     /// How often a point was reached.
@@ -179,15 +192,15 @@ impl Inner {
         result
     }
 
-    async fn wait(&self, point: &'static str, what: &str, until: impl Fn(&Gate) -> bool) {
+    async fn wait(&self, point: &'static str, what: &str, limit: Duration, until: impl Fn(&Gate) -> bool) {
         let mut changed = self.changed.subscribe();
         let reached = async {
             while !self.gates.lock().get(point).is_some_and(&until) {
                 let _ = changed.changed().await;
             }
         };
-        if tokio::time::timeout(REACH_LIMIT, reached).await.is_err() {
-            panic!("point {point} of server {} was not {what} within {REACH_LIMIT:?}", self.server);
+        if tokio::time::timeout(limit, reached).await.is_err() {
+            panic!("point {point} of server {} was not {what} within {limit:?}", self.server);
         }
     }
 }
@@ -218,7 +231,15 @@ impl Hold {
     /// # Panics
     /// If that takes longer than any working server needs, naming the point and the server.
     pub async fn reached(&self) {
-        self.inner.wait(self.point, "reached", |gate| gate.waiting > 0).await;
+        self.reached_within(REACH_LIMIT).await;
+    }
+
+    /// As [`Hold::reached`], with a limit of the test's own.
+    ///
+    /// # Panics
+    /// As [`Hold::reached`].
+    pub async fn reached_within(&self, limit: Duration) {
+        self.inner.wait(self.point, "reached", limit, |gate| gate.waiting > 0).await;
     }
 
     /// Lets the server go on.

@@ -1,6 +1,9 @@
 //! What the crate does, as its acceptance cases have it: the conformance suite on each driver, and what is one driver's.
 #![allow(clippy::unwrap_used)]
 
+mod cluster_kit;
+mod hooks;
+
 use tidegate_state::testing::StoreKind;
 use tidegate_state::testing::conformance::Variants;
 

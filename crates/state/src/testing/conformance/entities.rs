@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::entity::{Entity, Root};
-use crate::path::Path;
 use crate::record::{IndexKey, Record, Retain};
 use crate::state::StateOptions;
 
@@ -140,8 +139,4 @@ pub fn declare_records(options: StateOptions) -> StateOptions {
 
 pub(super) fn store(owner: &str, limit: i64) -> Store {
     Store { owner: owner.to_owned(), limit }
-}
-
-pub(super) fn path(text: &str) -> Path {
-    Path::parse(text).unwrap()
 }

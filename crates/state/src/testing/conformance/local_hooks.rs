@@ -56,7 +56,10 @@ impl Calls {
     }
 }
 
-fn describe(call: &LocalCall) -> (Option<i64>, Option<i64>) {
+/// A counter's number before and after.
+type Numbers = (Option<i64>, Option<i64>);
+
+fn describe(call: &LocalCall) -> Numbers {
     let n = |counter: Option<Arc<Counter>>| counter.map(|counter| counter.n);
     (n(call.change.before().unwrap()), n(call.change.after().unwrap()))
 }
@@ -542,8 +545,8 @@ fn next_move(pegs: &str, count: usize) -> Option<(String, usize)> {
         return None;
     }
     let smallest = pegs.iter().position(|peg| peg.last() == Some(&b'1'))?;
-    if count % 2 == 0 {
-        let step = if discs % 2 == 0 { 1 } else { 2 };
+    if count.is_multiple_of(2) {
+        let step = if discs.is_multiple_of(2) { 1 } else { 2 };
         let disc = pegs[smallest].pop()?;
         pegs[(smallest + step) % 3].push(disc);
     } else {
@@ -680,7 +683,7 @@ pub async fn n14_a_reload_calls_for_what_differs(case: Case) {
     super::drivers::compact_whole_log(&cluster, 0).await;
     cluster.faults(1).set_absent(false);
     cluster.server(1).flush_within(LIMIT).await.unwrap();
-    let described: Vec<(Path, (Option<i64>, Option<i64>))> =
+    let described: Vec<(Path, Numbers)> =
         calls.take(3).await.iter().map(|call| (call.change.path.clone(), describe(call))).collect();
     assert_eq!(
         described,

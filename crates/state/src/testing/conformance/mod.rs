@@ -83,16 +83,16 @@ impl Case {
         R: Future<Output = ()> + Send + 'static,
     {
         let factory: Arc<dyn StoreFactory> = Arc::new(factory);
-        let given = std::env::var("TIDEGATE_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
+        let given = std::env::var("STATE_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
         let seed = given.unwrap_or_else(rand::random::<u64>);
         let chosen: &[Variant] = match variants {
             Variants::All => &[Variant::Plain, Variant::Repeated, Variant::Awkward],
-            Variants::Drawn if seed % 2 == 0 => &[Variant::Plain, Variant::Repeated],
+            Variants::Drawn if seed.is_multiple_of(2) => &[Variant::Plain, Variant::Repeated],
             Variants::Drawn => &[Variant::Plain, Variant::Awkward],
         };
         for &variant in chosen {
             // Shown only when the case fails.
-            println!("variant {variant:?}, TIDEGATE_TEST_SEED={seed}");
+            println!("variant {variant:?}, STATE_TEST_SEED={seed}");
             let running = tokio::spawn(case(Case { factory: factory.clone(), variant, seed }));
             match tokio::time::timeout(LIMIT * 2, running).await {
                 Ok(Ok(())) => {}
@@ -105,7 +105,7 @@ impl Case {
         }
     }
 
-    /// A cluster being put together; the records of [`entities`] are declared.
+    /// A cluster being put together; the records of `entities` are declared.
     pub fn builder(&self) -> ClusterBuilder {
         self.configured(|_, options| options)
     }

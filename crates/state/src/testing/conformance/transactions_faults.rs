@@ -18,12 +18,10 @@ use crate::testing::points::{Hold, name as point};
 use crate::transaction::{Transaction, TransactionError};
 
 type Answer = tokio::task::JoinHandle<Written<i64>>;
+type Increment = Box<dyn Fn(&mut Transaction) -> Result<i64, TransactionError> + Send>;
 
 /// Submits closures in this order while the committer is held, so that they make one group.
-async fn grouped(
-    cluster: &Cluster,
-    closures: Vec<Box<dyn Fn(&mut Transaction) -> Result<i64, TransactionError> + Send>>,
-) -> Vec<Written<i64>> {
+async fn grouped(cluster: &Cluster, closures: Vec<Increment>) -> Vec<Written<i64>> {
     let hold = cluster.points(0).hold(point::COMMIT_BEFORE_LOCK);
     let answers = submit_in_order(cluster.server(0), closures, &hold).await;
     hold.release();
@@ -34,11 +32,7 @@ async fn grouped(
     all
 }
 
-async fn submit_in_order(
-    state: &State,
-    closures: Vec<Box<dyn Fn(&mut Transaction) -> Result<i64, TransactionError> + Send>>,
-    hold: &Hold,
-) -> Vec<Answer> {
+async fn submit_in_order(state: &State, closures: Vec<Increment>, hold: &Hold) -> Vec<Answer> {
     let mut answers = Vec::new();
     for closure in closures {
         let state = state.clone();
@@ -53,7 +47,7 @@ async fn submit_in_order(
     answers
 }
 
-fn increment(counter: &Ref<Counter>) -> Box<dyn Fn(&mut Transaction) -> Result<i64, TransactionError> + Send> {
+fn increment(counter: &Ref<Counter>) -> Increment {
     let target = counter.clone();
     Box::new(move |tx| {
         tx.update(&target, |counter| counter.n += 1)?;
@@ -157,9 +151,8 @@ pub async fn t16_waiting_within_a_closure_is_refused(case: Case) {
 pub async fn t19_dropped_writes_are_whole_or_absent(case: Case) {
     let cluster = case.cluster(2).await;
     let state = cluster.server(0);
-    let mut n = 0;
-    for point in [point::COMMIT_BEFORE_LOCK, point::COMMIT_BEFORE_COMMIT, point::COMMIT_AFTER_COMMIT] {
-        n += 1;
+    let points = [point::COMMIT_BEFORE_LOCK, point::COMMIT_BEFORE_COMMIT, point::COMMIT_AFTER_COMMIT];
+    for (n, point) in points.into_iter().enumerate() {
         let [left, right, other] =
             ["left", "right", "other"].map(|id| Ref::<Counter>::root(case.id(&format!("{id}{n}"))).unwrap());
         let hold = cluster.points(0).hold(point);

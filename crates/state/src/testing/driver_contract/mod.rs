@@ -1,4 +1,4 @@
-//! The contract of [`Driver`](crate::driver::Driver) as tests, each of which takes an empty store on a clock that stands
+//! The contract of [`crate::driver::Driver`] as tests, each of which takes an empty store on a clock that stands
 //! still. A driver elsewhere passes it with [`crate::driver_contract_tests`].
 //!
 //! The tests speak to the driver itself, with nothing before it that could refuse first.
@@ -93,7 +93,7 @@ impl Subject {
     /// Writes the entities of [`rows`] behind, up to `to`.
     pub(crate) async fn write_behind(&self, from: Revision, to: Revision) {
         let changed = (from.0 + 1..=to.0).map(|revision| entity(Revision(revision))).collect();
-        self.driver.write_entities(from, to, changed, Vec::new()).await.unwrap();
+        self.driver.write_entities(self.epoch().await, from, to, changed, Vec::new()).await.unwrap();
     }
 }
 

@@ -21,18 +21,29 @@ pub async fn d41_entities_are_written_behind_and_never_go_back(subject: Subject)
     assert_eq!((tree().await.revision, tree().await.entities), (Revision(4), expected.clone()));
     // Late: by a server that was stopped meanwhile.
     subject.write_behind(Revision(0), Revision(2)).await;
-    subject.driver.write_entities(Revision(2), Revision(4), vec![], vec![path(Revision(1))]).await.unwrap();
+    subject
+        .driver
+        .write_entities(subject.epoch().await, Revision(2), Revision(4), vec![], vec![path(Revision(1))])
+        .await
+        .unwrap();
     assert_eq!((tree().await.revision, tree().await.entities), (Revision(4), expected));
-    let beyond = subject.driver.write_entities(Revision(6), Revision(8), vec![entity(Revision(7))], vec![]).await;
+    let beyond = subject
+        .driver
+        .write_entities(subject.epoch().await, Revision(6), Revision(8), vec![entity(Revision(7))], vec![])
+        .await;
     assert!(matches!(beyond, Err(DriverError::Unavailable(_))), "{beyond:?}");
-    let ahead = subject.driver.write_entities(Revision(4), Revision(10), vec![], vec![]).await;
+    let ahead = subject.driver.write_entities(subject.epoch().await, Revision(4), Revision(10), vec![], vec![]).await;
     assert!(matches!(ahead, Err(DriverError::Unavailable(_))), "{ahead:?}");
     assert_eq!(tree().await.revision, Revision(4));
     // Overlapping: it covers what is there and more. Removing what is not there is nothing.
     let mut changed: Vec<_> = (3..=6).map(|revision| entity(Revision(revision))).collect();
     changed[0].revision = Revision(6);
     let removed = vec![path(Revision(1)), path(Revision(9))];
-    subject.driver.write_entities(Revision(2), Revision(6), changed.clone(), removed).await.unwrap();
+    subject
+        .driver
+        .write_entities(subject.epoch().await, Revision(2), Revision(6), changed.clone(), removed)
+        .await
+        .unwrap();
     changed.insert(0, entity(Revision(2)));
     let tree = tree().await;
     assert_eq!((tree.revision, tree.entities), (Revision(6), changed));
@@ -44,8 +55,16 @@ pub async fn d41_compaction_takes_nothing_that_is_needed(subject: Subject) {
     subject.put(10, &[HOOK]).await;
     let compact = |keep, floor| {
         let driver = subject.driver.clone();
-        async move { driver.compact(keep, floor, 1_000).await.unwrap() }
+        async move {
+            let epoch = driver.meta().await.unwrap().epoch;
+            driver.compact(epoch, keep, floor, 1_000).await.unwrap()
+        }
     };
+    let other_store = Epoch(uuid::Uuid::nil());
+    let told = subject.driver.compact(other_store, FOREVER, NO_FLOOR, 1_000).await;
+    assert!(matches!(told, Err(DriverError::EpochChanged { .. })), "{told:?}");
+    let told = subject.driver.write_entities(other_store, Revision(0), Revision(8), vec![], vec![]).await;
+    assert!(matches!(told, Err(DriverError::EpochChanged { .. })), "{told:?}");
     assert_eq!(compact(FOREVER, NO_FLOOR).await, Revision(0), "no entities were written behind");
     subject.write_behind(Revision(0), Revision(8)).await;
     let id = subject.join(1).await;
@@ -95,7 +114,10 @@ pub async fn k34_compaction_goes_in_small_steps_and_prunes_receipts(subject: Sub
     items.push(Settle::Watermark { fence, to: Revision(30) });
     subject.driver.settle(items).await.unwrap();
     for expected in [7, 14, 21, 28, 29, 29] {
-        assert_eq!(subject.driver.compact(FOREVER, NO_FLOOR, 7).await.unwrap(), Revision(expected));
+        assert_eq!(
+            subject.driver.compact(subject.epoch().await, FOREVER, NO_FLOOR, 7).await.unwrap(),
+            Revision(expected)
+        );
         let stored = subject.driver.stored().await.unwrap();
         assert!(stored.receipts.iter().all(|receipt| receipt.request.revision > Revision(expected)));
         assert_eq!(stored.log.len() as u64, 30 - expected);
@@ -103,7 +125,7 @@ pub async fn k34_compaction_goes_in_small_steps_and_prunes_receipts(subject: Sub
     assert_eq!(subject.driver.exceptions(None).await.unwrap(), [parked]);
     subject.settle_one(Settle::Receipt(receipt(4, fence))).await;
     assert_eq!(subject.driver.exceptions(None).await.unwrap(), []);
-    subject.driver.compact(FOREVER, NO_FLOOR, 7).await.unwrap();
+    subject.driver.compact(subject.epoch().await, FOREVER, NO_FLOOR, 7).await.unwrap();
     assert_eq!(subject.driver.stored().await.unwrap().receipts, [receipt(30, fence)]);
 }
 
@@ -111,7 +133,7 @@ pub async fn k34_compaction_goes_in_small_steps_and_prunes_receipts(subject: Sub
 pub async fn k34_a_slot_that_never_was_begins_where_the_log_does(subject: Subject) {
     subject.put(5, &[]).await;
     subject.write_behind(Revision(0), Revision(5)).await;
-    assert_eq!(subject.driver.compact(FOREVER, Revision(3), 100).await.unwrap(), Revision(3));
+    assert_eq!(subject.driver.compact(subject.epoch().await, FOREVER, Revision(3), 100).await.unwrap(), Revision(3));
     let id = subject.join(1).await;
     subject.take(id, slot(0)).await.unwrap();
     let (_, slots) = subject.driver.cluster().await.unwrap();
@@ -131,6 +153,14 @@ pub async fn d08_another_epoch_is_noticed_by_every_call_that_names_one(subject: 
     assert_ne!(new, old);
     let refused = subject.driver.begin(old, Revision(2), 10).await.map(|_| ());
     assert!(matches!(refused, Err(DriverError::EpochChanged { .. })), "{refused:?}");
+    let late = subject.driver.write_entities(old, Revision(0), Revision(2), vec![entity(Revision(1))], vec![]).await;
+    assert!(matches!(late, Err(DriverError::EpochChanged { .. })), "{late:?}");
+    let tree = crate::driver::StoredTree { revision: Revision(2), entities: vec![entity(Revision(1))] };
+    let late = subject.driver.replace_entities(old, tree).await;
+    assert!(matches!(late, Err(DriverError::EpochChanged { .. })), "{late:?}");
+    assert_eq!(subject.driver.load().await.unwrap().revision, Revision(0));
+    let late = subject.driver.compact(old, FOREVER, NO_FLOOR, 10).await;
+    assert!(matches!(late, Err(DriverError::EpochChanged { .. })), "{late:?}");
     assert_eq!(subject.put(1, &[]).await, Revision(3));
 }
 
