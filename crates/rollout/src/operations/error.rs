@@ -156,10 +156,10 @@ pub enum OperationError {
         why: String,
     },
     /// The bytes are being removed at this moment.
-    #[error("artifact {artifact} is being removed")]
+    #[error("what is left of {what} is being removed")]
     BeingRemoved {
-        /// The artifact.
-        artifact: String,
+        /// The artifact or the push.
+        what: String,
     },
     /// There is no such gate, or it is no gate that can be opened.
     #[error("{gate:?} is no gate that can be opened: {why}")]

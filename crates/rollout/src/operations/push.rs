@@ -62,6 +62,8 @@ impl Operations {
                 return Ok(accepted);
             }
             let (place, mut store) = store_of(transaction, &request.store)?;
+            // An id that is used again after its push was forgotten has an upload of its own.
+            keep(transaction, Garbage::upload_entry(&request.id), &request.id)?;
             require_region(transaction)?;
             let view = gather(transaction, registry, &request.store)?
                 .ok_or_else(|| OperationError::StoreUnknown { store: request.store.clone() })?;
@@ -267,9 +269,13 @@ fn take_data(
 
 /// Something refers to an artifact again: it is no garbage any more, unless it is being removed this moment.
 pub(super) fn keep_artifact(transaction: &mut Transaction, artifact: &str) -> Result<(), OperationError> {
-    let entry = Ref::<Garbage>::root(Garbage::artifact_entry(artifact)).map_err(TransactionError::Path)?;
+    keep(transaction, Garbage::artifact_entry(artifact), artifact)
+}
+
+fn keep(transaction: &mut Transaction, entry: String, what: &str) -> Result<(), OperationError> {
+    let entry = Ref::<Garbage>::root(entry).map_err(TransactionError::Path)?;
     match transaction.get(&entry)?.map(|garbage| garbage.state) {
-        Some(GarbageState::Removing) => Err(OperationError::BeingRemoved { artifact: artifact.to_owned() }),
+        Some(GarbageState::Removing) => Err(OperationError::BeingRemoved { what: what.to_owned() }),
         Some(GarbageState::Waiting) => {
             transaction.delete(&entry)?;
             Ok(())

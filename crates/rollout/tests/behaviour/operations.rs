@@ -125,8 +125,18 @@ async fn h17_d5_a_schema_that_cant_be_registered_ends_the_push_naming_the_differ
     let push = world.operations().register_schema("q", required).await.unwrap();
     assert!(push.end().unwrap().reason.contains("may not be null"), "{:?}", push.end());
     assert_eq!(world.state().snapshot().children::<RegisteredSchema>(&store).count(), 1);
+    // H26: both have ended, and everyone was told so once.
+    world.ended("p").await;
+    world.ended("q").await;
     let asked = world.hook.asked.lock().clone();
     assert!(asked.iter().all(|context| context.function != Function::PreSchemaRegistration));
+    for push in ["p", "q"] {
+        let told = asked
+            .iter()
+            .filter(|context| context.function == Function::PostEndOfPushJob && context.push.as_deref() == Some(push));
+        let told: Vec<_> = told.map(|context| (context.push_status.as_str(), context.ended_by.as_deref())).collect();
+        assert_eq!(told, [("ERROR", Some("input"))]);
+    }
 }
 
 #[tokio::test]
