@@ -57,7 +57,7 @@ async fn control(run: Run) -> Outcome {
         let look_again = run.now().after(Duration::from_millis(20));
         Ok(Outcome::retry_at_with(look_again, move |tx| tx.put(&machines, Machines { running: then })))
     };
-    step().unwrap_or_else(|error| Outcome::fail(error))
+    step().unwrap_or_else(Outcome::fail)
 }
 
 async fn want(state: &State, name: &str, wanted: u32) -> Result<(), Box<dyn std::error::Error>> {

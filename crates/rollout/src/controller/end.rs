@@ -46,11 +46,9 @@ impl PushStep<'_> {
         }
         let names: Vec<String> = self.facts.push.regions.keys().cloned().collect();
         for name in &names {
-            match self.facts.push.regions.get(name).map(|region| &region.state) {
-                Some(RegionState::Waiting | RegionState::Ingesting { .. } | RegionState::Ingested { .. }) => {
-                    self.stop(name);
-                }
-                _ => {}
+            let state = self.facts.push.regions.get(name).map(|region| &region.state);
+            if let Some(RegionState::Waiting | RegionState::Ingesting { .. } | RegionState::Ingested { .. }) = state {
+                self.stop(name);
             }
         }
         self.facts.push.clock.run(false, now);

@@ -46,7 +46,7 @@ pub(crate) fn write(folder: &Path) -> io::Result<Inputs> {
     let sound = folder.join("airports-1.csv.zst");
     std::fs::write(&sound, AIRPORTS)?;
 
-    let damaged = rows.iter().filter(|row| fate(&row[key]) % 10 != 0).map(|row| {
+    let damaged = rows.iter().filter(|row| !fate(&row[key]).is_multiple_of(10)).map(|row| {
         let empty = fate(&row[key]) % 13 < 5;
         with(row, |place, field| if place == zone && empty { "" } else { field })
     });

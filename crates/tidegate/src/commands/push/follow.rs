@@ -65,7 +65,7 @@ pub(crate) async fn follow_push(
 /// The end of a followed push: the whole tree where there is one.
 pub(super) fn print_end(outcome: &PushOutcome, output: Output) -> Result<(), Failure> {
     match &outcome.view {
-        Some(view) => output.result(view, |view, style| tree::push(view, style))?,
+        Some(view) => output.result(view, tree::push)?,
         None => output.result(&outcome.state, |state, style| {
             format!("push {}: {}", plain(&state.push), tree::status(state, style))
         })?,
@@ -147,7 +147,7 @@ pub(super) async fn status(
         return Ok(exit_of(&outcome, true));
     }
     if let Some(view) = &outcome.view {
-        output.result(view, |view, style| tree::push(view, style))?;
+        output.result(view, tree::push)?;
     }
     Ok(Exit::Done)
 }
