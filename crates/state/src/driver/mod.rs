@@ -348,7 +348,8 @@ pub trait Driver: Send + Sync + 'static {
 
     /// Moves the written-behind entities on to `revision`: changed ones and removed ones, with the digest of the whole.
     /// Does nothing if they already stand for `to` or later (no row ever goes back); where they stand for a revision between
-    /// the two, what is given covers it. With `from` and `to` alike it only tells of damage, at no cost. One short transaction: a caller with much to write moves on in steps.
+    /// the two, what is given covers it. With `from` and `to` alike it only tells of damage, at no cost. One short
+    /// transaction: a caller with much to write moves on in steps.
     ///
     /// # Errors
     /// [`DriverError::EpochChanged`]: the caller's entities are those of another store, and would be taken for this one's.

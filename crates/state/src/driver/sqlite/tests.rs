@@ -56,11 +56,20 @@ async fn d31_all_that_is_stored_is_there_after_a_close() {
     let path = folder.path().join("store.db");
     let opened = open(&path);
     contract::upkeep::u04_all_that_is_stored_can_be_read(opened.subject.clone()).await;
-    let before = opened.subject.driver.stored().await.unwrap();
+    let mut before = opened.subject.driver.stored().await.unwrap();
     drop(opened);
     assert!(!folder.path().join("store.db-wal").exists(), "a close ends the write-ahead log");
-    let after = open(&path).subject.driver.stored().await.unwrap();
+    let opened = open(&path);
+    let after = opened.subject.driver.stored().await.unwrap();
+    // All but the leases: who held them has gone with its process.
+    before.servers.iter_mut().for_each(|server| server.lease_until = Timestamp(0));
     assert_eq!(format!("{after:?}"), format!("{before:?}"));
+
+    let old = before.slots[0].clone();
+    let fence = crate::driver::Fence { slot: old.slot, token: old.token };
+    assert_eq!(opened.subject.settle_one(Settle::Watermark { fence, to: Revision(1) }).await, Settled::Refused);
+    let id = opened.subject.join(2).await;
+    assert!(opened.subject.take(id, old.slot).await.unwrap().token > old.token);
 }
 
 #[tokio::test]
