@@ -1,6 +1,6 @@
 //! The rollout controller as a cluster hook, keyed by store.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -9,7 +9,7 @@ use tidegate_lifecycle::Registry;
 use tidegate_state::{ClusterHook, Outcome, Registration, Run, Timestamp};
 
 use super::{RolloutDependencies, level_triggered};
-use crate::controller::{Plan, PushView, Write, apply, gather, next};
+use crate::controller::{PushView, apply, gather, next};
 use crate::entities::VersionStatus;
 use crate::metrics::RolloutMetrics;
 
@@ -24,19 +24,30 @@ pub(super) fn registration() -> Registration {
         .from_existing()
 }
 
-pub(super) fn hook(dependencies: &RolloutDependencies) -> Arc<Control> {
+pub(super) fn hook(dependencies: &RolloutDependencies, now: Timestamp) -> Arc<Control> {
     Arc::new(Control {
         registry: Arc::clone(&dependencies.registry),
         metrics: dependencies.metrics.clone(),
-        mismatched: Mutex::new(BTreeSet::new()),
+        since: now,
+        seen: Mutex::new(BTreeMap::new()),
     })
 }
 
 pub(super) struct Control {
     registry: Arc<Registry>,
     metrics: RolloutMetrics,
-    /// Store and region where nodes serve something else than was confirmed, so that each time counts once.
-    mismatched: Mutex<BTreeSet<(String, String)>>,
+    /// What ended before this server ran hooks was counted by another, or before a restart.
+    since: Timestamp,
+    /// What was counted, by store.
+    seen: Mutex<BTreeMap<String, Seen>>,
+}
+
+/// What was counted of one store, so that each thing counts once.
+#[derive(Default)]
+struct Seen {
+    ended: BTreeSet<String>,
+    /// Regions whose nodes serve something else than was confirmed.
+    mismatched: BTreeSet<String>,
 }
 
 #[async_trait]
@@ -47,12 +58,15 @@ impl ClusterHook for Control {
         };
         let view = match gather(run.snapshot(), &self.registry, &store) {
             Ok(Some(view)) => view,
-            Ok(None) => return Outcome::Done,
+            Ok(None) => {
+                self.seen.lock().remove(&store);
+                return Outcome::Done;
+            }
             Err(error) => return Outcome::Fail(error.to_string()),
         };
         let now = run.now();
         let plan = next(&view, now);
-        self.count(&view, &plan);
+        self.count(&view);
         if plan.is_empty() {
             return match plan.wake_at {
                 Some(at) => Outcome::RetryAt(at),
@@ -79,24 +93,25 @@ impl ClusterHook for Control {
 }
 
 impl Control {
-    fn count(&self, view: &PushView, plan: &Plan) {
-        for write in &plan.writes {
-            if let Write::Push { id, push } = write
-                && let Some(end) = push.end()
-                && view.pushes.get(id).is_some_and(|facts| !facts.push.status().is_final())
+    /// Counts what has come to pass, whoever brought it about: this hook, or a user's operation.
+    fn count(&self, view: &PushView) {
+        let mut seen = self.seen.lock();
+        let seen = seen.entry(view.name.clone()).or_default();
+        for (id, facts) in &view.pushes {
+            if let Some(end) = facts.push.end().filter(|end| end.at >= self.since)
+                && seen.ended.insert(id.clone())
             {
                 self.metrics.push_ended(end.status, end.by);
             }
         }
-        let mut mismatched = self.mismatched.lock();
+        seen.ended.retain(|id| view.pushes.contains_key(id));
         for (region, facts) in &view.regions {
-            let key = (view.name.clone(), region.clone());
             if mismatch(view, region, facts) {
-                if mismatched.insert(key) {
+                if seen.mismatched.insert(region.clone()) {
                     self.metrics.mismatch(&view.name, region);
                 }
             } else {
-                mismatched.remove(&key);
+                seen.mismatched.remove(region);
             }
         }
     }

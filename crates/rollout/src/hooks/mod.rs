@@ -79,7 +79,7 @@ impl RolloutHooks {
     ) -> Result<RolloutHooks, RegisterHooksError> {
         exist(state).await?;
         let handles = vec![
-            state.register(control::registration(), STORES_AT_ONCE, control::hook(&dependencies)).await?,
+            state.register(control::registration(), STORES_AT_ONCE, control::hook(&dependencies, state.now())).await?,
             state.register(wake::registration(), 1, Arc::new(wake::WakeStores)).await?,
             state.register(uptime::registration(), 1, Arc::new(uptime::MarkUptime)).await?,
             state.register(clean_up::registration(), REMOVALS_AT_ONCE, clean_up::hook(&dependencies)).await?,
