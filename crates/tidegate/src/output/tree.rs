@@ -299,7 +299,7 @@ mod tests {
     #[test]
     fn r11_the_tree_says_who_holds_what_and_why() {
         let text = push(&view(), Style::PLAIN);
-        let expected = "-> push p2 → airports v2  STARTED (rollout)  5s\n  |- ok a  done       serves v2 for 2s\n  `- .. b  swap gate  serves v1 for 2s\n         .. pre-swap waiting, round 2, asked again in 2s\n           region-order wait: waits for a: \\u{1b}[2J1 s of 3 s";
+        let expected = "-> push p2 → airports v2  STARTED (rollout)  5s\n  |- ok a  done       serves v2 for 2s\n  `- .. b  swap gate  serves v1 for 2s\n        .. pre-swap waiting, round 2, asked again in 2s\n          region-order wait: waits for a: \\u{1b}[2J1 s of 3 s";
         assert_eq!(text, expected);
     }
 
