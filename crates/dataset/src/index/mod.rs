@@ -28,6 +28,7 @@
 mod build;
 mod format;
 mod scrub;
+mod write;
 
 use std::borrow::Cow;
 use std::cell::RefCell;
