@@ -139,7 +139,7 @@ pub struct ServerLimits {
     pub part_bytes: u64,
     /// Requests at once, but for those below.
     pub requests: usize,
-    /// Look-ups at once.
+    /// Look-ups in batches at once.
     pub reads: usize,
     /// Parts that are received at once.
     pub uploads: usize,

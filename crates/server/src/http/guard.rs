@@ -6,7 +6,8 @@
 
 use std::any::Any;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use axum::extract::{Request, State};
@@ -35,7 +36,7 @@ pub(crate) async fn identify(mut request: Request, next: Next) -> Response {
         .get(&REQUEST_ID_HEADER)
         .and_then(|value| value.to_str().ok())
         .filter(|id| !id.is_empty() && id.len() <= REQUEST_ID_BYTES_MAX)
-        .map_or_else(|| uuid::Uuid::new_v4().simple().to_string(), str::to_owned);
+        .map_or_else(next_id, str::to_owned);
     request.extensions_mut().insert(RequestId(id.clone()));
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
@@ -45,6 +46,13 @@ pub(crate) async fn identify(mut request: Request, next: Next) -> Response {
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     response
+}
+
+/// An id that no other request has: what is random about it is drawn once per process.
+fn next_id() -> String {
+    static PROCESS: LazyLock<uuid::fmt::Simple> = LazyLock::new(|| uuid::Uuid::new_v4().simple());
+    static COUNT: AtomicU64 = AtomicU64::new(1);
+    format!("{}-{}", *PROCESS, COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Refuses requests that are meant for another host, or come from a page of another site.

@@ -47,8 +47,11 @@ enum Group {
     Requests,
     /// Ordinary requests with a manifest as body.
     Manifests,
-    /// Look-ups.
+    /// Look-ups in batches.
     Reads,
+    /// Look-ups of one key. They wait for nothing, so they need neither a limit of time nor one of
+    /// their number: there are never more at work than the process has threads.
+    LookUps,
     /// Parts that are received. They watch their own silence.
     Uploads,
     /// Streams, which have room of their own, and what has to answer whatever happens.
@@ -81,7 +84,7 @@ impl Route {
 
 /// Every route there is.
 pub(crate) fn all() -> Vec<Route> {
-    use Group::{Free, Manifests, Reads, Requests, Uploads};
+    use Group::{Free, LookUps, Manifests, Reads, Requests, Uploads};
     vec![
         Route::new("/v1/stores", Requests).on("get", stores::list).on("post", stores::create),
         Route::new("/v1/stores/{store}", Requests)
@@ -94,7 +97,7 @@ pub(crate) fn all() -> Vec<Route> {
             .on("post", stores::add_schema),
         Route::new("/v1/stores/{store}/versions", Requests).on("get", stores::versions),
         Route::new("/v1/stores/{store}/rollback", Requests).on("post", stores::roll_back),
-        Route::new("/v1/stores/{store}/keys/{key}", Reads).on("get", reads::key),
+        Route::new("/v1/stores/{store}/keys/{key}", LookUps).on("get", reads::key),
         Route::new("/v1/stores/{store}/keys:batch", Reads).on("post", reads::batch),
         Route::new("/v1/pushes", Requests).on("get", pushes::list).on("post", protocol::start),
         Route::new("/v1/pushes/{push}", Requests).on("get", pushes::show),
@@ -154,7 +157,7 @@ pub(crate) fn router(app: App) -> Router {
             Group::Uploads => method_router
                 .layer(DefaultBodyLimit::disable())
                 .layer(from_fn_with_state(uploads.clone(), guard::limit)),
-            Group::Free => method_router,
+            Group::LookUps | Group::Free => method_router,
         };
         router = router.route(route.path, method_router);
     }

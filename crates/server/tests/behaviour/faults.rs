@@ -213,3 +213,29 @@ async fn f11_a_client_that_has_waited_long_enough_says_so_and_the_push_goes_on()
     assert_eq!((state.status, state.ended_by), (PushStatus::Error, Some(EndedBy::Fault)));
     world.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f17_a_silent_client_ends_its_push_by_the_limit_and_the_next_one_is_accepted() {
+    let world = World::start().await;
+    world.store().await;
+    let patch = tidegate_client::api::StorePatch {
+        limits: Some(tidegate_client::api::LimitsPatch { silence_ms: Some(300), ..Default::default() }),
+        ..Default::default()
+    };
+    world.client.update_store("s", &patch).await.unwrap();
+    let start = tidegate_client::api::PushStart { id: "p1".to_owned(), store: "s".to_owned(), ..Default::default() };
+    world.client.start_push(&start).await.unwrap();
+    let state = world.until("p1", |state| state.status.is_terminal()).await;
+    assert_eq!((state.status, state.ended_by), (PushStatus::Error, Some(EndedBy::Limit)));
+    let reason = state.reason.unwrap();
+    assert!(reason.contains("silent") && reason.contains("0.300 s"), "{reason}");
+
+    let patch = tidegate_client::api::StorePatch {
+        limits: Some(tidegate_client::api::LimitsPatch { silence_ms: Some(600_000), ..Default::default() }),
+        ..Default::default()
+    };
+    world.client.update_store("s", &patch).await.unwrap();
+    let outcome = world.push("p2", &world.rows("one.csv", 5, "v")).await;
+    assert_eq!(outcome.state.status, PushStatus::Completed);
+    world.end().await;
+}
