@@ -33,7 +33,7 @@ use crate::path::{Path, PathError};
 /// }
 ///
 /// let store: Ref<Store> = Ref::root("airports")?;
-/// let version: Ref<Version> = store.child(7)?;
+/// let version: Ref<Version> = store.child(7_u64)?;
 /// assert_eq!(version.to_string(), "/stores/airports/versions/7");
 /// # Ok::<(), tidegate_state::PathError>(())
 /// ```
