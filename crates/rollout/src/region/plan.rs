@@ -329,6 +329,10 @@ impl NodePlan<'_> {
 
     /// Whether what the node has under this number is something else than is wanted under it.
     fn is_wrong(&self, observed: &Observed, version: u64, hold: &BTreeMap<u64, String>) -> bool {
+        // What was adopted came from no artifact: there is nothing that it could differ from.
+        if version == ADOPTED_VERSION {
+            return false;
+        }
         let another_artifact =
             match (observed.held.get(&version).and_then(|held| held.artifact.as_ref()), hold.get(&version)) {
                 (Some(found), Some(wanted)) => found != wanted,

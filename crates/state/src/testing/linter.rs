@@ -140,12 +140,11 @@ impl<'a> Linter<'a> {
             }
             match logged.get(&entity.path) {
                 Some((_, None)) => self.add(Invariant::EntitiesAsLogged, &entity.path, "was deleted by the log"),
-                Some((revision, Some(document))) => {
-                    if **document != entity.document || *revision != entity.revision {
-                        let found = format!("is not as revision {revision} of the log has it");
-                        self.add(Invariant::EntitiesAsLogged, &entity.path, found);
-                    }
+                Some((revision, Some(document))) if **document != entity.document || *revision != entity.revision => {
+                    let found = format!("is not as revision {revision} of the log has it");
+                    self.add(Invariant::EntitiesAsLogged, &entity.path, found);
                 }
+                Some((_, Some(_))) => {}
                 None if entity.revision > self.stored.meta.compacted => {
                     let found = format!("revision {} of the log does not have it", entity.revision);
                     self.add(Invariant::EntitiesAsLogged, &entity.path, found);

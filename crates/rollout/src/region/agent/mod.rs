@@ -1,9 +1,9 @@
 //! A region's agent: makes the region hold and serve what the control plane says, and reports what is.
 //!
-//! The agent has one task per store ([`store`]), and one that follows what the control plane says and
+//! The agent has one task per store (`store`), and one that follows what the control plane says and
 //! hands it on. Nothing is shared between stores but the number of copies and loads that run at a
 //! time, so that one store's trouble never holds up another's. What the agent was told is on its own
-//! disk ([`disk`]): after a restart without the control plane it goes on where it was.
+//! disk (`disk`): after a restart without the control plane it goes on where it was.
 //!
 //! # Invariants
 //! - An agent obeys the newest word that it has heard. A control plane that has fallen back behind

@@ -112,7 +112,11 @@ impl Owner {
                 let sent = Instant::now();
                 self.spawn(async move {
                     let (until, draining) = (row.lease_until, row.draining);
-                    let result = if core.points.pass(points::SLOT_BEFORE_HEARTBEAT).await == Pass::Cut {
+                    let passed = core.points.pass(points::SLOT_BEFORE_HEARTBEAT).await;
+                    if core.stop.is_cancelled() {
+                        return;
+                    }
+                    let result = if passed == Pass::Cut {
                         Err(DriverError::Unavailable("cut by a test before a heartbeat".to_owned()))
                     } else {
                         core.driver.heartbeat(row).await
@@ -254,7 +258,7 @@ impl Owner {
         // Whoever is cancelled may clean up for a while; then its task ends.
         if !runs.is_empty() {
             self.spawn(async move {
-                tokio::time::sleep(super::moving::GRACE).await;
+                tokio::time::sleep(super::giving_up::GRACE).await;
                 for control in runs.values() {
                     control.abort();
                 }

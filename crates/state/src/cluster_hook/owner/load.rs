@@ -193,7 +193,7 @@ impl Owner {
 
     /// Copies what stands behind waits out of the log, and reads again what had to be left in it.
     pub(super) fn park_and_reread(&mut self) {
-        let until = Revision(self.position.0.saturating_sub(super::moving::PARK_BEHIND));
+        let until = Revision(self.position.0.saturating_sub(super::layouts::PARK_BEHIND));
         let mut wanting: Vec<(HookNumber, Fence, Revision)> = Vec::new();
         let active: Vec<SlotId> = self.slots.keys().copied().collect();
         for id in active {
@@ -204,7 +204,7 @@ impl Owner {
                 wanting.push((id.hook, fence, after));
             }
             let mut out = Vec::new();
-            queue.park(until, super::moving::PARK_AT_ONCE, &mut out);
+            queue.park(until, super::layouts::PARK_AT_ONCE, &mut out);
             self.obey_queue(id, out);
         }
         let hooks: HashSet<HookNumber> = wanting.iter().map(|(hook, _, _)| *hook).collect();

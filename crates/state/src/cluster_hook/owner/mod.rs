@@ -2,6 +2,8 @@
 //! starts runs within the server's room, has their ends stored, and gives slots up. All I/O is done by tasks of its own,
 //! whose answers come back as [`Event`]s, so that nothing that waits holds up anything else.
 
+mod giving_up;
+mod layouts;
 mod lease;
 mod load;
 pub(crate) mod load_entries;

@@ -148,7 +148,11 @@ impl Owner {
             let started = tokio::time::Instant::now();
             let mut again = AGAIN;
             let results = loop {
-                let stored = match core.points.pass(before).await {
+                let passed = core.points.pass(before).await;
+                if core.stop.is_cancelled() {
+                    return;
+                }
+                let stored = match passed {
                     Pass::Go => core.driver.settle(items.clone()).await,
                     Pass::Cut => {
                         Err(crate::driver::DriverError::Unavailable("cut by a test before receipts".to_owned()))
@@ -332,6 +336,9 @@ impl Owner {
         let (core, sender) = (self.core.clone(), self.sender.clone());
         self.spawn(async move {
             let _ = core.points.pass(points::RUN_BEFORE_COMPLETION).await;
+            if core.stop.is_cancelled() {
+                return;
+            }
             let attributes = run.write_attributes();
             let mut again = AGAIN;
             let end = loop {

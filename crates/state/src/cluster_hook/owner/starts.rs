@@ -40,8 +40,7 @@ impl Owner {
         let mut batch = Vec::new();
         let mut started = 0_u64;
         let mut barren = 0;
-        loop {
-            let Some(hook) = self.hooks.get_mut(&number) else { break };
+        while let Some(hook) = self.hooks.get_mut(&number) {
             if hook.running >= room || barren >= hook.slots.len() || self.settlements.is_full() {
                 break;
             }

@@ -306,10 +306,29 @@ async fn k46_everything_is_as_it_was_after_all_servers_died(kind: StoreKind) {
         world.set(1, key, 1).await;
     }
     probe.until("first attempts", |probe| probe.seen().len() == 4).await;
+    let queue_of = |server: usize| {
+        let state = world.cluster.server(server).clone();
+        async move { state.queue().list(QueueFilter::all()).await.unwrap() }
+    };
+    let letters = ["dead", "dead-discarded"];
     for attempts in 2..=3 {
+        // A backoff is counted from when the failure is seen, so the clock waits for that.
+        world
+            .eventually("what failed backs off", || async {
+                let list = queue_of(1).await;
+                let failed = |key: &str, times: usize| {
+                    list.iter().any(|entry| {
+                        let backs_off = matches!(entry.state, RequestState::BackingOff(_));
+                        entry.key == key && backs_off && entry.attempts as usize == times
+                    })
+                };
+                letters.iter().all(|key| failed(key, attempts - 1)) && (attempts == 2 || failed("backs-off", 1))
+            })
+            .await;
         world.step(Duration::from_secs(21)).await;
-        probe.started("dead", attempts).await;
-        probe.started("dead-discarded", attempts).await;
+        for key in letters {
+            probe.started(key, attempts).await;
+        }
         if attempts == 2 {
             world.set(1, "backs-off", 1).await;
             probe.started("backs-off", 1).await;
@@ -317,13 +336,11 @@ async fn k46_everything_is_as_it_was_after_all_servers_died(kind: StoreKind) {
     }
     probe.started("backs-off", 2).await;
     world.set(1, "dead", 2).await;
-    let queue_of = |server: usize| {
-        let state = world.cluster.server(server).clone();
-        async move { state.queue().list(QueueFilter::all()).await.unwrap() }
-    };
     world
-        .eventually("letters are dead", || async {
-            queue_of(1).await.iter().filter(|entry| entry.state == RequestState::Dead).count() == 2
+        .eventually("two letters are dead, and the third request has failed twice", || async {
+            let list = queue_of(1).await;
+            list.iter().filter(|entry| entry.state == RequestState::Dead).count() == 2
+                && list.iter().any(|entry| entry.key == "backs-off" && entry.attempts == 2)
         })
         .await;
     let letter = queue_of(1).await.into_iter().find(|entry| entry.key == "dead-discarded").unwrap().request;

@@ -298,10 +298,11 @@ async fn k49_another_number_of_slots_takes_over_when_the_old_ones_are_drained(ki
                 && view.slots.iter().filter(|slot| slot.owner.is_some()).count() == 16
         })
         .await;
-    world.eventually("only the dead letter and what stands behind it are left", || async {
-        world.cluster.server(0).queue().list(QueueFilter::all()).await.unwrap().len() == 2
-    })
-    .await;
+    world
+        .eventually("only the dead letter and what stands behind it are left", || async {
+            world.cluster.server(0).queue().list(QueueFilter::all()).await.unwrap().len() == 2
+        })
+        .await;
     let list = world.cluster.server(0).queue().list(QueueFilter::all()).await.unwrap();
     let states: Vec<_> = list.iter().map(|entry| (entry.key.as_str(), entry.state.clone())).collect();
     let letter = list[0].request;

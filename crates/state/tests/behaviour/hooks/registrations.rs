@@ -5,9 +5,7 @@ use std::time::Duration;
 use tidegate_state::driver::LogEntry;
 use tidegate_state::testing::StoreKind;
 use tidegate_state::testing::points::name as point;
-use tidegate_state::{
-    Outcome, PatternError, RegisterError, Registration, Transaction, TransactionError, WriteError,
-};
+use tidegate_state::{Outcome, PatternError, RegisterError, Registration, Transaction, TransactionError, WriteError};
 
 use super::support::{Probe, Store, Version, World, effect, per_store, store};
 
@@ -26,10 +24,9 @@ async fn k04_one_transaction_asks_for_all_its_runs_at_once(kind: StoreKind) {
     world.register(0, &per_store("other"), 64, &other).await;
     let registration = Registration::new("versions", 1).on("/stores/{store}/versions/*").key("{store}");
     world.register(0, &registration, 64, &versions).await;
-    let revision = write(&world, 0, |tx| {
-        (0..50).try_for_each(|number| tx.put(&store(&format!("k{number}")), Store { value: 1 }))
-    })
-    .await;
+    let revision =
+        write(&world, 0, |tx| (0..50).try_for_each(|number| tx.put(&store(&format!("k{number}")), Store { value: 1 })))
+            .await;
     let stored = world.cluster.stored().await;
     let row = stored.log.iter().find(|row| row.revision == revision).unwrap();
     let asked: usize = row
@@ -42,7 +39,8 @@ async fn k04_one_transaction_asks_for_all_its_runs_at_once(kind: StoreKind) {
         .sum();
     assert_eq!(asked, 100);
     write(&world, 0, |tx| {
-        (0..20).try_for_each(|number| tx.put(&store("k0").child::<Version>(number as u64).unwrap(), Version { value: 1 }))
+        (0..20)
+            .try_for_each(|number| tx.put(&store("k0").child::<Version>(number as u64).unwrap(), Version { value: 1 }))
     })
     .await;
     world.hooks_finish(0).await;
@@ -72,11 +70,12 @@ async fn k06_what_was_missed_while_nobody_ran_the_hook_is_given_whole(kind: Stor
         world.set(0, "b", value).await;
         world.cluster.advance(Duration::from_millis(10));
     }
-    world.eventually("entities are written behind", || async {
-        let stored = world.cluster.stored().await;
-        stored.tree.revision == stored.meta.head
-    })
-    .await;
+    world
+        .eventually("entities are written behind", || async {
+            let stored = world.cluster.stored().await;
+            stored.tree.revision == stored.meta.head
+        })
+        .await;
     let probe = Probe::new();
     world.register(1, &per_store("hook"), 4, &probe).await;
     probe.started("a", 3).await;
@@ -149,8 +148,9 @@ async fn k37_two_patterns_share_a_key(kind: StoreKind) {
         world.set(0, format!("k{key}"), 1).await;
     }
     let (every, latest) = (Probe::new(), Probe::new());
-    let registration =
-        |name: &str| Registration::new(name, 1).on("/stores/{store}").on("/stores/{store}/versions/*").key("{store}").slots(5);
+    let registration = |name: &str| {
+        Registration::new(name, 1).on("/stores/{store}").on("/stores/{store}/versions/*").key("{store}").slots(5)
+    };
     world.register_everywhere(&registration("every"), 4, &every).await;
     world.register_everywhere(&registration("latest").latest_state(), 4, &latest).await;
     world.spread("every", 3).await;
@@ -181,7 +181,8 @@ async fn k37_two_patterns_share_a_key(kind: StoreKind) {
 
 async fn k41_a_fan_out_hook_writes_beside_all_that_are_concerned(kind: StoreKind) {
     let mut world = World::new(kind, 2).await;
-    write(&world, 0, |tx| (0..100).try_for_each(|number| tx.put(&store(&format!("k{number}")), Store { value: 1 }))).await;
+    write(&world, 0, |tx| (0..100).try_for_each(|number| tx.put(&store(&format!("k{number}")), Store { value: 1 })))
+        .await;
     write(&world, 0, |tx| tx.put(&effect("region"), super::support::Effect { count: 0, last: 0 })).await;
     let each = Probe::new();
     world.register(1, &per_store("each").latest_state(), 16, &each).await;

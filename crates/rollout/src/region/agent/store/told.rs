@@ -15,7 +15,8 @@ use crate::region::standing::{self, Facts, Novelty, novelty};
 
 impl StoreTask {
     pub(super) fn track_trouble(&mut self) {
-        let trouble = self.view.nodes.iter().any(|node| !node.trouble.is_empty())
+        let trouble = self.report_trouble.is_some()
+            || self.view.nodes.iter().any(|node| !node.trouble.is_empty())
             || self.view.versions.values().any(|version| !version.trouble.is_empty());
         if trouble != self.in_trouble {
             self.in_trouble = trouble;
