@@ -3,7 +3,7 @@
 //! The request is written by the transaction that makes the change (`matcher`), so it is durable when the change is and
 //! is not there when the change is not. A hook's keys hash to slots (`slots`), which servers lease (`balance`,
 //! `owner`). The owner of a slot learns of requests from its tail, queues them per key (`key_queue`), runs the hook
-//! ([`runner`]), and acknowledges in batches by receipts that count only while the slot's token holds.
+//! (`runner`), and acknowledges in batches by receipts that count only while the slot's token holds.
 //!
 //! Invariants (the guarantees of the crate's first page follow from them):
 //! 1. A request is an entry of the log and nothing else; a run without one does not happen (G1, G2).
