@@ -109,38 +109,6 @@ async fn k10_a_server_that_hears_nothing_cancels_its_runs_when_its_lease_ends(ki
     world.finish().await;
 }
 
-async fn k11_writes_and_receipt_are_both_there_or_neither(kind: StoreKind) {
-    let cases = [
-        (points::RUN_BEFORE_COMPLETION, true),
-        (point::COMMIT_LOCKED, true),
-        (point::COMMIT_BEFORE_COMMIT, true),
-        (point::COMMIT_AFTER_COMMIT, false),
-    ];
-    for (place, runs_again) in cases {
-        let (mut world, first, second) = owner_and_successor(kind, 1).await;
-        first.hold("a");
-        world.set(2, "a", 1).await;
-        first.started("a", 1).await;
-        let hold = world.cluster.points(0).hold(place);
-        first.release("a");
-        hold.reached().await;
-        world.kill(0);
-        drop(hold);
-        world.step(Duration::from_secs(12)).await;
-        if runs_again {
-            second.started("a", 1).await;
-        }
-        world.set(2, "b", 1).await;
-        second.started("b", 1).await;
-        world.hooks_finish(2).await;
-        assert_eq!(second.seen_of("a").len(), usize::from(runs_again), "{place}");
-        assert_eq!(count_of(&world, 2, "a").await, 1, "{place}");
-        let stored = world.cluster.stored().await;
-        assert_eq!(stored.records.iter().filter(|row| row.document.json.contains("\"token\"")).count(), 2, "{place}");
-        world.finish().await;
-    }
-}
-
 async fn k11_a_lost_answer_to_the_completion_is_found_out(kind: StoreKind) {
     for place in [point::COMMIT_AFTER_COMMIT, point::COMMIT_BEFORE_COMMIT] {
         let (world, first, _second) = owner_and_successor(kind, 1).await;
@@ -406,7 +374,6 @@ super::both! {
     k05_a_run_waits_until_its_server_has_applied_the_request,
     k09_zombie_completion_is_refused,
     k10_a_server_that_hears_nothing_cancels_its_runs_when_its_lease_ends,
-    k11_writes_and_receipt_are_both_there_or_neither,
     k11_a_lost_answer_to_the_completion_is_found_out,
     k12_refused_writes_and_panics_are_failed_attempts,
     k45_a_receipt_is_there_before_the_next_owner_looks_or_refused,
