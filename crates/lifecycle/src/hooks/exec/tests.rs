@@ -13,8 +13,11 @@ struct Script {
 fn script(body: &str) -> Script {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("hook");
-    fs::write(&path, format!("#!/bin/sh\ncd {}\n{body}\n", folder.path().display())).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    let text = format!("#!/bin/sh\ncd {}\n{body}\n", folder.path().display());
+    // Written by another process: a file that this one had open for writing when another test forked is busy for a moment.
+    let write = r#"printf %s "$1" > "$0" && chmod 755 "$0""#;
+    let written = std::process::Command::new("sh").args(["-c", write]).arg(&path).arg(text).status().unwrap();
+    assert!(written.success(), "{written}");
     Script { folder, path }
 }
 
