@@ -35,7 +35,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
         if let Some(running) = acceptance::binary_of(line) {
             binary = running;
         }
-        if let Some(name) = line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... ok")) {
+        if let Some(name) = passed_test(line) {
             passed.insert(TestName { binary: binary.clone(), name: name.to_owned() });
         }
     })?;
@@ -56,6 +56,12 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     Ok(())
 }
 
+/// The test that this line says has passed. One that has to panic is printed with a remark, and listed without it.
+fn passed_test(line: &str) -> Option<&str> {
+    let name = line.strip_prefix("test ")?.strip_suffix(" ... ok")?;
+    Some(name.strip_suffix(" - should panic").unwrap_or(name))
+}
+
 /// A test that can't run here appends `name<TAB>reason` to the file that `TIDEGATE_SKIP_LOG` names.
 fn print_skips(log: &Path) -> Vec<(String, String)> {
     let text = std::fs::read_to_string(log).unwrap_or_default();
@@ -73,4 +79,18 @@ fn print_skips(log: &Path) -> Vec<(String, String)> {
         }
     }
     skips
+}
+
+#[cfg(test)]
+mod tests {
+    use super::passed_test;
+
+    #[test]
+    fn a_test_goes_by_one_name_whether_it_is_listed_or_run() {
+        assert_eq!(passed_test("test memory::k09_zombie ... ok"), Some("memory::k09_zombie"));
+        assert_eq!(passed_test("test kit::u02_held - should panic ... ok"), Some("kit::u02_held"));
+        for none in ["test memory::k09_zombie ... FAILED", "test a ... ignored", "running 2 tests"] {
+            assert_eq!(passed_test(none), None, "{none}");
+        }
+    }
 }
