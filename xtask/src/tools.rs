@@ -25,7 +25,9 @@ pub(crate) fn install() -> Result<(), String> {
     // Away from the workspace, so that neither its profile nor its target folder is used.
     command.current_dir(std::env::temp_dir()).env_remove("CARGO_TARGET_DIR");
     // It runs for a moment, and an optimised build of it takes minutes.
-    command.args(["install", "cargo-deny", "--debug", "--locked", "--version", CARGO_DENY_VERSION, "--root"]).arg(folder());
+    command
+        .args(["install", "cargo-deny", "--debug", "--locked", "--version", CARGO_DENY_VERSION, "--root"])
+        .arg(folder());
     run(&mut command)
 }
 
