@@ -18,6 +18,7 @@
 //! | [`region`] | regions and what they hold and serve |
 //! | [`read`] | look-ups, one by one and in batches |
 //! | [`config`] | the hooks configuration in force |
+//! | [`cluster`] | servers, what they lease, and what waits |
 //! | [`queue`] | requests of cluster hooks |
 //! | [`watch`] | events of the watch streams |
 //!
@@ -28,6 +29,7 @@
 //! so that an older client can still show the rest. Times are [`EpochMs`]. Optional fields that
 //! are absent are left out.
 
+pub mod cluster;
 pub mod config;
 pub mod error;
 pub mod freeze;
@@ -42,6 +44,7 @@ pub mod store;
 pub mod view;
 pub mod watch;
 
+pub use cluster::{ClusterHookView, ClusterView, ServerHookView, ServerStatus, ServerView};
 pub use config::{
     ConfigView, HookSettingsView, HooksConfigUpdate, HooksConfigView, ServerConfigView, Setting, SettingOrigin,
 };

@@ -1,5 +1,6 @@
 //! One method per route, a file per subject.
 
+mod cluster;
 mod config;
 mod pushes;
 mod queue;

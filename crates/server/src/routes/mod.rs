@@ -3,6 +3,7 @@
 //! Each handler is described where it stands; [`openapi`] gathers the descriptions, and a test
 //! sees to it that none is missing and none is left over.
 
+mod cluster;
 mod config;
 mod freezes;
 mod ops;
@@ -121,6 +122,7 @@ pub(crate) fn all() -> Vec<Route> {
         Route::new("/v1/pauses/{pause}/answer", Requests).on("post", pauses::answer),
         Route::new("/v1/config", Requests).on("get", config::show),
         Route::new("/v1/config/hooks", Requests).on("put", config::publish),
+        Route::new("/v1/cluster", Requests).on("get", cluster::show),
         Route::new("/v1/queue", Requests).on("get", queue::list),
         Route::new("/v1/queue/{request}/{action}", Requests).on("post", queue::act),
         Route::new("/v1/watch", Free).on("get", watch::tree),

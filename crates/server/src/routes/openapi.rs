@@ -6,7 +6,9 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
 
-use super::{config, freezes, ops, page, pauses, protocol, pushes, queue, reads, regions, stores, upload, watch};
+use super::{
+    cluster, config, freezes, ops, page, pauses, protocol, pushes, queue, reads, regions, stores, upload, watch,
+};
 
 /// Gathers what is described at each route.
 #[derive(OpenApi)]
@@ -51,6 +53,7 @@ use super::{config, freezes, ops, page, pauses, protocol, pushes, queue, reads, 
         freezes::lift,
         pauses::list,
         pauses::answer,
+        cluster::show,
         config::show,
         config::publish,
         queue::list,

@@ -1,5 +1,6 @@
 //! From a snapshot to what the API shows. Pure: no I/O, and time comes in as an argument.
 
+pub(crate) mod cluster;
 pub(crate) mod explain;
 pub(crate) mod gate;
 pub(crate) mod job;

@@ -95,6 +95,8 @@ pub(crate) enum Command {
     /// The hooks' configuration that is in force.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// The control plane's servers: how far each is behind, what it leases, and what waits.
+    Cluster,
     /// Requests of the cluster hooks that wait, failed or are dead.
     #[command(subcommand)]
     Queue(QueueCommand),

@@ -1,5 +1,6 @@
 //! What each command does. One file per group.
 
+mod cluster;
 mod config;
 mod diff;
 mod push;
@@ -47,6 +48,7 @@ pub(crate) async fn run(arguments: Arguments, registry: Registry, output: Output
         Command::Region(command) => region::run(command, &client()?, output).await,
         Command::Diff { before, after, key } => diff::run(before, after, key, output).await,
         Command::Config(command) => config::run(command, &client()?, output).await,
+        Command::Cluster => cluster::run(&client()?, output).await,
         Command::Queue(command) => queue::run(command, &client()?, output).await,
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "tidegate", &mut std::io::stdout());
