@@ -145,7 +145,9 @@ impl Committer {
             self.fail_all(&failure);
             return Ok(());
         }
-        core.points.pass(point::COMMIT_BEFORE_LOCK).await;
+        if core.points.pass(point::COMMIT_BEFORE_LOCK).await == Pass::Cut {
+            return Err(Setback::Nothing(DriverError::Unavailable("cut by a test before the lock".to_owned())));
+        }
         let (epoch, after) = {
             let head = core.head.lock().await;
             (head.snapshot.epoch(), head.snapshot.revision())

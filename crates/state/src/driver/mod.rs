@@ -14,6 +14,7 @@
 //!    that `entities` stand for. The newest row stays.
 
 mod faults;
+pub(crate) mod format;
 mod leases;
 pub mod memory;
 mod record_index;
@@ -25,7 +26,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-pub use faults::{CommitFault, Faults, FaultyDriver, SettleFault};
+pub use faults::{Call, CommitFault, Faults, FaultyDriver, SettleFault};
 pub use rows::{
     EntityRow, Exception, ExceptionState, Fence, HookLoad, HookNumber, IndexEntry, LogEntry, LogRow, Meta, Receipt,
     ReceiptOutcome, RecordId, RecordRow, RecordWrite, RequestAction, RequestId, RequestedChange, ServerHook, ServerId,
@@ -52,6 +53,17 @@ pub enum DriverError {
         found: u32,
         /// The newest one that this build knows.
         known: u32,
+    },
+    /// The store's format is older than this build brings up to date. Nothing was written.
+    #[error(
+        "the store has format {found}, and this build takes over formats from {oldest} on; first start a release that knows \
+         format {oldest}, which brings the store there; nothing was written"
+    )]
+    OlderFormat {
+        /// The store's format.
+        found: u32,
+        /// The oldest that this build takes over.
+        oldest: u32,
     },
     /// Another process has the store.
     #[error("the store is held by another process: {0}")]

@@ -7,10 +7,12 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, ffi, params}
 use uuid::Uuid;
 
 use super::super::DriverError;
+use super::super::format::Formats;
 use super::entities::EntitiesMark;
 
 /// The newest format that this build knows: the number of the last migration.
 pub(super) const FORMAT: u32 = 1;
+const FORMATS: Formats = Formats { oldest: 1, newest: FORMAT };
 
 /// How long a connection waits for one of another program (a person's `sqlite3`, a backup tool).
 const BUSY_LIMIT: Duration = Duration::from_secs(5);
@@ -33,7 +35,7 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection, DriverError> {
     let opened = |error| cannot_open(path, &error);
     connection.busy_timeout(BUSY_LIMIT).map_err(opened)?;
     // Before anything is written: a newer release's store, or somebody else's database, stays as it is.
-    let found = check_format(&connection, path)?;
+    let found = check_format(&connection, path, FORMATS)?;
     connection.pragma_update(None, "journal_mode", "WAL").map_err(opened)?;
     connection.pragma_update(None, "synchronous", "FULL").map_err(opened)?;
     connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES).map_err(opened)?;
@@ -69,7 +71,7 @@ pub(super) fn open_backup(path: &Path) -> Result<Connection, DriverError> {
         return Err(DriverError::Configuration(format!("there is no backup at {}", path.display())));
     }
     let connection = open_reader(path)?;
-    match check_format(&connection, path)? {
+    match check_format(&connection, path, FORMATS)? {
         FORMAT => Ok(connection),
         0 => Err(DriverError::Configuration(format!("{} is empty, and no backup", path.display()))),
         older => Err(DriverError::Configuration(format!(
@@ -79,7 +81,7 @@ pub(super) fn open_backup(path: &Path) -> Result<Connection, DriverError> {
     }
 }
 
-fn check_format(connection: &Connection, path: &Path) -> Result<u32, DriverError> {
+pub(super) fn check_format(connection: &Connection, path: &Path, formats: Formats) -> Result<u32, DriverError> {
     let opened = |error| cannot_open(path, &error);
     let found: u32 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(opened)?;
     let foreign = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name <> 'refinery_schema_history' LIMIT 1";
@@ -89,8 +91,7 @@ fn check_format(connection: &Connection, path: &Path) -> Result<u32, DriverError
             "{} is a database of something else (it has a table {table:?}); nothing was written",
             path.display()
         ))),
-        (found, _) if found > FORMAT => Err(DriverError::NewerFormat { found, known: FORMAT }),
-        (found, _) => Ok(found),
+        (found, _) => formats.check(found).map(|()| found),
     }
 }
 

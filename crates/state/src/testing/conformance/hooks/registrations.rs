@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use tidegate_state::driver::LogEntry;
-use tidegate_state::testing::StoreKind;
-use tidegate_state::testing::points::name as point;
-use tidegate_state::{Outcome, PatternError, RegisterError, Registration, Transaction, TransactionError, WriteError};
+use crate::driver::LogEntry;
+use crate::testing::points::name as point;
+use crate::{Outcome, PatternError, RegisterError, Registration, Transaction, TransactionError, WriteError};
 
+use super::Case;
 use super::support::{Probe, Store, Version, World, effect, per_store, store};
 
-async fn write<F>(world: &World, server: usize, closure: F) -> tidegate_state::Revision
+async fn write<F>(world: &World, server: usize, closure: F) -> crate::Revision
 where
     F: Fn(&mut Transaction) -> Result<(), TransactionError> + Send + 'static,
 {
@@ -17,8 +17,9 @@ where
     written.unwrap().revision
 }
 
-async fn k04_one_transaction_asks_for_all_its_runs_at_once(kind: StoreKind) {
-    let mut world = World::new(kind, 1).await;
+/// K4: one transaction asks for all its runs at once.
+pub async fn k04_one_transaction_asks_for_all_its_runs_at_once(case: Case) {
+    let mut world = World::new(&case, 1).await;
     let (one, other, versions) = (Probe::answering(|_| Outcome::fail("no")), Probe::new(), Probe::new());
     world.register(0, &per_store("one").attempts(1), 64, &one).await;
     world.register(0, &per_store("other"), 64, &other).await;
@@ -51,8 +52,9 @@ async fn k04_one_transaction_asks_for_all_its_runs_at_once(kind: StoreKind) {
     world.finish_waiting().await;
 }
 
-async fn k06_what_was_missed_while_nobody_ran_the_hook_is_given_whole(kind: StoreKind) {
-    let mut world = World::configured(kind, 2, |_, mut options| {
+/// K6: what was missed while nobody ran the hook is given whole.
+pub async fn k06_what_was_missed_while_nobody_ran_the_hook_is_given_whole(case: Case) {
+    let mut world = World::configured(&case, 2, |_, mut options| {
         options.log_keep = Duration::ZERO;
         options.compact_every = 1;
         options.entities_behind = Duration::from_millis(20);
@@ -85,8 +87,9 @@ async fn k06_what_was_missed_while_nobody_ran_the_hook_is_given_whole(kind: Stor
     world.finish_waiting().await;
 }
 
-async fn k22_a_server_without_the_code_makes_the_request_all_the_same(kind: StoreKind) {
-    let mut world = World::new(kind, 2).await;
+/// K22: a server without the code makes the request all the same.
+pub async fn k22_a_server_without_the_code_makes_the_request_all_the_same(case: Case) {
+    let mut world = World::new(&case, 2).await;
     let probe = Probe::new();
     world.register(0, &per_store("hook"), 4, &probe).await;
     world.cluster.server(1).flush().await.unwrap();
@@ -97,8 +100,9 @@ async fn k22_a_server_without_the_code_makes_the_request_all_the_same(kind: Stor
     world.finish().await;
 }
 
-async fn k35_matching_is_done_at_the_head_by_the_registration_alone(kind: StoreKind) {
-    let mut world = World::new(kind, 2).await;
+/// K35: matching is done at the head by the registration alone.
+pub async fn k35_matching_is_done_at_the_head_by_the_registration_alone(case: Case) {
+    let mut world = World::new(&case, 2).await;
     write(&world, 0, |tx| {
         tx.put(&store("a"), Store { value: 1 })?;
         (0..3).try_for_each(|number| tx.put(&store("a").child::<Version>(number as u64).unwrap(), Version { value: 1 }))
@@ -118,8 +122,9 @@ async fn k35_matching_is_done_at_the_head_by_the_registration_alone(kind: StoreK
     world.finish().await;
 }
 
-async fn k36_bad_registrations_are_refused(kind: StoreKind) {
-    let world = World::new(kind, 1).await;
+/// K36: bad registrations are refused.
+pub async fn k36_bad_registrations_are_refused(case: Case) {
+    let world = World::new(&case, 1).await;
     let state = world.cluster.server(0);
     let before = state.snapshot().revision();
     for bad in [
@@ -142,8 +147,9 @@ async fn k36_bad_registrations_are_refused(kind: StoreKind) {
     world.finish().await;
 }
 
-async fn k37_two_patterns_share_a_key(kind: StoreKind) {
-    let mut world = World::new(kind, 3).await;
+/// K37: two patterns share a key.
+pub async fn k37_two_patterns_share_a_key(case: Case) {
+    let mut world = World::new(&case, 3).await;
     for key in 0..5 {
         world.set(0, format!("k{key}"), 1).await;
     }
@@ -154,7 +160,7 @@ async fn k37_two_patterns_share_a_key(kind: StoreKind) {
     world.register_everywhere(&registration("every"), 4, &every).await;
     world.register_everywhere(&registration("latest").latest_state(), 4, &latest).await;
     world.spread("every", 3).await;
-    let mut last = tidegate_state::Revision(0);
+    let mut last = crate::Revision(0);
     for value in 2..=31_u64 {
         for key in 0..5 {
             let id = format!("k{key}");
@@ -179,9 +185,18 @@ async fn k37_two_patterns_share_a_key(kind: StoreKind) {
     world.finish().await;
 }
 
-async fn k41_a_fan_out_hook_writes_beside_all_that_are_concerned(kind: StoreKind) {
-    let mut world = World::new(kind, 2).await;
-    write(&world, 0, |tx| (0..100).try_for_each(|number| tx.put(&store(&format!("k{number}")), Store { value: 1 })))
+/// K41: a fan out hook writes beside all that are concerned.
+pub async fn k41_a_fan_out_hook_writes_beside_all_that_are_concerned(case: Case) {
+    for place in
+        [point::COMMIT_BEFORE_LOCK, point::COMMIT_LOCKED, point::COMMIT_BEFORE_COMMIT, point::COMMIT_AFTER_COMMIT]
+    {
+        fan_out(&case, place).await;
+    }
+}
+
+async fn fan_out(case: &Case, place: &'static str) {
+    let mut world = World::new(case, 2).await;
+    write(&world, 0, |tx| (0..500).try_for_each(|number| tx.put(&store(&format!("k{number}")), Store { value: 1 })))
         .await;
     write(&world, 0, |tx| tx.put(&effect("region"), super::support::Effect { count: 0, last: 0 })).await;
     let each = Probe::new();
@@ -189,16 +204,16 @@ async fn k41_a_fan_out_hook_writes_beside_all_that_are_concerned(kind: StoreKind
     let fan_out = Probe::answering(|run| {
         let revision = run.revision().0;
         Outcome::done_with(move |tx| {
-            (0..100).try_for_each(|number| tx.put(&store(&format!("k{number}")), Store { value: revision }))
+            (0..500).try_for_each(|number| tx.put(&store(&format!("k{number}")), Store { value: revision }))
         })
     });
     let registration = Registration::new("fan-out", 1).on("/effects/region").key("all").latest_state().slots(1);
     world.register(0, &registration, 1, &fan_out).await;
-    world.cluster.points(0).cut(point::COMMIT_BEFORE_COMMIT, 1);
+    world.cluster.points(0).cut(place, 1);
     write(&world, 1, |tx| tx.put(&effect("region"), super::support::Effect { count: 1, last: 0 })).await;
     let second = write(&world, 1, |tx| tx.put(&effect("region"), super::support::Effect { count: 2, last: 0 })).await;
     world.hooks_finish(1).await;
-    for number in 0..100 {
+    for number in 0..500 {
         let seen = each.seen_of(&format!("k{number}"));
         assert_eq!(seen.last().unwrap().after, Some(second.0), "k{number}");
     }
@@ -206,14 +221,4 @@ async fn k41_a_fan_out_hook_writes_beside_all_that_are_concerned(kind: StoreKind
     let mut expectation = world.expectation().await;
     expectation.keys.clear();
     world.finish_checked(expectation).await;
-}
-
-super::both! {
-    k04_one_transaction_asks_for_all_its_runs_at_once,
-    k06_what_was_missed_while_nobody_ran_the_hook_is_given_whole,
-    k22_a_server_without_the_code_makes_the_request_all_the_same,
-    k35_matching_is_done_at_the_head_by_the_registration_alone,
-    k36_bad_registrations_are_refused,
-    k37_two_patterns_share_a_key,
-    k41_a_fan_out_hook_writes_beside_all_that_are_concerned,
 }

@@ -3,13 +3,14 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use tidegate_state::testing::StoreKind;
-use tidegate_state::{Outcome, Transaction, TransactionError, WriteError};
+use crate::{Outcome, Transaction, TransactionError, WriteError};
 
+use super::Case;
 use super::support::{LIMIT, Probe, Store, World, counted, per_store, store};
 
-async fn k02_no_fault_each_change_once(kind: StoreKind) {
-    let mut world = World::new(kind, 3).await;
+/// K2: no fault each change once.
+pub async fn k02_no_fault_each_change_once(case: Case) {
+    let mut world = World::new(&case, 3).await;
     let every = Probe::answering(counted);
     let every_too = Probe::new();
     let latest = Probe::new();
@@ -50,9 +51,10 @@ async fn k02_no_fault_each_change_once(kind: StoreKind) {
     world.finish().await;
 }
 
-async fn k13_keys_in_order_one_at_a_time(kind: StoreKind) {
+/// K13: keys in order one at a time.
+pub async fn k13_keys_in_order_one_at_a_time(case: Case) {
     for slots in [1, 5] {
-        let mut world = World::new(kind, 3).await;
+        let mut world = World::new(&case, 3).await;
         let probe = Probe::new();
         probe.pause(Duration::from_millis(2));
         world.register_everywhere(&per_store("hook").slots(slots), 4, &probe).await;
@@ -71,8 +73,9 @@ async fn k13_keys_in_order_one_at_a_time(kind: StoreKind) {
     }
 }
 
-async fn k15_latest_state_coalesces_into_one_further_run(kind: StoreKind) {
-    let mut world = World::new(kind, 1).await;
+/// K15: latest state coalesces into one further run.
+pub async fn k15_latest_state_coalesces_into_one_further_run(case: Case) {
+    let mut world = World::new(&case, 1).await;
     let probe = Probe::new();
     world.register(0, &per_store("hook").latest_state(), 4, &probe).await;
     for fails_first in [false, true] {
@@ -96,8 +99,8 @@ async fn k15_latest_state_coalesces_into_one_further_run(kind: StoreKind) {
             probe.until("the first run ends", |probe| probe.ended_of(key) >= 1).await;
             world
                 .eventually("it backs off", || async {
-                    let list = world.cluster.server(0).queue().list(tidegate_state::QueueFilter::all()).await.unwrap();
-                    list.iter().any(|entry| matches!(entry.state, tidegate_state::RequestState::BackingOff(_)))
+                    let list = world.cluster.server(0).queue().list(crate::QueueFilter::all()).await.unwrap();
+                    list.iter().any(|entry| matches!(entry.state, crate::RequestState::BackingOff(_)))
                 })
                 .await;
             world.step(Duration::from_secs(2)).await;
@@ -111,8 +114,13 @@ async fn k15_latest_state_coalesces_into_one_further_run(kind: StoreKind) {
     world.finish().await;
 }
 
-async fn k03_what_did_not_happen_asks_for_no_run(kind: StoreKind) {
-    let mut world = World::new(kind, 1).await;
+/// K3: what did not happen asks for no run.
+pub async fn k03_what_did_not_happen_asks_for_no_run(case: Case) {
+    let mut world = World::configured(&case, 1, |_, mut options| {
+        options.write_limit = Duration::from_millis(500);
+        options
+    })
+    .await;
     let probe = Probe::new();
     world.register(0, &per_store("hook"), 4, &probe).await;
     let state = world.cluster.server(0).clone();
@@ -138,24 +146,41 @@ async fn k03_what_did_not_happen_asks_for_no_run(kind: StoreKind) {
         })
         .await;
     undone.unwrap();
+    // A commit whose outcome is unknown, and which failed.
+    let hold = world.cluster.points(0).hold(crate::testing::points::name::COMMIT_AFTER_COMMIT);
+    world.cluster.faults(0).next_commits([crate::driver::CommitFault::NotAppliedAnswerLost]);
+    let writer = state.clone();
+    let unknown = tokio::spawn(async move {
+        let done: Result<_, WriteError<TransactionError>> =
+            writer.write(|tx: &mut Transaction| tx.put(&store("a"), Store { value: 1 })).await;
+        done.map(|_| ())
+    });
+    hold.reached().await;
+    world.cluster.faults(0).set_absent(true);
+    hold.release();
+    let unknown = super::super::within("the unknown write's answer", unknown).await.unwrap();
+    assert!(matches!(unknown, Err(WriteError::Unknown { .. })), "{unknown:?}");
+    world.cluster.faults(0).set_absent(false);
+    world.cluster.server(0).flush().await.unwrap();
     world.hooks_finish(0).await;
     assert!(probe.seen().is_empty());
     let stored = world.cluster.stored().await;
-    let asks = |entry: &tidegate_state::driver::LogEntry| matches!(entry, tidegate_state::driver::LogEntry::Change { hooks, .. } if !hooks.is_empty());
+    let asks = |entry: &crate::driver::LogEntry| matches!(entry, crate::driver::LogEntry::Change { hooks, .. } if !hooks.is_empty());
     assert!(!stored.log.iter().any(|row| row.entries.iter().any(asks)));
     world.finish().await;
 }
 
-async fn k17_a_delete_reaches_its_hook_after_everyone_died(kind: StoreKind) {
-    let mut world = World::new(kind, 2).await;
+/// K17: a delete reaches its hook after everyone died.
+pub async fn k17_a_delete_reaches_its_hook_after_everyone_died(case: Case) {
+    let mut world = World::new(&case, 2).await;
     let (every, latest) = (Probe::new(), Probe::new());
     world.register_everywhere(&per_store("every"), 4, &every).await;
     world.register_everywhere(&per_store("latest").latest_state(), 4, &latest).await;
     world.set(0, "a", 7).await;
     world.hooks_finish(0).await;
     // Nobody applies what is committed from here on.
-    let hold = world.cluster.points(0).hold(tidegate_state::testing::points::name::COMMIT_AFTER_COMMIT);
-    let tail = world.cluster.points(1).hold(tidegate_state::testing::points::name::TAIL_BEFORE_APPLY);
+    let hold = world.cluster.points(0).hold(crate::testing::points::name::COMMIT_AFTER_COMMIT);
+    let tail = world.cluster.points(1).hold(crate::testing::points::name::TAIL_BEFORE_APPLY);
     let state = world.cluster.server(0).clone();
     let deleting = tokio::spawn(async move {
         let done: Result<_, WriteError<TransactionError>> =
@@ -181,12 +206,13 @@ async fn k17_a_delete_reaches_its_hook_after_everyone_died(kind: StoreKind) {
     world.finish().await;
 }
 
-async fn k01_every_server_dies_before_it_applied_the_change(kind: StoreKind) {
-    let mut world = World::new(kind, 2).await;
+/// K1: every server dies before it applied the change.
+pub async fn k01_every_server_dies_before_it_applied_the_change(case: Case) {
+    let mut world = World::new(&case, 2).await;
     let probe = Probe::new();
     world.register_everywhere(&per_store("hook"), 4, &probe).await;
-    let hold = world.cluster.points(0).hold(tidegate_state::testing::points::name::COMMIT_AFTER_COMMIT);
-    let tail = world.cluster.points(1).hold(tidegate_state::testing::points::name::TAIL_BEFORE_APPLY);
+    let hold = world.cluster.points(0).hold(crate::testing::points::name::COMMIT_AFTER_COMMIT);
+    let tail = world.cluster.points(1).hold(crate::testing::points::name::TAIL_BEFORE_APPLY);
     let state = world.cluster.server(0).clone();
     let writing = tokio::spawn(async move {
         let done: Result<_, WriteError<TransactionError>> =
@@ -209,8 +235,9 @@ async fn k01_every_server_dies_before_it_applied_the_change(kind: StoreKind) {
     world.finish().await;
 }
 
-async fn k16_latest_state_without_room_runs_at_most_twice(kind: StoreKind) {
-    let mut world = World::new(kind, 1).await;
+/// K16: latest state without room runs at most twice.
+pub async fn k16_latest_state_without_room_runs_at_most_twice(case: Case) {
+    let mut world = World::new(&case, 1).await;
     let probe = Probe::new();
     world.register(0, &per_store("hook").latest_state(), 1, &probe).await;
     probe.hold("busy");
@@ -228,14 +255,4 @@ async fn k16_latest_state_without_room_runs_at_most_twice(kind: StoreKind) {
     assert_eq!(seen.last().unwrap().after, Some(100));
     assert_eq!(probe.seen_of("gone").last().unwrap().after, None);
     assert!(tokio::time::timeout(LIMIT, world.finish()).await.is_ok());
-}
-
-super::both! {
-    k01_every_server_dies_before_it_applied_the_change,
-    k02_no_fault_each_change_once,
-    k03_what_did_not_happen_asks_for_no_run,
-    k13_keys_in_order_one_at_a_time,
-    k15_latest_state_coalesces_into_one_further_run,
-    k16_latest_state_without_room_runs_at_most_twice,
-    k17_a_delete_reaches_its_hook_after_everyone_died,
 }

@@ -1,13 +1,13 @@
 //! U4: each kind of damage is named with its path or row; a sound store gives nothing.
 
-use tidegate_state::driver::{
+use crate::driver::{
     Exception, ExceptionState, HookNumber, LogEntry, Receipt, ReceiptOutcome, RequestId, ServerId, SlotToken,
     StoredDocument, StoredState,
 };
-use tidegate_state::testing::StoreKind;
-use tidegate_state::testing::linter::{Invariant, lint};
-use tidegate_state::{IndexDeclaration, Outcome, Record, Revision};
+use crate::testing::linter::{Invariant, lint};
+use crate::{IndexDeclaration, Outcome, Record, Revision};
 
+use super::Case;
 use super::support::{Ledger, Probe, World, counted, per_store};
 
 fn kinds() -> Vec<IndexDeclaration> {
@@ -19,8 +19,8 @@ fn kinds() -> Vec<IndexDeclaration> {
 }
 
 /// A store with a bit of everything, at rest.
-async fn sound(kind: StoreKind) -> StoredState {
-    let mut world = World::new(kind, 2).await;
+async fn sound(case: &Case) -> StoredState {
+    let mut world = World::new(case, 2).await;
     let probe = Probe::answering(|run| if run.key().as_str() == "dead" { Outcome::fail("no") } else { counted(run) });
     world.register_everywhere(&per_store("hook").attempts(1), 4, &probe).await;
     world.spread("hook", 2).await;
@@ -42,8 +42,9 @@ async fn sound(kind: StoreKind) -> StoredState {
     stored
 }
 
-async fn u04_each_kind_of_damage_is_named(kind: StoreKind) {
-    let sound = sound(kind).await;
+/// U4: each kind of damage is named.
+pub async fn u04_each_kind_of_damage_is_named(case: Case) {
+    let sound = sound(&case).await;
     let found = lint(&sound, &kinds());
     assert!(found.is_empty(), "{found:#?}");
     let request = sound.receipts[0].request;
@@ -86,7 +87,7 @@ async fn u04_each_kind_of_damage_is_named(kind: StoreKind) {
             Invariant::EntitiesAsLogged,
             Box::new(|stored| {
                 let mut entity = stored.tree.entities[0].clone();
-                entity.path = tidegate_state::Path::parse("/stores/b").unwrap();
+                entity.path = crate::Path::parse("/stores/b").unwrap();
                 stored.tree.entities.push(entity);
             }),
         ),
@@ -255,5 +256,3 @@ async fn u04_each_kind_of_damage_is_named(kind: StoreKind) {
         assert!(found.iter().any(|violation| violation.invariant == invariant), "{what}: {found:#?}");
     }
 }
-
-super::both! { u04_each_kind_of_damage_is_named }

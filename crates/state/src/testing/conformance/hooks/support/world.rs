@@ -1,244 +1,43 @@
-//! What the K cases share: small entities, hooks that note their runs, and steps of the clock that no live lease misses.
+//! A cluster whose runs are written down, and steps of its clock that no live lease misses.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
-use tidegate_state::driver::{HookNumber, LogEntry, RequestId};
-use tidegate_state::testing::history::{Expectation, HistoryEvent, Recorder, check};
-use tidegate_state::testing::{Cluster, StoreKind};
-use tidegate_state::{
-    ClusterHook, Entity, HookHandle, IndexKey, Outcome, Record, Ref, Registration, RegistrationEntity, Revision, Root,
-    Run, Transaction, TransactionError, WaitForHooks, WriteError,
-};
-
-/// How long a test waits for what is about to happen. Only a failure takes as long.
-pub(crate) const LIMIT: Duration = Duration::from_secs(30);
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Store {
-    pub(crate) value: u64,
-}
-impl Entity for Store {
-    const COLLECTION: &'static str = "stores";
-    type Parent = Root;
-    type Id = String;
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Version {
-    pub(crate) value: u64,
-}
-impl Entity for Version {
-    const COLLECTION: &'static str = "versions";
-    type Parent = Store;
-    type Id = u64;
-}
-
-/// What hooks write: one per store.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Effect {
-    pub(crate) count: u64,
-    pub(crate) last: u64,
-}
-impl Entity for Effect {
-    const COLLECTION: &'static str = "effects";
-    type Parent = Root;
-    type Id = String;
-}
-
-/// One per run that was acknowledged with writes.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Ledger {
-    pub(crate) request: RequestId,
-    pub(crate) token: u64,
-}
-impl Record for Ledger {
-    const KIND: &'static str = "ledger";
-    const INDEXES: &'static [&'static str] = &["request"];
-    fn index_keys(&self) -> Vec<IndexKey> {
-        vec![IndexKey::new().number(i64::try_from(self.request.revision.0).unwrap())]
-    }
-}
-
-pub(crate) fn store(id: &str) -> Ref<Store> {
-    Ref::root(id).unwrap()
-}
-
-pub(crate) fn effect(id: &str) -> Ref<Effect> {
-    Ref::root(id).unwrap()
-}
-
-/// One run, as the hook saw it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Seen {
-    pub(crate) server: String,
-    pub(crate) key: String,
-    pub(crate) request: RequestId,
-    pub(crate) attempt: u32,
-    pub(crate) token: u64,
-    pub(crate) snapshot: Revision,
-    /// `value` of the changed store before and after the change; with `LatestState` what the snapshot has.
-    pub(crate) before: Option<u64>,
-    pub(crate) after: Option<u64>,
-}
-
-type Answer = dyn Fn(&Run) -> Outcome + Send + Sync;
-
-/// A hook that notes its runs, can be held by key, and answers as it is told.
-#[derive(Clone)]
-pub(crate) struct Probe(Arc<ProbeInner>);
-
-struct ProbeInner {
-    seen: Mutex<Vec<Seen>>,
-    ended: Mutex<Vec<Seen>>,
-    answer: Mutex<Arc<Answer>>,
-    held: Mutex<HashMap<String, tokio::sync::watch::Sender<bool>>>,
-    changed: tokio::sync::watch::Sender<u64>,
-    pause: Mutex<Option<Duration>>,
-}
-
-impl Probe {
-    pub(crate) fn new() -> Probe {
-        Probe(Arc::new(ProbeInner {
-            seen: Mutex::default(),
-            ended: Mutex::default(),
-            answer: Mutex::new(Arc::new(|_| Outcome::Done)),
-            held: Mutex::default(),
-            changed: tokio::sync::watch::Sender::new(0),
-            pause: Mutex::default(),
-        }))
-    }
-
-    pub(crate) fn answering(answer: impl Fn(&Run) -> Outcome + Send + Sync + 'static) -> Probe {
-        let probe = Probe::new();
-        probe.answer(answer);
-        probe
-    }
-
-    pub(crate) fn answer(&self, answer: impl Fn(&Run) -> Outcome + Send + Sync + 'static) {
-        *self.0.answer.lock() = Arc::new(answer);
-    }
-
-    /// Every run takes up to this long, by the machine's clock.
-    pub(crate) fn pause(&self, most: Duration) {
-        *self.0.pause.lock() = Some(most);
-    }
-
-    /// Runs of this key do not return until they are let go.
-    pub(crate) fn hold(&self, key: &str) {
-        self.0.held.lock().insert(key.to_owned(), tokio::sync::watch::Sender::new(true));
-    }
-
-    pub(crate) fn release(&self, key: &str) {
-        if let Some(held) = self.0.held.lock().remove(key) {
-            held.send_replace(false);
-        }
-    }
-
-    pub(crate) fn seen(&self) -> Vec<Seen> {
-        self.0.seen.lock().clone()
-    }
-
-    pub(crate) fn seen_of(&self, key: &str) -> Vec<Seen> {
-        self.seen().into_iter().filter(|seen| seen.key == key).collect()
-    }
-
-    pub(crate) fn ended_of(&self, key: &str) -> usize {
-        self.0.ended.lock().iter().filter(|seen| seen.key == key).count()
-    }
-
-    /// Waits until what was seen satisfies a condition.
-    pub(crate) async fn until(&self, what: &str, mut reached: impl FnMut(&Probe) -> bool) {
-        let mut changed = self.0.changed.subscribe();
-        let waiting = async {
-            while !reached(self) {
-                changed.changed().await.unwrap();
-            }
-        };
-        if tokio::time::timeout(LIMIT, waiting).await.is_err() {
-            panic!("{what}: not within {LIMIT:?}; seen: {:#?}", self.seen());
-        }
-    }
-
-    pub(crate) async fn started(&self, key: &str, times: usize) {
-        self.until(&format!("{times} starts of {key}"), |probe| probe.seen_of(key).len() >= times).await;
-    }
-}
-
-#[async_trait]
-impl ClusterHook for Probe {
-    async fn run(&self, run: Run) -> Outcome {
-        let value = |change: Option<std::sync::Arc<Store>>| change.map(|store| store.value);
-        let (before, after) = match run.change() {
-            Some(change) if change.path.collection() == "stores" => {
-                (value(change.before().unwrap()), value(change.after().unwrap()))
-            }
-            Some(_) => (None, None),
-            None => {
-                (None, run.id("store").and_then(|id| run.snapshot().get(&store(&id)).unwrap().map(|store| store.value)))
-            }
-        };
-        let seen = Seen {
-            server: run.state().server().to_string(),
-            key: run.key().to_string(),
-            request: run.request(),
-            attempt: run.attempt(),
-            token: run.token().0,
-            snapshot: run.snapshot().revision(),
-            before,
-            after,
-        };
-        let held = self.0.held.lock().get(&seen.key).map(tokio::sync::watch::Sender::subscribe);
-        self.0.seen.lock().push(seen.clone());
-        self.0.changed.send_modify(|count| *count += 1);
-        if let Some(mut held) = held {
-            let _ = held.wait_for(|held| !held).await;
-        }
-        let pause = *self.0.pause.lock();
-        if let Some(most) = pause {
-            tokio::time::sleep(most.mul_f64(rand::random_range(0.0..1.0))).await;
-        }
-        let answer = self.0.answer.lock().clone();
-        let outcome = answer(&run);
-        self.0.ended.lock().push(seen);
-        self.0.changed.send_modify(|count| *count += 1);
-        outcome
-    }
-}
+use super::super::Case;
+use super::{LIMIT, Ledger, Probe, Store, Trace, store};
+use crate::driver::{HookNumber, LogEntry, RequestId};
+use crate::testing::Cluster;
+use crate::testing::history::{Expectation, HistoryEvent, Recorder, check};
+use crate::{HookHandle, Record, Registration, RegistrationEntity, Revision, Transaction, WaitForHooks};
 
 /// A cluster whose runs are written down, and checked at the end.
 pub(crate) struct World {
     pub(crate) cluster: Cluster,
     pub(crate) recorder: Recorder,
+    case: Case,
     handles: Vec<(usize, HookHandle)>,
 }
 
 impl World {
-    pub(crate) async fn new(kind: StoreKind, servers: usize) -> World {
-        World::configured(kind, servers, |_, options| options).await
+    pub(crate) async fn new(case: &Case, servers: usize) -> World {
+        World::configured(case, servers, |_, options| options).await
     }
 
     pub(crate) async fn configured(
-        kind: StoreKind,
+        case: &Case,
         servers: usize,
-        configure: impl Fn(usize, tidegate_state::StateOptions) -> tidegate_state::StateOptions + Send + Sync + 'static,
+        configure: impl Fn(usize, crate::StateOptions) -> crate::StateOptions + Send + Sync + 'static,
     ) -> World {
         let recorder = Recorder::in_memory();
         let shared = recorder.clone();
-        let cluster = Cluster::builder()
-            .servers(servers)
-            .configure(move |index, mut options| {
-                options.recorder = shared.clone();
-                options.drain_limit = Duration::from_secs(10);
-                configure(index, options.record::<Ledger>())
-            })
-            .open(&kind)
-            .await;
-        World { cluster, recorder, handles: Vec::new() }
+        let builder = Cluster::builder().servers(servers).configure(move |index, mut options| {
+            options.recorder = shared.clone();
+            options.drain_limit = Duration::from_secs(10);
+            configure(index, options.record::<Ledger>().record::<Trace>())
+        });
+        let cluster = case.open(builder).await;
+        World { cluster, recorder, case: case.clone(), handles: Vec::new() }
     }
 
     /// Registers a hook on a server.
@@ -274,15 +73,13 @@ impl World {
     pub(crate) async fn set(&self, server: usize, id: impl Into<String>, value: u64) -> Revision {
         let entity = store(&id.into());
         let closure = move |tx: &mut Transaction| tx.put(&entity, Store { value });
-        let committed: Result<_, WriteError<TransactionError>> = self.cluster.server(server).write(closure).await;
-        committed.unwrap().revision
+        self.case.write(self.cluster.server(server), closure).await.revision
     }
 
     pub(crate) async fn delete(&self, server: usize, id: &str) -> Revision {
         let entity = store(id);
         let closure = move |tx: &mut Transaction| tx.delete(&entity).map(|_| ());
-        let committed: Result<_, WriteError<TransactionError>> = self.cluster.server(server).write(closure).await;
-        committed.unwrap().revision
+        self.case.write(self.cluster.server(server), closure).await.revision
     }
 
     /// Steps the clock in parts that leave live servers the time to renew their leases.
@@ -361,7 +158,7 @@ impl World {
         }
     }
 
-    pub(crate) async fn hooks_finish(&self, server: usize) -> tidegate_state::HooksReport {
+    pub(crate) async fn hooks_finish(&self, server: usize) -> crate::HooksReport {
         self.cluster.server(server).wait_for_hooks(WaitForHooks::all().limit(LIMIT)).await.unwrap()
     }
 
@@ -429,10 +226,16 @@ impl World {
         self.finish_with(expectation).await;
     }
 
+    /// Ends the cluster and checks what is stored. A history is of one epoch: two give the same numbers to requests.
+    pub(crate) async fn finish_over_epochs(self) {
+        drop(self.handles);
+        self.cluster.finish().await;
+    }
+
     async fn finish_with(self, expectation: Expectation) {
         let lines = self.recorder.lines();
         if let Some(stored) = &expectation.stored {
-            let found = tidegate_state::testing::linter::lint(stored, &[]);
+            let found = crate::testing::linter::lint(stored, &[]);
             assert!(found.is_empty(), "{found:#?}");
         }
         let violations = check(&lines, &expectation);
@@ -442,10 +245,7 @@ impl World {
     }
 }
 
-fn report(
-    violations: &[tidegate_state::testing::history::HistoryViolation],
-    lines: &[tidegate_state::testing::history::Line],
-) -> String {
+fn report(violations: &[crate::testing::history::HistoryViolation], lines: &[crate::testing::history::Line]) -> String {
     let mut text = String::from("the history has violations:\n");
     for violation in violations.iter().take(20) {
         text.push_str(&format!("{violation}\n"));
@@ -458,32 +258,11 @@ fn report(
 
 /// A clock's time, without importing its trait everywhere.
 trait NowAt {
-    fn now_at(&self) -> tidegate_state::Timestamp;
+    fn now_at(&self) -> crate::Timestamp;
 }
 
-impl NowAt for tidegate_state::ManualClock {
-    fn now_at(&self) -> tidegate_state::Timestamp {
-        tidegate_state::Clock::now(self)
+impl NowAt for crate::ManualClock {
+    fn now_at(&self) -> crate::Timestamp {
+        crate::Clock::now(self)
     }
-}
-
-/// The registration that most cases use: one key per store.
-pub(crate) fn per_store(name: &str) -> Registration {
-    Registration::new(name, 1)
-        .on("/stores/{store}")
-        .key("{store}")
-        .slots(8)
-        .backoff(Duration::from_secs(1), Duration::from_secs(60))
-}
-
-/// An outcome that counts in the tree and appends a ledger record, both with the acknowledgement.
-pub(crate) fn counted(run: &Run) -> Outcome {
-    let (id, request, token) = (run.id("store").unwrap(), run.request(), run.token().0);
-    Outcome::done_with(move |tx| {
-        let path = effect(&id);
-        let count = tx.get(&path)?.map_or(0, |effect| effect.count);
-        tx.put(&path, Effect { count: count + 1, last: request.revision.0 })?;
-        tx.append(&Ledger { request, token })?;
-        Ok(())
-    })
 }

@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
-use tidegate_state::cluster_hook::points;
-use tidegate_state::testing::StoreKind;
-use tidegate_state::{QueueFilter, Registration, RequestState, slot_index};
+use crate::cluster_hook::points;
+use crate::{QueueFilter, Registration, RequestState, slot_index};
 
+use super::Case;
 use super::support::{Probe, World, counted, per_store};
 
 /// One key for each of so many slots.
-fn key_per_slot(slots: u32) -> Vec<String> {
+pub(super) fn key_per_slot(slots: u32) -> Vec<String> {
     let mut keys: BTreeMap<u32, String> = BTreeMap::new();
     let mut number = 0;
     while keys.len() < slots as usize {
@@ -21,8 +21,9 @@ fn key_per_slot(slots: u32) -> Vec<String> {
     keys.into_values().collect()
 }
 
-async fn k30_a_drain_hands_back_at_once_what_does_not_run(kind: StoreKind) {
-    let mut world = World::configured(kind, 3, |index, mut options| {
+/// K30: a drain hands back at once what does not run.
+pub async fn k30_a_drain_hands_back_at_once_what_does_not_run(case: Case) {
+    let mut world = World::configured(&case, 3, |index, mut options| {
         if index == 0 {
             options.drain_limit = Duration::from_secs(2);
         }
@@ -74,8 +75,9 @@ async fn k30_a_drain_hands_back_at_once_what_does_not_run(kind: StoreKind) {
     world.finish().await;
 }
 
-async fn k44_nothing_is_lost_or_doubled_while_slots_pass_on(kind: StoreKind) {
-    let mut world = World::new(kind, 3).await;
+/// K44: nothing is lost or doubled while slots pass on.
+pub async fn k44_nothing_is_lost_or_doubled_while_slots_pass_on(case: Case) {
+    let mut world = World::new(&case, 3).await;
     let (first, second) = (Probe::answering(counted), Probe::answering(counted));
     let registration = per_store("hook").slots(6);
     world.register(0, &registration, 8, &first).await;
@@ -141,8 +143,9 @@ async fn k44_nothing_is_lost_or_doubled_while_slots_pass_on(kind: StoreKind) {
     world.finish().await;
 }
 
-async fn k07_a_killed_server_s_slots_pass_on_when_its_lease_ends(kind: StoreKind) {
-    let mut world = World::new(kind, 3).await;
+/// K7: a killed server s slots pass on when its lease ends.
+pub async fn k07_a_killed_server_s_slots_pass_on_when_its_lease_ends(case: Case) {
+    let mut world = World::new(&case, 3).await;
     let (first, second) = (Probe::new(), Probe::new());
     let registration = per_store("hook").slots(5);
     world.register(0, &registration, 8, &first).await;
@@ -174,8 +177,9 @@ async fn k07_a_killed_server_s_slots_pass_on_when_its_lease_ends(kind: StoreKind
     world.finish().await;
 }
 
-async fn k21_a_request_waits_for_a_server_that_knows_its_hook(kind: StoreKind) {
-    let mut world = World::new(kind, 2).await;
+/// K21: a request waits for a server that knows its hook.
+pub async fn k21_a_request_waits_for_a_server_that_knows_its_hook(case: Case) {
+    let mut world = World::new(&case, 2).await;
     let old = Probe::new();
     let version = |version| Registration::new("hook", version).on("/stores/{store}").key("{store}").slots(4);
     world.register(0, &version(1), 4, &old).await;
@@ -207,8 +211,9 @@ async fn k21_a_request_waits_for_a_server_that_knows_its_hook(kind: StoreKind) {
     world.finish().await;
 }
 
-async fn k24_many_servers_register_one_hook_at_the_same_moment(kind: StoreKind) {
-    let world = World::new(kind, 4).await;
+/// K24: many servers register one hook at the same moment.
+pub async fn k24_many_servers_register_one_hook_at_the_same_moment(case: Case) {
+    let world = World::new(&case, 4).await;
     let registrations = (0..4).map(|server| {
         let state = world.cluster.server(server).clone();
         async move { state.register(per_store("hook"), 1, std::sync::Arc::new(Probe::new())).await.unwrap() }
@@ -225,8 +230,9 @@ async fn k24_many_servers_register_one_hook_at_the_same_moment(kind: StoreKind) 
     world.finish().await;
 }
 
-async fn k39_a_cap_in_the_cluster_holds(kind: StoreKind) {
-    let mut world = World::new(kind, 3).await;
+/// K39: a cap in the cluster holds.
+pub async fn k39_a_cap_in_the_cluster_holds(case: Case) {
+    let mut world = World::new(&case, 3).await;
     let probe = Probe::new();
     probe.pause(Duration::from_millis(5));
     let registration = per_store("hook").slots(12).runs_in_cluster(2);
@@ -241,8 +247,9 @@ async fn k39_a_cap_in_the_cluster_holds(kind: StoreKind) {
     world.finish().await;
 }
 
-async fn k40_a_server_runs_no_more_than_it_declares(kind: StoreKind) {
-    let mut world = World::new(kind, 2).await;
+/// K40: a server runs no more than it declares.
+pub async fn k40_a_server_runs_no_more_than_it_declares(case: Case) {
+    let mut world = World::new(&case, 2).await;
     let probe = Probe::new();
     world.register(0, &per_store("hook"), 2, &probe).await;
     let number = world.cluster.server(1).register_only(per_store("unrun")).await.unwrap();
@@ -265,11 +272,12 @@ async fn k40_a_server_runs_no_more_than_it_declares(kind: StoreKind) {
     world.finish_waiting().await;
 }
 
-async fn k49_another_number_of_slots_takes_over_when_the_old_ones_are_drained(kind: StoreKind) {
-    let mut world = World::new(kind, 2).await;
+/// K49: another number of slots takes over when the old ones are drained.
+pub async fn k49_another_number_of_slots_takes_over_when_the_old_ones_are_drained(case: Case) {
+    let mut world = World::new(&case, 2).await;
     let probe = Probe::answering(|run| match run.key().as_str() {
-        "dead" => tidegate_state::Outcome::fail("no"),
-        _ => tidegate_state::Outcome::Done,
+        "dead" => crate::Outcome::fail("no"),
+        _ => crate::Outcome::Done,
     });
     let version = |version, slots| {
         Registration::new("hook", version).on("/stores/{store}").key("{store}").slots(slots).attempts(1)
@@ -308,15 +316,4 @@ async fn k49_another_number_of_slots_takes_over_when_the_old_ones_are_drained(ki
     let letter = list[0].request;
     assert_eq!(states, [("dead", RequestState::Dead), ("dead", RequestState::PausedBehind(letter))]);
     world.finish_waiting().await;
-}
-
-super::both! {
-    k07_a_killed_server_s_slots_pass_on_when_its_lease_ends,
-    k21_a_request_waits_for_a_server_that_knows_its_hook,
-    k24_many_servers_register_one_hook_at_the_same_moment,
-    k30_a_drain_hands_back_at_once_what_does_not_run,
-    k39_a_cap_in_the_cluster_holds,
-    k40_a_server_runs_no_more_than_it_declares,
-    k44_nothing_is_lost_or_doubled_while_slots_pass_on,
-    k49_another_number_of_slots_takes_over_when_the_old_ones_are_drained,
 }

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use tidegate_state::testing::StoreKind;
-use tidegate_state::{LocalCall, QueueFilter, RequestState, Scope, slot_index};
+use crate::{LocalCall, QueueFilter, RequestState, Scope, slot_index};
 
+use super::Case;
 use super::support::{Probe, Store, World, counted, per_store};
 
-async fn k27_hanging_hooks_hold_up_nothing_else(kind: StoreKind) {
-    let mut world = World::new(kind, 2).await;
+/// K27: hanging hooks hold up nothing else.
+pub async fn k27_hanging_hooks_hold_up_nothing_else(case: Case) {
+    let mut world = World::new(&case, 2).await;
     let probe = Probe::new();
     world.register(0, &per_store("hook").slots(2), 64, &probe).await;
     for key in 0..50 {
@@ -41,8 +42,9 @@ async fn k27_hanging_hooks_hold_up_nothing_else(kind: StoreKind) {
     world.finish().await;
 }
 
-async fn k29_slots_leave_a_server_without_room_for_one_that_has_it(kind: StoreKind) {
-    let mut world = World::new(kind, 3).await;
+/// K29: slots leave a server without room for one that has it.
+pub async fn k29_slots_leave_a_server_without_room_for_one_that_has_it(case: Case) {
+    let mut world = World::new(&case, 3).await;
     let (busy, idle) = (Probe::new(), Probe::new());
     world.register(0, &per_store("hook").slots(8), 2, &busy).await;
     world.spread("hook", 1).await;
@@ -71,8 +73,9 @@ async fn k29_slots_leave_a_server_without_room_for_one_that_has_it(kind: StoreKi
     world.finish().await;
 }
 
-async fn k51_a_hook_that_kills_its_servers_is_found(kind: StoreKind) {
-    let mut world = World::new(kind, 2).await;
+/// K51: a hook that kills its servers is found.
+pub async fn k51_a_hook_that_kills_its_servers_is_found(case: Case) {
+    let mut world = World::new(&case, 2).await;
     let mut deaths = 0;
     let beside = Probe::answering(counted);
     loop {
@@ -115,10 +118,4 @@ async fn k51_a_hook_that_kills_its_servers_is_found(kind: StoreKind) {
     assert!(report.dead[0].error.as_deref().unwrap().contains("servers died"), "{:?}", report.dead[0].error);
     drop(beside);
     world.finish_waiting().await;
-}
-
-super::both! {
-    k27_hanging_hooks_hold_up_nothing_else,
-    k29_slots_leave_a_server_without_room_for_one_that_has_it,
-    k51_a_hook_that_kills_its_servers_is_found,
 }

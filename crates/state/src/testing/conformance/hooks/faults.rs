@@ -3,18 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidegate_state::cluster_hook::points;
-use tidegate_state::driver::SettleFault;
-use tidegate_state::testing::StoreKind;
-use tidegate_state::testing::history::HistoryEvent;
-use tidegate_state::testing::points::name as point;
-use tidegate_state::{Outcome, QueueFilter, RequestState, Timestamp};
+use crate::cluster_hook::points;
+use crate::driver::SettleFault;
+use crate::testing::history::HistoryEvent;
+use crate::testing::points::name as point;
+use crate::{Outcome, QueueFilter, RequestState, Timestamp, Transaction, TransactionError, slot_index};
 
-use super::support::{Probe, World, counted, effect, per_store};
+use super::super::within;
+use super::Case;
+use super::support::{Effect, Probe, World, counted, effect, per_store};
 
 /// Two servers and a third that only writes; the first one owns the only slot.
-async fn owner_and_successor(kind: StoreKind, slots: u32) -> (World, Probe, Probe) {
-    let mut world = World::new(kind, 3).await;
+pub(super) async fn owner_and_successor(case: &Case, slots: u32) -> (World, Probe, Probe) {
+    let mut world = World::new(case, 3).await;
     let (first, second) = (Probe::answering(counted), Probe::answering(counted));
     let registration = per_store("hook").slots(slots);
     world.register(0, &registration, 8, &first).await;
@@ -25,15 +26,20 @@ async fn owner_and_successor(kind: StoreKind, slots: u32) -> (World, Probe, Prob
     (world, first, second)
 }
 
-async fn count_of(world: &World, server: usize, id: &str) -> u64 {
+pub(super) async fn count_of(world: &World, server: usize, id: &str) -> u64 {
     let state = world.cluster.server(server);
     state.flush().await.unwrap();
     state.snapshot().get(&effect(id)).unwrap().map_or(0, |effect| effect.count)
 }
 
-async fn k09_zombie_completion_is_refused(kind: StoreKind) {
-    for successor_has_completed in [true, false] {
-        let (world, first, second) = owner_and_successor(kind, 1).await;
+/// K9: an owner that was held past its lease completes, with writes or without, alone or in one group with other
+/// transactions, while its successor has completed or still runs: it is refused, and changes nothing.
+pub async fn k09_zombie_completion_is_refused(case: Case) {
+    for (successor_has_completed, writes) in [(true, true), (true, false), (false, true), (false, false)] {
+        let (world, first, second) = owner_and_successor(&case, 1).await;
+        if !writes {
+            first.answer(|_| Outcome::Done);
+        }
         first.hold("a");
         if !successor_has_completed {
             second.hold("a");
@@ -47,8 +53,19 @@ async fn k09_zombie_completion_is_refused(kind: StoreKind) {
         if successor_has_completed {
             world.hooks_finish(2).await;
         }
+        // What it writes waits for the lock together with transactions of others on that server.
+        let group = points.hold(point::COMMIT_BEFORE_LOCK);
+        let beside = world.cluster.server(0).clone();
+        let mut beside = Box::pin(async move {
+            let put = |tx: &mut Transaction| tx.put(&effect("beside"), Effect { count: 1, last: 0 });
+            beside.write::<_, TransactionError, _>(put).await
+        });
+        assert!(futures::poll!(&mut beside).is_pending());
+        group.reached().await;
         first.release("a");
         first.until("the zombie's run ends", |probe| probe.ended_of("a") == 1).await;
+        group.release();
+        within("the other of the group", beside).await.unwrap();
         let refused = || async {
             world.recorder.lines().iter().any(|line| {
                 matches!(&line.event, HistoryEvent::Receipt { durable: false, .. }) && line.server == "server-0"
@@ -59,8 +76,12 @@ async fn k09_zombie_completion_is_refused(kind: StoreKind) {
         world.hooks_finish(2).await;
         let (old, new) = (&first.seen()[0], &second.seen()[0]);
         assert_eq!(old.request, new.request);
-        assert!(new.token > old.token);
+        assert!(new.token > old.token, "a resource that refuses lower tokens takes no stale write");
         assert_eq!(count_of(&world, 2, "a").await, 1);
+        let receipts = world.cluster.stored().await.receipts;
+        let of_it: Vec<_> = receipts.iter().filter(|receipt| receipt.request == new.request).collect();
+        assert_eq!(of_it.len(), 1);
+        assert_eq!(of_it[0].fence.token.0, new.token >> 24, "the successor's receipt stands");
         drop((heartbeat, lapse));
         // It joins anew and works again.
         world.set(2, "b", 1).await;
@@ -69,8 +90,9 @@ async fn k09_zombie_completion_is_refused(kind: StoreKind) {
     }
 }
 
-async fn k10_a_server_that_hears_nothing_cancels_its_runs_when_its_lease_ends(kind: StoreKind) {
-    let (world, first, second) = owner_and_successor(kind, 1).await;
+/// K10: a server that hears nothing cancels its runs when its lease ends.
+pub async fn k10_a_server_that_hears_nothing_cancels_its_runs_when_its_lease_ends(case: Case) {
+    let (world, first, second) = owner_and_successor(&case, 1).await;
     let cancelled = Arc::new(parking_lot::Mutex::new(None));
     let noted = cancelled.clone();
     first.answer(move |run| {
@@ -109,27 +131,13 @@ async fn k10_a_server_that_hears_nothing_cancels_its_runs_when_its_lease_ends(ki
     world.finish().await;
 }
 
-async fn k11_a_lost_answer_to_the_completion_is_found_out(kind: StoreKind) {
-    for place in [point::COMMIT_AFTER_COMMIT, point::COMMIT_BEFORE_COMMIT] {
-        let (world, first, _second) = owner_and_successor(kind, 1).await;
-        first.hold("a");
-        world.set(2, "a", 1).await;
-        first.started("a", 1).await;
-        world.cluster.points(0).cut(place, 1);
-        first.release("a");
-        world.hooks_finish(2).await;
-        assert_eq!(first.seen_of("a").len(), 1, "{place}");
-        assert_eq!(count_of(&world, 2, "a").await, 1, "{place}");
-        world.finish().await;
-    }
-}
-
-async fn k12_refused_writes_and_panics_are_failed_attempts(kind: StoreKind) {
-    let mut world = World::new(kind, 1).await;
+/// K12: refused writes and panics are failed attempts.
+pub async fn k12_refused_writes_and_panics_are_failed_attempts(case: Case) {
+    let mut world = World::new(&case, 1).await;
     let probe = Probe::answering(|run| match (run.key().as_str(), run.attempt()) {
         ("rejected", 1) => Outcome::done_with(|tx| {
             tx.put(&super::support::store("made"), super::support::Store { value: 1 })?;
-            Err(tidegate_state::TransactionError::rejected("not so"))
+            Err(crate::TransactionError::rejected("not so"))
         }),
         ("panics", 1) => panic!("as the test wants it"),
         _ => Outcome::Done,
@@ -153,8 +161,9 @@ async fn k12_refused_writes_and_panics_are_failed_attempts(kind: StoreKind) {
     world.finish().await;
 }
 
-async fn k05_a_run_waits_until_its_server_has_applied_the_request(kind: StoreKind) {
-    let (mut world, first, second) = owner_and_successor(kind, 1).await;
+/// K5: a run waits until its server has applied the request.
+pub async fn k05_a_run_waits_until_its_server_has_applied_the_request(case: Case) {
+    let (mut world, first, second) = owner_and_successor(&case, 1).await;
     let tail = world.cluster.points(0).hold(point::TAIL_BEFORE_APPLY);
     let revision = world.set(2, "a", 5).await;
     tail.reached().await;
@@ -186,8 +195,9 @@ async fn k05_a_run_waits_until_its_server_has_applied_the_request(kind: StoreKin
     world.finish().await;
 }
 
-async fn k45_a_receipt_is_there_before_the_next_owner_looks_or_refused(kind: StoreKind) {
-    let (world, first, second) = owner_and_successor(kind, 1).await;
+/// K45: a receipt is there before the next owner looks or refused.
+pub async fn k45_a_receipt_is_there_before_the_next_owner_looks_or_refused(case: Case) {
+    let (world, first, second) = owner_and_successor(&case, 1).await;
     first.answer(|_| Outcome::Done);
     second.answer(|_| Outcome::Done);
     // Held before its commit until another owns the slot: refused, and the request runs again there.
@@ -221,8 +231,95 @@ async fn k45_a_receipt_is_there_before_the_next_owner_looks_or_refused(kind: Sto
     world.finish().await;
 }
 
-async fn k47_the_low_watermark_stays_below_what_runs_on(kind: StoreKind) {
-    let (mut world, first, second) = owner_and_successor(kind, 1).await;
+/// K45: a batch has receipts of three slots, of which one has passed on: those of the other two count. What passed on
+/// runs again under its next owner.
+pub async fn k45_a_batch_counts_but_for_the_slot_that_was_lost(case: Case) {
+    let mut world = World::new(&case, 2).await;
+    let probe = Probe::new();
+    world.register(0, &per_store("hook").slots(3), 8, &probe).await;
+    world.spread("hook", 1).await;
+    let keys = super::moving::key_per_slot(3);
+    let receipts = world.cluster.points(0).hold(points::RUN_BEFORE_RECEIPT);
+    for key in &keys {
+        world.set(1, key, 1).await;
+    }
+    for key in &keys {
+        probe.started(key, 1).await;
+    }
+    receipts.reached().await;
+    // Behind its back, as by a take-over of which it has not heard.
+    let lost = slot_index(&keys[0], 3);
+    let change: crate::testing::Tamper = Box::new(move |stored| {
+        stored.token_counter.0 += 1;
+        let token = stored.token_counter;
+        let row = stored.slots.iter_mut().find(|row| row.slot.slot == lost).unwrap();
+        (row.owner, row.token) = (None, token);
+    });
+    world.cluster.store().tamper(change).await.unwrap();
+    receipts.release();
+    assert!(world.hooks_finish(1).await.finished);
+    let runs: Vec<usize> = keys.iter().map(|key| probe.seen_of(key).len()).collect();
+    assert_eq!(runs, [2, 1, 1]);
+    let seen = probe.seen_of(&keys[0]);
+    assert!(seen[1].token > seen[0].token);
+    let stored = world.cluster.stored().await;
+    assert_eq!(stored.receipts.len(), 3);
+    world.finish_over_epochs().await;
+}
+
+/// K45: an owner completes with writes, in one group with other transactions, while a take-over of its slot is held: the
+/// completion is there before the next owner reads, or it is refused; the others of the group commit.
+pub async fn k45_a_completion_and_a_take_over_do_not_cross(case: Case) {
+    for completes_first in [true, false] {
+        let (world, first, second) = owner_and_successor(&case, 1).await;
+        first.hold("a");
+        world.set(2, "a", 1).await;
+        first.started("a", 1).await;
+        let server = world.cluster.points(0).clone();
+        let (heartbeat, lapse) = (server.hold(points::SLOT_BEFORE_HEARTBEAT), server.hold(points::SLOT_BEFORE_LAPSE));
+        let take = world.cluster.points(1).hold(points::SLOT_BEFORE_LEASE);
+        world.step(Duration::from_secs(12)).await;
+        take.reached().await;
+        let lock = server.hold(point::COMMIT_BEFORE_LOCK);
+        let beside = world.cluster.server(0).clone();
+        let mut beside = Box::pin(async move {
+            let put = |tx: &mut Transaction| tx.put(&effect("beside"), Effect { count: 1, last: 0 });
+            beside.write::<_, TransactionError, _>(put).await
+        });
+        assert!(futures::poll!(&mut beside).is_pending());
+        let beside = tokio::spawn(beside);
+        first.release("a");
+        first.until("its run ends", |probe| probe.ended_of("a") == 1).await;
+        let sent = || async { server.count(points::RUN_BEFORE_COMPLETION) > 0 };
+        world.eventually("its completion is sent", sent).await;
+        lock.reached().await;
+        let group = server.hold(point::COMMIT_BEFORE_COMMIT);
+        lock.release();
+        group.reached().await;
+        if completes_first {
+            group.release();
+            within("the other of the group", beside).await.unwrap().unwrap();
+            take.release();
+        } else {
+            take.release();
+            group.release();
+            within("the other of the group", beside).await.unwrap().unwrap();
+        }
+        assert!(world.hooks_finish(2).await.finished);
+        let stored = world.cluster.stored().await;
+        assert_eq!(stored.receipts.len(), 1, "there once, whoever was first");
+        // Either it was there before the next owner read, and does not run again, or it was refused, and does.
+        let by_the_first = stored.receipts[0].fence.token.0 == first.seen()[0].token >> 24;
+        assert_eq!(second.seen_of("a").len(), usize::from(!by_the_first));
+        assert_eq!(count_of(&world, 2, "a").await, 1);
+        drop((heartbeat, lapse));
+        world.finish().await;
+    }
+}
+
+/// K47: the low watermark stays below what runs on.
+pub async fn k47_the_low_watermark_stays_below_what_runs_on(case: Case) {
+    let (mut world, first, second) = owner_and_successor(&case, 1).await;
     first.answer(|run| match run.key().as_str() {
         "slow" => Outcome::RetryAt(Timestamp(run.now().0 + 600_000)),
         _ => Outcome::Done,
@@ -236,7 +333,7 @@ async fn k47_the_low_watermark_stays_below_what_runs_on(kind: StoreKind) {
     }
     futures::future::join_all(writes).await;
     first.until("the others run", |probe| probe.seen().len() >= 1_201).await;
-    let watermark = |stored: &tidegate_state::driver::StoredState| stored.slots[0].watermark;
+    let watermark = |stored: &crate::driver::StoredState| stored.slots[0].watermark;
     let stored = world.cluster.stored().await;
     assert!(watermark(&stored) < slow);
     // It is set aside by an exception, and only then the watermark passes it.
@@ -260,9 +357,10 @@ async fn k47_the_low_watermark_stays_below_what_runs_on(kind: StoreKind) {
     world.finish().await;
 }
 
-async fn k46_everything_is_as_it_was_after_all_servers_died(kind: StoreKind) {
-    let mut world = World::new(kind, 2).await;
-    let answers = |run: &tidegate_state::Run| match run.key().as_str() {
+/// K46: everything is as it was after all servers died.
+pub async fn k46_everything_is_as_it_was_after_all_servers_died(case: Case) {
+    let mut world = World::new(&case, 2).await;
+    let answers = |run: &crate::Run| match run.key().as_str() {
         "waits" => Outcome::RetryAt(Timestamp(run.now().0 + 3_600_000)),
         "backs-off" | "dead" | "dead-discarded" => Outcome::fail("as the test wants it"),
         _ => counted(run),
@@ -331,7 +429,7 @@ async fn k46_everything_is_as_it_was_after_all_servers_died(kind: StoreKind) {
     world
         .eventually("it is cancelled", || async { !queue_of(1).await.iter().any(|entry| entry.request == second) })
         .await;
-    let facts = |entries: Vec<tidegate_state::QueueEntry>| {
+    let facts = |entries: Vec<crate::QueueEntry>| {
         let mut facts: Vec<_> = entries
             .into_iter()
             .filter(|entry| ["waits", "backs-off", "dead"].contains(&&*entry.key))
@@ -368,15 +466,4 @@ async fn k46_everything_is_as_it_was_after_all_servers_died(kind: StoreKind) {
         assert_eq!(count_of(&world, 1, key).await, 1, "{key}");
     }
     world.finish_waiting().await;
-}
-
-super::both! {
-    k05_a_run_waits_until_its_server_has_applied_the_request,
-    k09_zombie_completion_is_refused,
-    k10_a_server_that_hears_nothing_cancels_its_runs_when_its_lease_ends,
-    k11_a_lost_answer_to_the_completion_is_found_out,
-    k12_refused_writes_and_panics_are_failed_attempts,
-    k45_a_receipt_is_there_before_the_next_owner_looks_or_refused,
-    k46_everything_is_as_it_was_after_all_servers_died,
-    k47_the_low_watermark_stays_below_what_runs_on,
 }

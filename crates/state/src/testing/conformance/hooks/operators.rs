@@ -3,27 +3,27 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidegate_state::testing::StoreKind;
-use tidegate_state::{
+use crate::{
     Attributes, Outcome, QueueError, QueueFilter, RequestState, Timestamp, Transaction, TransactionError, WaitError,
     WaitForHooks, WriteError,
 };
 
+use super::Case;
 use super::support::{Probe, Store, World, effect, per_store, store};
 
-async fn list(world: &World, server: usize) -> Vec<tidegate_state::QueueEntry> {
+async fn list(world: &World, server: usize) -> Vec<crate::QueueEntry> {
     world.cluster.server(server).queue().list(QueueFilter::all()).await.unwrap()
 }
 
-async fn k18_waiting_is_no_failure_and_a_change_brings_latest_state_forward(kind: StoreKind) {
-    let mut world = World::new(kind, 2).await;
-    let until = |run: &tidegate_state::Run| Timestamp(run.now().0 + 100_000);
-    let answer =
-        move |run: &tidegate_state::Run| match run.snapshot().get(&store("a")).unwrap().map(|store| store.value) {
-            Some(1) => Outcome::RetryAt(until(run)),
-            Some(2) => Outcome::fail("backs off"),
-            _ => Outcome::Done,
-        };
+/// K18: waiting is no failure and a change brings latest state forward.
+pub async fn k18_waiting_is_no_failure_and_a_change_brings_latest_state_forward(case: Case) {
+    let mut world = World::new(&case, 2).await;
+    let until = |run: &crate::Run| Timestamp(run.now().0 + 100_000);
+    let answer = move |run: &crate::Run| match run.snapshot().get(&store("a")).unwrap().map(|store| store.value) {
+        Some(1) => Outcome::RetryAt(until(run)),
+        Some(2) => Outcome::fail("backs off"),
+        _ => Outcome::Done,
+    };
     let latest = Probe::answering(answer);
     world.register(0, &per_store("latest").latest_state(), 4, &latest).await;
     world.set(1, "a", 1).await;
@@ -50,8 +50,9 @@ async fn k18_waiting_is_no_failure_and_a_change_brings_latest_state_forward(kind
     world.finish().await;
 }
 
-async fn k19_dead_letters_are_handled_through_any_server(kind: StoreKind) {
-    let mut world = World::new(kind, 2).await;
+/// K19: dead letters are handled through any server.
+pub async fn k19_dead_letters_are_handled_through_any_server(case: Case) {
+    let mut world = World::new(&case, 2).await;
     let probe = Probe::answering(|run| if run.key().as_str() == "bad" { Outcome::fail("bad") } else { Outcome::Done });
     world.register(0, &per_store("hook").attempts(1).slots(1), 4, &probe).await;
     world.set(1, "bad", 1).await;
@@ -95,8 +96,9 @@ async fn k19_dead_letters_are_handled_through_any_server(kind: StoreKind) {
     world.finish().await;
 }
 
-async fn k19_a_dead_latest_state_key_is_revived_by_the_next_change(kind: StoreKind) {
-    let mut world = World::new(kind, 2).await;
+/// K19: a dead latest state key is revived by the next change.
+pub async fn k19_a_dead_latest_state_key_is_revived_by_the_next_change(case: Case) {
+    let mut world = World::new(&case, 2).await;
     let probe = Probe::answering(|_| Outcome::fail("bad"));
     world.register(0, &per_store("hook").latest_state().attempts(1), 4, &probe).await;
     world.set(1, "a", 1).await;
@@ -112,8 +114,9 @@ async fn k19_a_dead_latest_state_key_is_revived_by_the_next_change(kind: StoreKi
     world.finish().await;
 }
 
-async fn k20_waiting_and_running_requests_are_cancelled(kind: StoreKind) {
-    let mut world = World::new(kind, 2).await;
+/// K20: waiting and running requests are cancelled.
+pub async fn k20_waiting_and_running_requests_are_cancelled(case: Case) {
+    let mut world = World::new(&case, 2).await;
     let probe = Probe::answering(|run| {
         let cancelled = run.cancelled().is_cancelled();
         Outcome::done_with(move |tx| {
@@ -146,8 +149,9 @@ async fn k20_waiting_and_running_requests_are_cancelled(kind: StoreKind) {
     world.finish().await;
 }
 
-async fn k23_a_hook_that_begins_with_what_exists_runs_once_for_each(kind: StoreKind) {
-    let mut world = World::new(kind, 3).await;
+/// K23: a hook that begins with what exists runs once for each.
+pub async fn k23_a_hook_that_begins_with_what_exists_runs_once_for_each(case: Case) {
+    let mut world = World::new(&case, 3).await;
     for number in 0..700 {
         let (state, entity) = (world.cluster.server(0).clone(), store(&format!("k{number}")));
         if number % 50 == 0 {
@@ -195,8 +199,9 @@ async fn k23_a_hook_that_begins_with_what_exists_runs_once_for_each(kind: StoreK
     world.finish().await;
 }
 
-async fn k25_a_removed_registration_keeps_what_waits(kind: StoreKind) {
-    let mut world = World::new(kind, 2).await;
+/// K25: a removed registration keeps what waits.
+pub async fn k25_a_removed_registration_keeps_what_waits(case: Case) {
+    let mut world = World::new(&case, 2).await;
     let probe = Probe::new();
     world.register(0, &per_store("hook"), 1, &probe).await;
     probe.hold("a");
@@ -223,8 +228,9 @@ async fn k25_a_removed_registration_keeps_what_waits(kind: StoreKind) {
     world.finish().await;
 }
 
-async fn k26_hooks_that_trigger_hooks_do_not_deadlock(kind: StoreKind) {
-    let mut world = World::new(kind, 2).await;
+/// K26: hooks that trigger hooks do not deadlock.
+pub async fn k26_hooks_that_trigger_hooks_do_not_deadlock(case: Case) {
+    let mut world = World::new(&case, 2).await;
     let probe = Probe::answering(|run| {
         let id = run.id("store").unwrap();
         let depth = id.len();
@@ -240,8 +246,9 @@ async fn k26_hooks_that_trigger_hooks_do_not_deadlock(kind: StoreKind) {
     world.finish().await;
 }
 
-async fn k32_attributes_reach_the_run_and_what_it_writes(kind: StoreKind) {
-    let mut world = World::new(kind, 2).await;
+/// K32: attributes reach the run and what it writes.
+pub async fn k32_attributes_reach_the_run_and_what_it_writes(case: Case) {
+    let mut world = World::new(&case, 2).await;
     let noted = Arc::new(parking_lot::Mutex::new(Vec::new()));
     let seen = noted.clone();
     let probe = Probe::answering(move |run| {
@@ -272,8 +279,9 @@ async fn k32_attributes_reach_the_run_and_what_it_writes(kind: StoreKind) {
     world.finish().await;
 }
 
-async fn k33_waiting_for_hooks_says_what_is_not_finished_and_keeps_its_limit(kind: StoreKind) {
-    let mut world = World::new(kind, 2).await;
+/// K33: waiting for hooks says what is not finished and keeps its limit.
+pub async fn k33_waiting_for_hooks_says_what_is_not_finished_and_keeps_its_limit(case: Case) {
+    let mut world = World::new(&case, 2).await;
     let probe = Probe::new();
     world.register(0, &per_store("hook"), 4, &probe).await;
     probe.hold("a");
@@ -293,8 +301,9 @@ async fn k33_waiting_for_hooks_says_what_is_not_finished_and_keeps_its_limit(kin
     world.finish().await;
 }
 
-async fn k42_unlimited_attempts_never_make_a_dead_letter(kind: StoreKind) {
-    let mut world = World::new(kind, 1).await;
+/// K42: unlimited attempts never make a dead letter.
+pub async fn k42_unlimited_attempts_never_make_a_dead_letter(case: Case) {
+    let mut world = World::new(&case, 1).await;
     let probe = Probe::answering(|run| if run.attempt() <= 20 { Outcome::fail("again") } else { Outcome::Done });
     let registration =
         per_store("hook").attempts_unlimited().backoff(Duration::from_millis(100), Duration::from_secs(1));
@@ -314,17 +323,4 @@ async fn k42_unlimited_attempts_never_make_a_dead_letter(kind: StoreKind) {
     probe.started("a", 21).await;
     assert!(world.hooks_finish(0).await.finished);
     world.finish().await;
-}
-
-super::both! {
-    k18_waiting_is_no_failure_and_a_change_brings_latest_state_forward,
-    k19_a_dead_latest_state_key_is_revived_by_the_next_change,
-    k19_dead_letters_are_handled_through_any_server,
-    k20_waiting_and_running_requests_are_cancelled,
-    k23_a_hook_that_begins_with_what_exists_runs_once_for_each,
-    k25_a_removed_registration_keeps_what_waits,
-    k26_hooks_that_trigger_hooks_do_not_deadlock,
-    k32_attributes_reach_the_run_and_what_it_writes,
-    k33_waiting_for_hooks_says_what_is_not_finished_and_keeps_its_limit,
-    k42_unlimited_attempts_never_make_a_dead_letter,
 }
