@@ -1,6 +1,7 @@
 //! One method per route, a file per subject.
 
 mod config;
+mod direct;
 mod pushes;
 mod queue;
 mod reads;

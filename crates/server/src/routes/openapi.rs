@@ -6,7 +6,9 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
 
-use super::{config, freezes, ops, page, pauses, protocol, pushes, queue, reads, regions, stores, upload, watch};
+use super::{
+    artifact_store, config, freezes, ops, page, pauses, protocol, pushes, queue, reads, regions, stores, upload, watch,
+};
 
 /// Gathers what is described at each route.
 #[derive(OpenApi)]
@@ -43,7 +45,10 @@ use super::{config, freezes, ops, page, pauses, protocol, pushes, queue, reads, 
         protocol::proceed,
         upload::list,
         upload::put,
+        upload::sign,
+        upload::sent,
         upload::complete,
+        artifact_store::show,
         regions::list,
         regions::mark,
         freezes::list,
