@@ -180,8 +180,8 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
                     _ => break,
                 }
             }
-            // An answer whose body breaks ends the connection.
-            cut(Response::new(Body::from(vec![0; 16])), 1)
+            // An answer whose body breaks at once ends the connection before its head is sent.
+            cut(StatusCode::INTERNAL_SERVER_ERROR.into_response(), 0)
         }
     }
 }
