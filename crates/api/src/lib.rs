@@ -11,6 +11,7 @@
 //! | [`error`] | the one shape of errors |
 //! | [`store`] | stores, their schemas, versions and hook settings |
 //! | [`push`] | starting, feeding and following a push |
+//! | [`upload`] | sending the parts of a push |
 //! | [`view`] | a push as people see it: regions, gates, who holds what and why |
 //! | [`freeze`] | freezes |
 //! | [`pause`] | gates that are held for a person |
@@ -41,6 +42,7 @@ pub mod queue;
 pub mod read;
 pub mod region;
 pub mod store;
+pub mod upload;
 pub mod view;
 pub mod watch;
 
@@ -53,8 +55,8 @@ pub use freeze::{FreezeRequest, FreezeScope, FreezeView};
 pub use job::{ExecutionStatus, JobStatus};
 pub use pause::{PauseAnswerRequest, PauseAnswerView, PauseView};
 pub use push::{
-    ClientPhase, EndedBy, FailRequest, HeartbeatRequest, InputFault, KillRequest, PartView, PartsView, ProceedRequest,
-    PushAccepted, PushPhase, PushStart, PushState, PushStatus, PushSummary, RegisterSchemaRequest, RegisteredSchema,
+    ClientPhase, EndedBy, FailRequest, HeartbeatRequest, InputFault, KillRequest, ProceedRequest, PushAccepted,
+    PushPhase, PushStart, PushState, PushStatus, PushSummary, RegisterSchemaRequest, RegisteredSchema,
 };
 pub use queue::{QueueAction, QueueEntryState, QueueEntryView};
 pub use read::{BatchAnswer, BatchRequest, KeyAnswer, KeyValue};
@@ -63,6 +65,7 @@ pub use store::{
     EmbeddedSwap, Freshness, Limits, LimitsPatch, OnNewPush, OverridesUpdate, OverridesView, RollbackAnswer,
     RollbackRequest, SchemaMode, SchemaView, StoreCreate, StorePatch, StoreView, VersionStatus, VersionView,
 };
+pub use upload::{ArtifactStoreView, PartSentRequest, PartUploadRequest, PartUploadView, PartView, PartsView};
 pub use view::{
     ArtifactView, CallView, ClientView, EmbeddedCounts, ExplainView, GateStatus, GateView, HoldKind, HoldView,
     HookAnswerView, LimitView, Mode, OverrideView, Progress, PushRegionView, PushView, RegionFailure, RegionStage,

@@ -273,24 +273,6 @@ pub struct RegisterSchemaRequest {
     pub schema: Schema,
 }
 
-/// Parts that have arrived.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct PartsView {
-    /// In order of their names.
-    pub parts: Vec<PartView>,
-}
-
-/// A part that has arrived whole.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct PartView {
-    /// Its file name.
-    pub name: String,
-    /// Its size in bytes.
-    pub bytes: u64,
-    /// SHA-256 of its bytes in lower-case hexadecimal, as computed by the server.
-    pub sha256: String,
-}
-
 /// The client can't go on with this push: the input is at fault.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -51,6 +51,8 @@ impl Options {
 #[derive(Clone, Debug)]
 pub struct Client {
     http: reqwest::Client,
+    /// For addresses that are not the server's: it tells them nothing about who asks.
+    anonymous: reqwest::Client,
     base: Url,
     patience: Duration,
     request_limit: Duration,
@@ -103,7 +105,12 @@ impl Client {
             .user_agent(concat!("tidegate-client/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|error| bad(chain(&error)))?;
-        Ok(Self { http, base, patience: options.patience, request_limit: options.request_limit })
+        let anonymous = reqwest::Client::builder()
+            .connect_timeout(options.connect_limit)
+            .redirect(reqwest::redirect::Policy::none())
+            .build()
+            .map_err(|error| bad(chain(&error)))?;
+        Ok(Self { http, anonymous, base, patience: options.patience, request_limit: options.request_limit })
     }
 
     /// The same client with another [`Options::patience`].
@@ -213,6 +220,11 @@ impl Client {
     /// A request that is not repeated here: for bodies that are streams, and for watch streams.
     pub(crate) fn single(&self, method: Method, url: Url) -> RequestBuilder {
         self.http.request(method, url)
+    }
+
+    /// A client for URLs that the server has given, which may lead elsewhere.
+    pub(crate) fn anonymous(&self) -> &reqwest::Client {
+        &self.anonymous
     }
 
     pub(crate) fn transport(&self, error: &reqwest::Error, repeat: Repeat) -> Failed {

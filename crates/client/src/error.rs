@@ -46,6 +46,16 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// The artifact store refused a part that was put straight there.
+    #[error("the artifact store at {url} refused a part (status {status}): {reason}")]
+    StoreRefused {
+        /// The store's address.
+        url: String,
+        /// The status of its answer.
+        status: u16,
+        /// What it says.
+        reason: String,
+    },
     /// The time that the caller gave ran out.
     #[error("not done within {limit:.1?}: {what}")]
     TimedOut {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use parking_lot::RwLock;
 use prometheus_client::registry::Registry as MetricsRegistry;
-use tidegate_api::{ServerConfigView, Setting};
+use tidegate_api::{ArtifactStoreView, ServerConfigView, Setting};
 use tidegate_lifecycle::{Lifecycle, Registry};
 use tidegate_rollout::Operations;
 use tidegate_rollout::region::RegionHost;
@@ -36,6 +36,7 @@ pub(crate) struct Inner {
     pub(crate) lifecycle: Lifecycle,
     pub(crate) regions: RegionHost,
     pub(crate) uploads: Arc<Uploads>,
+    pub(crate) artifact_store: ArtifactStoreView,
     pub(crate) limits: ServerLimits,
     pub(crate) watches: Room,
     pub(crate) metrics: MetricsRegistry,
@@ -75,6 +76,10 @@ impl App {
 
     pub(crate) fn regions(&self) -> &RegionHost {
         &self.0.regions
+    }
+
+    pub(crate) fn artifact_store(&self) -> &ArtifactStoreView {
+        &self.0.artifact_store
     }
 
     pub(crate) fn uploads(&self) -> &Uploads {

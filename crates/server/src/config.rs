@@ -9,6 +9,10 @@
 //! name = "a"
 //! nodes = 2
 //!
+//! [artifacts]
+//! url = "s3://datasets/tidegate"
+//! region = "eu-central-1"
+//!
 //! [hooks]
 //! enabled = ["region-order", "data-quality", "health-check"]
 //! wait_interval = "60s"
@@ -18,7 +22,7 @@
 //! delay = "1h"
 //! ```
 //!
-//! `[server]` and `[[regions]]` are this server's own. `[hooks]` is published as state by the
+//! `[server]`, `[artifacts]` (see [`StoreSettings`]) and `[[regions]]` are this server's own. `[hooks]` is published as state by the
 //! first server, and later by `tidegate config apply`; a server whose file says something else
 //! says so, and gates by what is published.
 
@@ -29,6 +33,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tidegate_api::{Setting, SettingOrigin};
+use tidegate_dataset::location::StoreSettings;
 
 /// The largest configuration file that is read.
 pub(crate) const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -43,6 +48,8 @@ const NODES_MAX: u32 = 64;
 pub struct ConfigFile {
     /// What the server itself does.
     pub server: ServerSection,
+    /// Where artifacts are kept; by default in a folder beside the other data. All servers have to reach one store.
+    pub artifacts: StoreSettings,
     /// Regions that this server hosts. None: `a`, `b` and `c` with two nodes each, unless some
     /// exist already.
     pub regions: Vec<RegionSection>,
@@ -377,6 +384,8 @@ mod tests {
             ("[[regions]]\nname = 'a'\nnodes = 0", "regions.a.nodes"),
             ("[[regions]]\nname = 'a'\nenough = 3", "regions.a.enough"),
             ("[[regions]]\nname = 'a'\nnode = 3", "node"),
+            ("[artifacts]\nsecret_access_key = 'hush'", "secret_access_key"),
+            ("[artifacts]\nbucket = 'b'", "bucket"),
         ] {
             let error = ConfigFile::parse(text, "f.toml").unwrap_err().to_string();
             assert!(error.contains(named), "{text}: {error}");

@@ -23,6 +23,7 @@
 //! | routes, one file per subject | `routes` |
 //! | errors, extractors, guards | `http` |
 //! | from a snapshot to what the API shows | `views` (pure) |
+//! | the artifact store, and whether it is the installation's | `artifacts` |
 //! | parts on their way into the artifact store | `uploads` |
 //! | the page | `page`, `assets/` |
 //!
@@ -38,6 +39,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod app;
+mod artifacts;
 pub mod config;
 mod http;
 mod page;

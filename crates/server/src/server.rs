@@ -14,6 +14,7 @@ use parking_lot::RwLock;
 use prometheus_client::registry::Registry as MetricsRegistry;
 use tidegate_api::{Setting, SettingOrigin};
 use tidegate_dataset::artifact::{ArtifactError, ArtifactStore};
+use tidegate_dataset::location::{Environment, LocationError, StorePlan};
 use tidegate_lifecycle::{
     CallRecord, FirstPublished, HooksConfiguration, HooksFile, Lifecycle, LifecycleOptions, LogSink, PublishError,
     Refusal, Registry, Surroundings,
@@ -32,6 +33,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::{App, Inner};
+use crate::artifacts;
 use crate::config::{ConfigError, ConfigFile, RegionSection, ServerLimits, default_regions};
 use crate::http::guard::Room;
 use crate::http::metrics::HttpMetrics;
@@ -59,6 +61,11 @@ pub struct Options {
     pub config: ConfigFile,
     /// Where the configuration came from, for people.
     pub config_path: Option<PathBuf>,
+    /// Where artifacts are kept, `s3://bucket/prefix` or `file:///a/folder`. Absent: as the file says, or a folder below
+    /// [`Options::data`].
+    pub artifacts: Option<String>,
+    /// The variables that credentials and other settings of a bucket are taken from.
+    pub environment: Environment,
     /// The hooks that this build has.
     pub registry: Registry,
 }
@@ -71,6 +78,8 @@ impl Options {
             listen: None,
             config: ConfigFile::default(),
             config_path: None,
+            artifacts: None,
+            environment: Environment::of_process(),
             registry: Registry::shipped(),
         }
     }
@@ -124,9 +133,30 @@ pub enum StartError {
     /// The state can't be loaded.
     #[error("the state can't be loaded: {0}")]
     State(#[from] OpenError),
-    /// The artifact store can't be opened.
-    #[error("the artifact store can't be opened: {0}")]
-    Artifacts(#[from] ArtifactError),
+    /// The artifact store is described in a way that can't be used, or its credentials can't.
+    #[error(transparent)]
+    ArtifactsDescribed(#[from] LocationError),
+    /// The artifact store does not do what it has to.
+    #[error("the artifact store {store} can't be used: {source}")]
+    Artifacts {
+        /// What people know it by.
+        store: String,
+        /// What is wrong with it.
+        source: ArtifactError,
+    },
+    /// The artifact store is not the one that the installation's other servers use.
+    #[error(
+        "this server's artifact store is not the installation's: {store} was given to it, and {why}; the installation's \
+         was called {known} when it was set up"
+    )]
+    OtherStore {
+        /// What people know the given store by.
+        store: String,
+        /// What tells it from the right one.
+        why: String,
+        /// What the right one was called by the server that first used it.
+        known: String,
+    },
     /// A region can't be registered.
     #[error("a region can't be registered: {0}")]
     Register(#[from] OperationError),
@@ -303,10 +333,11 @@ async fn host(
     let lifecycle = Lifecycle::new(options.registry.clone(), LifecycleOptions::default());
     let file_differs = publish_hooks(options, state, &lifecycle).await?;
 
-    let root = options.data.join("artifacts");
-    let artifacts = ArtifactStore::local(&root)?;
-    let uploads =
-        Uploads::new(&root, artifacts.clone()).map_err(|source| StartError::Data { path: root.clone(), source })?;
+    let plan = plan_artifacts(options)?;
+    let artifacts = plan.open()?;
+    let source_store = artifacts::agree(state, &artifacts).await?;
+    let uploads = Uploads::new(artifacts.clone())
+        .map_err(|source| StartError::Data { path: options.data.join("artifacts"), source })?;
     let uploads = Arc::new(uploads);
     sweep_uploads(state, &uploads).await?;
 
@@ -321,7 +352,7 @@ async fn host(
     host_options.metrics.register(&mut metrics);
     let regions = RegionHost::start(state.clone(), host_options, setups).await?;
 
-    let remover = Remover { artifacts, uploads: Arc::clone(&uploads) };
+    let remover = Remover { artifacts: artifacts.clone(), uploads: Arc::clone(&uploads) };
     let dependencies =
         RolloutDependencies { registry: Arc::clone(&registry), remover: Arc::new(remover), metrics: rollout_metrics };
     let rollout =
@@ -341,7 +372,8 @@ async fn host(
         watches: Room::new("watches", limits.watches, Duration::MAX),
         metrics,
         http,
-        settings: settings(options, address, &limits),
+        settings: settings(options, address, &limits, &plan),
+        artifact_store: artifacts::view(&artifacts, &source_store),
         limits,
         file_differs,
         not_ready: RwLock::new(Some("The server is starting.".to_owned())),
@@ -430,26 +462,50 @@ async fn publish_hooks(options: &Options, state: &State, lifecycle: &Lifecycle) 
     }
 }
 
+/// What is in force about the artifact store.
+fn plan_artifacts(options: &Options) -> Result<StorePlan, StartError> {
+    let mut settings = options.config.artifacts.clone();
+    if let Some(url) = &options.artifacts {
+        settings.url = Some(url.clone());
+    }
+    Ok(StorePlan::new(&settings, &options.data.join("artifacts"), &options.environment)?)
+}
+
 /// Removes what pushes have sent that no longer take parts.
 async fn sweep_uploads(state: &State, uploads: &Uploads) -> Result<(), StartError> {
-    let snapshot = state.snapshot();
-    let mut taking = BTreeSet::new();
-    for item in snapshot.all::<Push>() {
-        let Ok((push, value)) = item else { continue };
-        if value.needs_client() {
-            taking.insert(push.id());
-        }
-    }
+    let taking = async || {
+        // Other servers start pushes too: what they have committed by now has to be seen.
+        state.flush().await.map_err(|error| error.to_string())?;
+        let pushes = state
+            .snapshot()
+            .all::<Push>()
+            .filter_map(Result::ok)
+            .filter(|(_, push)| push.needs_client())
+            .map(|(push, _)| push.id())
+            .collect();
+        Ok(pushes)
+    };
     uploads
-        .keep_only(&taking)
+        .sweep(taking)
         .await
         .map_err(|error| StartError::Prepare(format!("what is left of uploads can't be removed: {error}")))
 }
 
 /// Every setting with where it came from, by its name in the file.
-fn settings(options: &Options, address: SocketAddr, limits: &ServerLimits) -> BTreeMap<String, Setting> {
+fn settings(
+    options: &Options,
+    address: SocketAddr,
+    limits: &ServerLimits,
+    plan: &StorePlan,
+) -> BTreeMap<String, Setting> {
     let server = &options.config.server;
     let mut settings = limits.settings(&server.limits);
+    settings.extend(plan.settings().clone());
+    if options.artifacts.is_some()
+        && let Some(url) = settings.get_mut("artifacts.url")
+    {
+        url.origin = SettingOrigin::Flag;
+    }
     let mut set = |name: &str, value: String, origin: SettingOrigin| {
         settings.insert(name.to_owned(), Setting { value, origin });
     };
@@ -490,6 +546,6 @@ impl ArtifactRemover for Remover {
     }
 
     async fn remove_upload(&self, _store: &str, push: &str) -> Result<(), String> {
-        self.uploads.remove(push).await.map_err(|error| error.to_string())
+        self.uploads.remove(push).await
     }
 }

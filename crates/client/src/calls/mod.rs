@@ -2,6 +2,7 @@
 
 mod cluster;
 mod config;
+mod direct;
 mod pushes;
 mod queue;
 mod reads;

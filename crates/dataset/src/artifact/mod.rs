@@ -3,6 +3,7 @@
 //! ```text
 //! artifacts/{artifact id}/{part name}
 //! artifacts/{artifact id}/manifest-{SHA-256 of this file}.json
+//! probe/{token}                      tells this store from others
 //! ```
 //!
 //! Invariants:
@@ -13,8 +14,10 @@
 //!
 //! The same parts may have several manifests (with other golden keys, say); they are one artifact.
 
+mod direct;
 mod error;
 mod leftovers;
+mod probe;
 mod transfer;
 
 use std::path::Path;
@@ -23,14 +26,17 @@ use std::sync::Arc;
 use futures::TryStreamExt;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
+use object_store::prefix::PrefixStore;
 use object_store::{ObjectStore, ObjectStoreExt};
 use tidegate_api::manifest::{HASH_FUNCTION, MANIFEST_FORMAT, Manifest, Part};
 
+pub use direct::chunk_bytes;
 pub use error::ArtifactError;
 
 use crate::digest::{artifact_id, sha256};
+use crate::location::S3;
 use crate::progress::{Cancel, OnProgress, Phase, Progress};
-use transfer::{Sink, copy_file, digest_object, fetch_file};
+use transfer::{Fetch, Sink, copy_file, digest_object};
 
 /// The largest manifest that is read, in bytes.
 const MANIFEST_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -62,6 +68,20 @@ pub struct Copied {
 pub struct ArtifactStore {
     store: Arc<dyn ObjectStore>,
     folder: Option<Arc<Path>>,
+    s3: Option<Arc<S3>>,
+    /// What people know it by.
+    name: Arc<str>,
+}
+
+/// How a part is in a store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PartCheck {
+    /// All of it is there, with the right SHA-256.
+    Whole,
+    /// It is not there.
+    Absent,
+    /// Something else is there; in words, what.
+    Other(String),
 }
 
 fn is_sha256(text: &str) -> bool {
@@ -131,12 +151,32 @@ impl ArtifactStore {
             .map_err(|source| ArtifactError::store(&ObjectPath::from(ROOT), source))?
             .with_fsync(true)
             .with_automatic_cleanup(true);
-        Ok(Self { store: Arc::new(store), folder: Some(folder.into()) })
+        let name = format!("file://{}", folder.display());
+        Ok(Self { store: Arc::new(store), folder: Some(folder.into()), s3: None, name: name.into() })
     }
 
-    /// A store of any kind that the `object_store` crate knows.
+    /// A store of any kind that the `object_store` crate knows. To open one by its address, see
+    /// [`StorePlan`](crate::location::StorePlan).
     pub fn new(store: Arc<dyn ObjectStore>) -> Self {
-        Self { store, folder: None }
+        let name = store.to_string();
+        Self { store, folder: None, s3: None, name: name.into() }
+    }
+
+    pub(crate) fn s3(s3: S3, name: String) -> Self {
+        let store = PrefixStore::new(s3.client.clone(), s3.prefix.clone());
+        Self { store: Arc::new(store), folder: None, s3: Some(Arc::new(s3)), name: name.into() }
+    }
+
+    /// What people know the store by: its address.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The objects themselves, for what is kept beside the artifacts.
+    #[must_use]
+    pub fn objects(&self) -> &Arc<dyn ObjectStore> {
+        &self.store
     }
 
     /// The folder of a local store.
@@ -186,6 +226,19 @@ impl ArtifactStore {
             });
         }
         Ok(found)
+    }
+
+    /// Reads a part and says how it is.
+    ///
+    /// # Errors
+    /// If the store can't be read, or the work was cancelled.
+    pub async fn check_part(&self, id: &str, part: &Part, cancel: &Cancel) -> Result<PartCheck, ArtifactError> {
+        let object = Self::part_object(id, part)?;
+        Ok(match digest_object(&self.store, &object, part, cancel, &mut |_| {}).await? {
+            None => PartCheck::Absent,
+            Some(found) if found == part.sha256 => PartCheck::Whole,
+            Some(found) => PartCheck::Other(found),
+        })
     }
 
     /// Completes an artifact: stores its manifest, and answers with the SHA-256 of its file.
@@ -286,13 +339,36 @@ impl ArtifactStore {
     /// # Errors
     /// [`ArtifactError::Damaged`] if the part is not what the manifest says.
     pub async fn fetch_part(&self, id: &str, part: &Part, file: &Path, cancel: &Cancel) -> Result<(), ArtifactError> {
+        let mut partial = file.as_os_str().to_owned();
+        partial.push(".partial");
         let object = Self::part_object(id, part)?;
-        fetch_file(&self.store, &object, id, part, file, cancel).await
+        let fetch = Fetch { store: &self.store, object, artifact: id, part, is_kept: false };
+        fetch.to_file(file, Path::new(&partial), cancel, &mut |_| {}).await
+    }
+
+    /// Fetches a part into a folder store. What has come of it before the connection broke, or before the process
+    /// ended, need not come again.
+    async fn fetch_into(
+        &self,
+        folder: &Path,
+        id: &str,
+        part: &Part,
+        cancel: &Cancel,
+        report: &mut (dyn FnMut(u64) + Send),
+    ) -> Result<(), ArtifactError> {
+        let object = Self::part_object(id, part)?;
+        let fetch = Fetch { store: &self.store, object, artifact: id, part, is_kept: true };
+        let folder = folder.join(ROOT).join(id);
+        let disk_error = |source| ArtifactError::Disk { path: folder.display().to_string(), source };
+        tokio::fs::create_dir_all(&folder).await.map_err(disk_error)?;
+        let partial = folder.join(leftovers::unfinished_name(part));
+        fetch.to_file(&folder.join(&part.name), &partial, cancel, report).await
     }
 
     /// Copies an artifact into another store: parts first, the manifest last. Parts that are there
     /// and whole are left alone, so that a copy that was interrupted goes on, and one that was
-    /// damaged is mended. `digest` names one of several manifests.
+    /// damaged is mended; within a part it goes on where it stopped if the other store is a folder.
+    /// `digest` names one of several manifests.
     ///
     /// # Errors
     /// [`ArtifactError::Damaged`] naming the file that is damaged at the source; the copy is not
@@ -314,17 +390,22 @@ impl ArtifactStore {
             if present.as_deref() == Some(part.sha256.as_str()) {
                 parts_present += 1;
             } else {
-                let mut sink = Sink::new(&other.store, object.clone(), part).await?;
-                let result = transfer::copy_object(&self.store, &object, &mut sink, part, cancel, &mut |bytes| {
+                let report = &mut |bytes| {
                     progress(Progress {
                         phase: Phase::Copying,
                         done: done + bytes,
                         total: stored.manifest.bytes,
                         records: 0,
                     });
-                })
-                .await;
-                sink.finish(id, result).await?;
+                };
+                match &other.folder {
+                    Some(folder) => self.fetch_into(folder, id, part, cancel, report).await?,
+                    None => {
+                        let mut sink = Sink::new(&other.store, object.clone(), part).await?;
+                        let copied = transfer::copy_object(&self.store, &object, &mut sink, part, cancel, report).await;
+                        sink.finish(id, copied).await?;
+                    }
+                }
                 parts_copied += 1;
             }
             done += part.bytes;
@@ -394,6 +475,11 @@ impl ArtifactStore {
                 Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
                 Err(source) => return Err(ArtifactError::store(&object, source)),
             }
+        }
+        if let Some(root) = &self.folder {
+            let artifact = root.join(ROOT).join(id);
+            let removed = tokio::task::spawn_blocking(move || leftovers::remove_of(&artifact));
+            removed.await.map_err(|_| ArtifactError::Cancelled)??;
         }
         Ok(())
     }

@@ -19,6 +19,7 @@
 //! | `/regions/{r}/heartbeats/agent` | [`AgentHeartbeat`] | the region's agent |
 //! | `/garbage/{id}` | [`Garbage`] | rollout |
 //! | `/uptime/control-plane`, `…/marks/last` | [`Uptime`], [`UptimeMark`] | the uptime hook |
+//! | `/artifact-store/source` | [`SourceStore`] | the first server |
 //!
 //! Nothing here decides anything: decisions are in [`crate::controller`], users' actions in [`crate::operations`].
 
@@ -33,6 +34,7 @@ mod push_region;
 mod region;
 mod report;
 mod schema;
+mod source_store;
 mod store;
 mod uptime;
 mod version;
@@ -52,6 +54,7 @@ pub use push_region::{Milestone, RegionFailure, RegionPush, RegionState};
 pub use region::{AgentHeartbeat, Availability, Region};
 pub use report::{EmbeddedCounts, EmbeddedVersionCounts, FailureKind, HeldReport, IngestionStatus, Pin, Report};
 pub use schema::RegisteredSchema;
+pub use source_store::SourceStore;
 pub use store::{EmbeddedSwap, Freshness, Limits, OnNewPush, Retention, SchemaMode, Store};
 pub use uptime::{Gap, Uptime, UptimeMark};
 pub use version::{RegionVersion, RolledBack, Version, VersionData, VersionManifest, VersionStatus};

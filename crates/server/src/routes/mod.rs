@@ -3,6 +3,7 @@
 //! Each handler is described where it stands; [`openapi`] gathers the descriptions, and a test
 //! sees to it that none is missing and none is left over.
 
+mod artifact_store;
 mod cluster;
 mod config;
 mod freezes;
@@ -110,10 +111,13 @@ pub(crate) fn all() -> Vec<Route> {
         Route::new("/v1/pushes/{push}/schema", Requests).on("put", protocol::schema),
         Route::new("/v1/pushes/{push}/parts", Requests).on("get", upload::list),
         Route::new("/v1/pushes/{push}/parts/{part}", Uploads).on("put", upload::put),
+        Route::new("/v1/pushes/{push}/parts/{part}/upload", Requests).on("post", upload::sign),
+        Route::new("/v1/pushes/{push}/parts/{part}/sent", Requests).on("post", upload::sent),
         Route::new("/v1/pushes/{push}/complete", Manifests).on("post", upload::complete),
         Route::new("/v1/pushes/{push}/fail", Requests).on("post", protocol::fail),
         Route::new("/v1/pushes/{push}/kill", Requests).on("post", protocol::kill),
         Route::new("/v1/pushes/{push}/proceed", Requests).on("post", protocol::proceed),
+        Route::new("/v1/artifact-store", Requests).on("get", artifact_store::show),
         Route::new("/v1/regions", Requests).on("get", regions::list),
         Route::new("/v1/regions/{region}/availability", Requests).on("put", regions::mark),
         Route::new("/v1/freezes", Requests).on("get", freezes::list).on("post", freezes::set),

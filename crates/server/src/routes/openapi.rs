@@ -7,7 +7,8 @@ use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
 
 use super::{
-    cluster, config, freezes, ops, page, pauses, protocol, pushes, queue, reads, regions, stores, upload, watch,
+    artifact_store, cluster, config, freezes, ops, page, pauses, protocol, pushes, queue, reads, regions, stores,
+    upload, watch,
 };
 
 /// Gathers what is described at each route.
@@ -45,7 +46,10 @@ use super::{
         protocol::proceed,
         upload::list,
         upload::put,
+        upload::sign,
+        upload::sent,
         upload::complete,
+        artifact_store::show,
         regions::list,
         regions::mark,
         freezes::list,

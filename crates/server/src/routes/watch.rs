@@ -295,7 +295,7 @@ impl PushWatch {
                 Some((Region::COLLECTION, _)) => {
                     path.depth() == 1 || path.pairs().nth(1).is_some_and(|(_, id)| id == store)
                 }
-                Some(("stores" | "push-names" | "cluster-hooks" | "uptime" | "garbage", _)) => false,
+                Some(("stores" | "push-names" | "cluster-hooks" | "uptime" | "garbage" | "artifact-store", _)) => false,
                 _ => true,
             }
         })

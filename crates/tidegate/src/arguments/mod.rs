@@ -1,5 +1,7 @@
 //! What the command line takes. One file per group of commands.
 
+#[cfg(test)]
+mod deploy_tests;
 mod push;
 mod server;
 mod store;
@@ -100,6 +102,8 @@ pub(crate) enum Command {
     /// Requests of the cluster hooks that wait, failed or are dead.
     #[command(subcommand)]
     Queue(QueueCommand),
+    /// Whether the server at --url can work: exit code 0 if so, 1 if not, 3 if nobody answers.
+    Ready,
     /// Print a completion script for a shell.
     Completions {
         /// The shell.

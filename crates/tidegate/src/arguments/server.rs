@@ -26,7 +26,11 @@ pub(crate) struct ServerArguments {
     /// Where it listens, loopback only [default: as the configuration says, or 127.0.0.1:7600].
     #[arg(long, env = "TIDEGATE_LISTEN", value_name = "ADDRESS")]
     pub(crate) listen: Option<SocketAddr>,
-    /// Its configuration (TOML): regions, limits and `[hooks]`.
+    /// Where artifacts are kept: `s3://bucket/prefix` or `file:///a/folder` [default: as the configuration says, or a
+    /// folder below --data]. All servers have to reach one store.
+    #[arg(long, env = "TIDEGATE_ARTIFACTS", value_name = "URL")]
+    pub(crate) artifacts: Option<String>,
+    /// Its configuration (TOML): regions, limits, `[artifacts]` and `[hooks]`.
     #[arg(long, env = "TIDEGATE_CONFIG", value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
 }

@@ -9,6 +9,8 @@ mod region;
 mod server;
 mod store;
 
+use std::time::Duration;
+
 use clap::CommandFactory;
 use tidegate_client::Client;
 use tidegate_lifecycle::Registry;
@@ -50,6 +52,12 @@ pub(crate) async fn run(arguments: Arguments, registry: Registry, output: Output
         Command::Config(command) => config::run(command, &client()?, output).await,
         Command::Cluster => cluster::run(&client()?, output).await,
         Command::Queue(command) => queue::run(command, &client()?, output).await,
+        Command::Ready => {
+            // Asked again and again by whoever wants to know, so it is asked once.
+            client()?.with_patience(Duration::ZERO).is_ready().await?;
+            output.result(&serde_json::json!({ "ready": true }), |_, _| "ready".to_owned())?;
+            Ok(Exit::Done)
+        }
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "tidegate", &mut std::io::stdout());
             Ok(Exit::Done)

@@ -12,7 +12,8 @@ use crate::failure::Failure;
 use crate::output::{Output, Paint};
 
 pub(super) async fn run(arguments: ServerArguments, registry: Registry, output: Output) -> Result<Exit, Failure> {
-    let handle = start_server(arguments.data, arguments.listen, arguments.config.as_deref(), registry).await?;
+    let ServerArguments { data, listen, artifacts, config } = arguments;
+    let handle = start_server(data, listen, artifacts, config.as_deref(), registry).await?;
     if output.is_json() {
         output.result(&serde_json::json!({ "url": handle.url() }), |_, _| String::new())?;
     } else {
@@ -28,11 +29,13 @@ pub(super) async fn run(arguments: ServerArguments, registry: Registry, output: 
 pub(crate) async fn start_server(
     data: PathBuf,
     listen: Option<SocketAddr>,
+    artifacts: Option<String>,
     config: Option<&Path>,
     registry: Registry,
 ) -> Result<Handle, Failure> {
     let mut options = Options::new(data);
     options.listen = listen;
+    options.artifacts = artifacts;
     options.registry = registry;
     if let Some(path) = config {
         options.config = ConfigFile::read(path).map_err(|error| failure_of(error.into()))?;
@@ -48,6 +51,13 @@ fn failure_of(error: StartError) -> Failure {
         StartError::DataInUse { .. } => "Stop the other server, or choose another folder with --data.",
         StartError::Data { .. } => "Choose a folder that this user may write, with --data.",
         StartError::Config(_) => "Mend the file that --config names.",
+        StartError::ArtifactsDescribed(_) | StartError::Artifacts { .. } => {
+            "Mend [artifacts] in the file that --config names, --artifacts, or the credentials that the text names."
+        }
+        StartError::OtherStore { .. } => {
+            "Give this server the store of the others, by [artifacts] or --artifacts. If the store was moved, move all of \
+             it, the folder `probe` included."
+        }
         StartError::Hooks(_) => "Mend [hooks] in the file that --config names.",
         _ => "Mend what the text names, and start the server again.",
     };

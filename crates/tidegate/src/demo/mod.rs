@@ -39,7 +39,7 @@ pub(crate) async fn run(arguments: DemoArguments, registry: Registry, output: Ou
         tokio::task::spawn_blocking(move || data::write(&folder)).await.map_err(std::io::Error::other)??
     };
 
-    let handle = start_server(folder.join("server"), Some(arguments.listen), None, registry).await?;
+    let handle = start_server(folder.join("server"), Some(arguments.listen), None, None, registry).await?;
     let client = Client::new(&handle.url())?;
     let application = Application::start(client.clone()).await?;
     let mut story = Story::new(client, application, folder.join("work"), output);

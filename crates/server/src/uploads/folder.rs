@@ -1,4 +1,4 @@
-//! Parts that clients send, on their way into the artifact store.
+//! Parts that go through the server, into a store that is a folder.
 //!
 //! ```text
 //! uploads/{push}/{SHA-256}-{part name}      a part that has arrived whole
@@ -19,35 +19,34 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use axum::body::BodyDataStream;
-use axum::http::StatusCode;
 use futures::StreamExt;
 use sha2::{Digest, Sha256};
+use tidegate_api::PartView;
 use tidegate_api::manifest::Manifest;
-use tidegate_api::{ErrorBody, PartView, code};
-use tidegate_dataset::artifact::{ArtifactError, ArtifactStore, check_manifest};
+use tidegate_dataset::artifact::ArtifactStore;
 use tokio::io::AsyncWriteExt;
 
+use super::names::{folder_name, hex, is_sha256};
+use super::refusals::{broken, damaged, parts_missing, store_failed, why_missing};
+use super::{FILES_MAX, over_the_limit};
 use crate::http::errors::{ApiError, ApiResult};
 use crate::http::extract::too_large;
 
 /// How long a sender may be silent in the middle of a part.
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// How many parts one push may have sent, whole or not.
-const FILES_MAX: usize = 16_384;
-
 const WRITE_BUFFER: usize = 1024 * 1024;
 
 /// The folder of all uploads, and the store that they go to.
 #[derive(Debug)]
-pub(crate) struct Uploads {
+pub(crate) struct FolderUploads {
     folder: PathBuf,
     store: ArtifactStore,
     /// One artifact is put together at a time; it takes a few renames.
     completing: tokio::sync::Mutex<()>,
 }
 
-impl Uploads {
+impl FolderUploads {
     /// Uploads into a store that is a local folder.
     pub(crate) fn new(root: &Path, store: ArtifactStore) -> io::Result<Self> {
         let folder = root.join("uploads");
@@ -79,8 +78,6 @@ impl Uploads {
         bytes_max: u64,
         mut body: BodyDataStream,
     ) -> ApiResult<PartView> {
-        check_part_name(name)?;
-        check_sha256(sha256)?;
         let folder = self.of_push(push);
         let disk = |error: io::Error| ApiError::disk("The part could not be kept.", &error);
         tokio::fs::create_dir_all(&folder).await.map_err(disk)?;
@@ -108,7 +105,7 @@ impl Uploads {
             };
             bytes = bytes.saturating_add(chunk.len() as u64);
             if bytes > bytes_max {
-                return Err(too_large(format!("The part `{name}` has over {bytes_max} bytes, the limit of a part.")));
+                return Err(over_the_limit(name, bytes_max));
             }
             hasher.update(&chunk);
             file.write_all(&chunk).await.map_err(disk)?;
@@ -138,7 +135,6 @@ impl Uploads {
     /// Puts an artifact together: parts that have arrived move to their place, then the manifest
     /// is written. Its SHA-256. May be repeated.
     pub(crate) async fn complete(&self, push: &str, manifest: &Manifest) -> ApiResult<String> {
-        check_manifest(manifest).map_err(|error| manifest_refused(&error))?;
         let _alone = self.completing.lock().await;
         let arrived = self.list(push).await?;
         let id = &manifest.artifact_id;
@@ -170,26 +166,27 @@ impl Uploads {
         self.store.put_manifest(manifest).await.map_err(store_failed)
     }
 
-    /// Removes what all other pushes than these have sent.
-    pub(crate) async fn keep_only(&self, pushes: &BTreeSet<String>) -> io::Result<()> {
-        let kept: BTreeSet<String> = pushes.iter().map(|push| folder_name(push)).collect();
+    /// The names of all pushes that have sent something.
+    pub(crate) async fn names(&self) -> io::Result<BTreeSet<String>> {
         let folder = self.folder.clone();
-        let swept = tokio::task::spawn_blocking(move || {
+        let listed = tokio::task::spawn_blocking(move || {
+            let mut names = BTreeSet::new();
             for entry in std::fs::read_dir(&folder)? {
                 let entry = entry?;
-                let is_kept = entry.file_name().to_str().is_some_and(|name| kept.contains(name));
-                if !is_kept && entry.file_type()?.is_dir() {
-                    std::fs::remove_dir_all(entry.path())?;
+                if let Some(name) = entry.file_name().to_str()
+                    && entry.file_type()?.is_dir()
+                {
+                    names.insert(name.to_owned());
                 }
             }
-            Ok(())
+            Ok(names)
         });
-        swept.await.map_err(io::Error::other)?
+        listed.await.map_err(io::Error::other)?
     }
 
-    /// Removes what a push has sent. What is not there is done already.
-    pub(crate) async fn remove(&self, push: &str) -> io::Result<()> {
-        match tokio::fs::remove_dir_all(self.of_push(push)).await {
+    /// Removes what the push of this name has sent. What is not there is done already.
+    pub(crate) async fn remove(&self, name: &str) -> io::Result<()> {
+        match tokio::fs::remove_dir_all(self.folder.join(name)).await {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
@@ -268,156 +265,4 @@ fn move_all(artifact: &Path, moves: &[(PathBuf, PathBuf)]) -> io::Result<()> {
 /// Makes what was renamed within a folder survive a crash of the machine.
 fn sync_folder(folder: &Path) -> io::Result<()> {
     std::fs::File::open(folder)?.sync_all()
-}
-
-/// A push's folder: readable where its id allows it, and another for every id.
-fn folder_name(push: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
-    if !push.is_empty() && push.len() <= 100 && push.chars().all(is_plain) {
-        return push.to_owned();
-    }
-    let digest = hex(&Sha256::digest(push.as_bytes()));
-    // The point keeps it apart from every id that is plain.
-    format!("id.{digest}")
-}
-
-fn hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(|digit| char::from(DIGITS[usize::from(digit)])).collect()
-}
-
-fn is_sha256(text: &str) -> bool {
-    text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-}
-
-fn check_sha256(sha256: &str) -> ApiResult<()> {
-    if is_sha256(sha256) {
-        return Ok(());
-    }
-    Err(ApiError::bad_request("The parameter `sha256` is no SHA-256.", "It has 64 hexadecimal digits in lower case."))
-}
-
-fn check_part_name(name: &str) -> ApiResult<()> {
-    let is_allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    let is_fine = !name.is_empty()
-        && name.len() <= 128
-        && name.chars().all(is_allowed)
-        && !name.starts_with('.')
-        && !name.starts_with("manifest");
-    if is_fine {
-        return Ok(());
-    }
-    Err(ApiError::invalid(
-        "A part can't have this name.",
-        "A part's name has 1 to 128 letters, digits, `-`, `_` and `.`, and begins neither with a \
-         point nor with `manifest`.",
-        "Build the artifact with a client of this release.",
-    ))
-}
-
-fn broken(name: &str, bytes: u64, why: &str) -> ApiError {
-    ApiError::new(
-        StatusCode::BAD_REQUEST,
-        ErrorBody::new(
-            code::BAD_REQUEST,
-            format!("The part `{name}` did not arrive whole."),
-            format!("The connection broke after {bytes} bytes: {why}."),
-            "What had arrived of it was dropped; other parts stay.",
-            "Send this part again.",
-        )
-        .with_retryable(true)
-        .with_subjects([name.to_owned()]),
-    )
-}
-
-fn damaged(name: &str, bytes: u64, expected: &str, found: &str) -> ApiError {
-    ApiError::new(
-        StatusCode::UNPROCESSABLE_ENTITY,
-        ErrorBody::new(
-            code::PART_DAMAGED,
-            format!("The part `{name}` is not what was announced."),
-            format!("The {bytes} bytes that arrived have the SHA-256 {found}, announced was {expected}."),
-            "It was dropped; nothing will ever load it. Other parts stay.",
-            "Send this part again; if that does not help, build the artifact again.",
-        )
-        .with_subjects([name.to_owned()]),
-    )
-}
-
-fn why_missing(part: &tidegate_api::manifest::Part, sent: Option<&PartView>) -> String {
-    match sent {
-        None => "has not arrived".to_owned(),
-        Some(sent) if sent.bytes != part.bytes => {
-            format!("arrived with {} bytes, the manifest says {}", sent.bytes, part.bytes)
-        }
-        Some(sent) => format!("arrived with the SHA-256 {}, the manifest says {}", sent.sha256, part.sha256),
-    }
-}
-
-fn parts_missing(missing: &[(String, String)]) -> ApiError {
-    const NAMED_MAX: usize = 10;
-    let mut named: Vec<String> = missing.iter().take(NAMED_MAX).map(|(name, why)| format!("`{name}` {why}")).collect();
-    if missing.len() > NAMED_MAX {
-        named.push(format!("and {} more", missing.len() - NAMED_MAX));
-    }
-    ApiError::new(
-        StatusCode::CONFLICT,
-        ErrorBody::new(
-            code::PARTS_MISSING,
-            "The artifact is not complete.",
-            format!("Of its parts, {}.", named.join("; ")),
-            "No region will load it as it is. What has arrived stays.",
-            "Send the parts that are named, then complete it again.",
-        )
-        .with_subjects(missing.iter().map(|(name, _)| name.clone())),
-    )
-}
-
-fn manifest_refused(error: &ArtifactError) -> ApiError {
-    ApiError::new(
-        StatusCode::UNPROCESSABLE_ENTITY,
-        ErrorBody::new(
-            code::MANIFEST_REFUSED,
-            "The manifest is refused.",
-            format!("{error}."),
-            "The artifact is not complete, and no region will load it.",
-            "Build the artifact again with a client of this release.",
-        ),
-    )
-}
-
-fn store_failed(error: ArtifactError) -> ApiError {
-    match &error {
-        ArtifactError::BadManifest { .. } | ArtifactError::BadName { .. } => manifest_refused(&error),
-        ArtifactError::Missing { parts, .. } => {
-            let missing: Vec<(String, String)> =
-                parts.iter().map(|name| (name.clone(), "is not there".to_owned())).collect();
-            parts_missing(&missing)
-        }
-        ArtifactError::Disk { source, .. } => ApiError::disk("The artifact could not be kept.", source),
-        _ => ApiError::unavailable("The artifact store does not answer as it should.", format!("{error}.")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn folders_of_pushes_never_meet_and_never_leave_their_place() {
-        let ids = ["a", "A", "../a", "a/b", ".", "..", "id", "id.x", "é", ""];
-        let names: Vec<String> = ids.iter().map(|id| folder_name(id)).collect();
-        for (index, name) in names.iter().enumerate() {
-            assert!(!name.contains('/') && !name.starts_with('.'), "{name}");
-            assert!(!names[..index].contains(name), "{name}");
-        }
-    }
-
-    #[test]
-    fn names_of_parts_can_not_leave_their_folder() {
-        for name in ["", ".", "..", "../x", "a/b", ".hidden", "manifest-1.json", "é"] {
-            assert!(check_part_name(name).is_err(), "{name}");
-        }
-        assert!(check_part_name("part-00000.parquet").is_ok());
-    }
 }

@@ -1,0 +1,59 @@
+//! The artifact store that this server was given, and whether it is the installation's.
+
+use tidegate_api::ArtifactStoreView;
+use tidegate_dataset::artifact::{ArtifactError, ArtifactStore};
+use tidegate_rollout::entities::SourceStore;
+use tidegate_state::{Ref, State, TransactionError, WriteError};
+
+use crate::server::StartError;
+
+/// Checks that the store is the one that all servers of the installation use; the first of them leaves a mark in it.
+/// What is known about it then.
+///
+/// # Errors
+/// [`StartError::OtherStore`] if it is another one, [`StartError::Artifacts`] if it can't be told.
+pub(crate) async fn agree(state: &State, store: &ArtifactStore) -> Result<SourceStore, StartError> {
+    let failed = |source: ArtifactError| StartError::Artifacts { store: store.name().to_owned(), source };
+    let prepare = |error: String| StartError::Prepare(error);
+    let place = Ref::<SourceStore>::root(SourceStore::ID).map_err(|error| prepare(error.to_string()))?;
+    if let Some(known) = state.snapshot().get_arc(&place).map_err(|error| prepare(error.to_string()))? {
+        check(store, &known).await?;
+        return Ok(SourceStore::clone(&known));
+    }
+    // The mark comes first: whoever finds the token in the tree has to find the mark in the store.
+    let token = uuid::Uuid::new_v4().simple().to_string();
+    store.put_probe(&token).await.map_err(failed)?;
+    store.check_probe(&token).await.map_err(failed)?;
+    let (mark, name) = (token.clone(), store.name().to_owned());
+    let written = state
+        .write(move |transaction| -> Result<SourceStore, TransactionError> {
+            if let Some(known) = transaction.get(&place)? {
+                return Ok(SourceStore::clone(&known));
+            }
+            let first = SourceStore { probe: mark.clone(), name: name.clone(), since: transaction.now() };
+            transaction.create(&place, first.clone())?;
+            Ok(first)
+        })
+        .await;
+    let known = written.map_err(|error: WriteError<TransactionError>| prepare(error.to_string()))?.value;
+    if known.probe != token {
+        // Another server was first; its mark counts.
+        if let Err(error) = store.remove_probe(&token).await {
+            tracing::debug!(%error, "a mark that does not count could not be removed");
+        }
+        check(store, &known).await?;
+    }
+    Ok(known)
+}
+
+async fn check(store: &ArtifactStore, known: &SourceStore) -> Result<(), StartError> {
+    store.check_probe(&known.probe).await.map_err(|error| match error {
+        ArtifactError::OtherStore { store, why } => StartError::OtherStore { store, why, known: known.name.clone() },
+        source => StartError::Artifacts { store: store.name().to_owned(), source },
+    })
+}
+
+/// What others are told about the store.
+pub(crate) fn view(store: &ArtifactStore, known: &SourceStore) -> ArtifactStoreView {
+    ArtifactStoreView { name: store.name().to_owned(), is_bucket: store.folder().is_none(), probe: known.probe.clone() }
+}
