@@ -167,6 +167,10 @@ impl Driver for FaultyDriver {
         self.inner.clock()
     }
 
+    fn lock_limit(&self) -> Option<Duration> {
+        self.inner.lock_limit()
+    }
+
     async fn open(&self, records: &[IndexDeclaration]) -> Result<Meta, DriverError> {
         self.faults.check()?;
         self.inner.open(records).await

@@ -3,9 +3,11 @@
 
 mod cluster_kit;
 mod hooks;
+mod postgres;
 
 use tidegate_state::testing::StoreKind;
 use tidegate_state::testing::conformance::Variants;
 
 tidegate_state::state_conformance!(memory, StoreKind::Memory, Variants::All);
 tidegate_state::state_conformance!(sqlite, StoreKind::Sqlite, Variants::Drawn);
+tidegate_state::state_conformance!(on_postgres, StoreKind::Postgres, Variants::Drawn);

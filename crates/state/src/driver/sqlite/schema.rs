@@ -7,7 +7,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, ffi, params}
 use uuid::Uuid;
 
 use super::super::DriverError;
-use super::entities::EntitiesMark;
+use super::super::entities_mark::EntitiesMark;
 
 /// The newest format that this build knows: the number of the last migration.
 pub(super) const FORMAT: u32 = 1;

@@ -1,6 +1,6 @@
-//! Cluster hooks (section K), on memory and SQLite from one source.
+//! Cluster hooks (section K), on memory, SQLite and PostgreSQL from one source.
 
-/// Runs each case on both stores.
+/// Runs each case on every store.
 macro_rules! both {
     ($($case:ident),* $(,)?) => {
         mod on_memory {
@@ -16,6 +16,16 @@ macro_rules! both {
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $case() {
                     super::$case(tidegate_state::testing::StoreKind::Sqlite).await;
+                }
+            )*
+        }
+        mod on_postgres {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $case() {
+                    if tidegate_state::testing::postgres::skipped().is_none() {
+                        super::$case(tidegate_state::testing::StoreKind::Postgres).await;
+                    }
                 }
             )*
         }
