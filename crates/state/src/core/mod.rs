@@ -27,7 +27,7 @@ pub(crate) use submission::{Fenced, Submission};
 use crate::change::Applied;
 use crate::clock::Clock;
 use crate::cluster_hook::matcher::Matcher;
-use crate::driver::{Driver, DriverError, ServerName, SlotToken};
+use crate::driver::{Driver, DriverError, LEASES_PER_LOCK_LIMIT, ServerName, SlotToken};
 use crate::error::{OpenError, WaitError};
 use crate::feed::{Feed, FeedEvent};
 use crate::metrics::StateMetrics;
@@ -95,6 +95,15 @@ impl Core {
         options: StateOptions,
     ) -> Result<(Arc<Core>, mpsc::Receiver<Submission>), OpenError> {
         options.check().map_err(OpenError::Options)?;
+        if let Some(limit) = driver.lock_limit()
+            && options.lease < limit * LEASES_PER_LOCK_LIMIT
+        {
+            return Err(OpenError::Options(format!(
+                "lease is {:?}, and the store keeps the locks of a server that has stopped for {limit:?}; a lease is at \
+                 least {LEASES_PER_LOCK_LIMIT} times as long, so that no other server loses its own meanwhile",
+                options.lease
+            )));
+        }
         driver.open(&options.records).await?;
         let loaded = apply::load(&*driver).await?;
         let (submissions, queue) = mpsc::channel(SUBMISSIONS_MAX);

@@ -246,6 +246,10 @@ impl Driver for FaultyDriver {
         self.inner.clock()
     }
 
+    fn lock_limit(&self) -> Option<Duration> {
+        self.inner.lock_limit()
+    }
+
     async fn open(&self, records: &[IndexDeclaration]) -> Result<Meta, DriverError> {
         self.faults.check(Call::Open)?;
         self.inner.open(records).await

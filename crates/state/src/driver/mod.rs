@@ -13,10 +13,13 @@
 //! 6. Log rows are only removed up to what compaction allows: below every slot's low watermark and below the revision
 //!    that `entities` stand for. The newest row stays.
 
+mod encoding;
+mod entities_mark;
 mod faults;
 pub(crate) mod format;
 mod leases;
 pub mod memory;
+pub mod postgres;
 mod record_index;
 mod rows;
 pub mod sqlite;
@@ -283,6 +286,9 @@ impl StoredState {
     }
 }
 
+/// How many times [`Driver::lock_limit`] a lease has to be.
+pub const LEASES_PER_LOCK_LIMIT: u32 = 3;
+
 /// What stores and orders. See the module's invariants.
 #[async_trait]
 pub trait Driver: Send + Sync + 'static {
@@ -400,9 +406,19 @@ pub trait Driver: Send + Sync + 'static {
     /// all slots, and gives out tokens above `tokens_above` and above all that the store knows of.
     async fn new_epoch(&self, tokens_above: SlotToken) -> Result<Meta, DriverError>;
 
+    /// How long the store lets a holder of the write lock that does not move keep it; none where a holder can't be cut off
+    /// from it. A lease has to be at least [`LEASES_PER_LOCK_LIMIT`] times as long, or a state is refused at its start: a
+    /// stopped holder must never cost others their leases.
+    fn lock_limit(&self) -> Option<Duration> {
+        None
+    }
+
     /// Everything, as of one moment.
     async fn stored(&self) -> Result<StoredState, DriverError>;
 }
+
+/// By how much tokens rise when a backup is restored where nobody knows any more what was given out after it.
+const RESTORED_TOKENS_ABOVE: u64 = 1 << 24;
 
 /// Refuses a page with a hole (invariant 1): rows have to follow `after` one by one, and to end at the head unless the
 /// page is full.

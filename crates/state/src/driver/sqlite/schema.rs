@@ -7,8 +7,8 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, ffi, params}
 use uuid::Uuid;
 
 use super::super::DriverError;
+use super::super::entities_mark::EntitiesMark;
 use super::super::format::Formats;
-use super::entities::EntitiesMark;
 
 /// The newest format that this build knows: the number of the last migration.
 pub(super) const FORMAT: u32 = 1;

@@ -3,8 +3,9 @@
 
 use std::sync::Arc;
 
-use super::super::{
-    DriverError, HookNumber, LogEntry, LogRow, RequestAction, RequestId, RequestedChange, StoredDocument,
+use super::{
+    DriverError, HookNumber, LogEntry, LogRow, ReceiptOutcome, RequestAction, RequestId, RequestedChange,
+    StoredDocument,
 };
 use crate::path::Path;
 use crate::revision::{Attributes, Revision, SubmissionId, Timestamp};
@@ -17,7 +18,7 @@ const EXISTING: u8 = 1;
 const ACTION: u8 = 2;
 
 /// A log row's `body` column: all that has no column of its own.
-pub(super) fn encode_row(row: &LogRow) -> Vec<u8> {
+pub(crate) fn encode_row(row: &LogRow) -> Vec<u8> {
     let mut out = Vec::with_capacity(64 + row.entries.len() * 96);
     out.push(FORM);
     put_text(&mut out, &row.server);
@@ -56,8 +57,8 @@ pub(super) fn encode_row(row: &LogRow) -> Vec<u8> {
     out
 }
 
-/// The `hooks` column: every hook that the row concerns, once; none if there is none.
-pub(super) fn encode_hooks(row: &LogRow) -> Option<Vec<u8>> {
+/// Every hook that the row concerns, once, in order.
+pub(crate) fn concerned_hooks(row: &LogRow) -> Vec<u32> {
     let mut concerned: Vec<u32> = Vec::new();
     for entry in &row.entries {
         match entry {
@@ -66,21 +67,24 @@ pub(super) fn encode_hooks(row: &LogRow) -> Option<Vec<u8>> {
             LogEntry::Action { request, .. } => concerned.push(request.hook.0),
         }
     }
-    if concerned.is_empty() {
-        return None;
-    }
     concerned.sort_unstable();
     concerned.dedup();
-    Some(concerned.iter().flat_map(|hook| hook.to_be_bytes()).collect())
+    concerned
+}
+
+/// SQLite's `hooks` column: every hook that the row concerns, four bytes each; none if there is none.
+pub(crate) fn encode_hooks(row: &LogRow) -> Option<Vec<u8>> {
+    let concerned = concerned_hooks(row);
+    (!concerned.is_empty()).then(|| concerned.iter().flat_map(|hook| hook.to_be_bytes()).collect())
 }
 
 /// Whether a `hooks` column names the hook.
-pub(super) fn names_hook(column: Option<&[u8]>, hook: HookNumber) -> bool {
+pub(crate) fn names_hook(column: Option<&[u8]>, hook: HookNumber) -> bool {
     column.is_some_and(|bytes| bytes.chunks_exact(4).any(|chunk| chunk == hook.0.to_be_bytes()))
 }
 
 /// A log row from its columns.
-pub(super) fn decode_row(
+pub(crate) fn decode_row(
     revision: Revision,
     at: Timestamp,
     submission: SubmissionId,
@@ -126,7 +130,7 @@ pub(super) fn decode_row(
 }
 
 /// The `change` column of an exception, without the path, which has a column of its own.
-pub(super) fn encode_requested_change(change: &RequestedChange) -> Vec<u8> {
+pub(crate) fn encode_requested_change(change: &RequestedChange) -> Vec<u8> {
     let mut out = vec![FORM];
     put_document(&mut out, change.before.as_ref());
     put_document(&mut out, change.after.as_ref());
@@ -136,7 +140,7 @@ pub(super) fn encode_requested_change(change: &RequestedChange) -> Vec<u8> {
 }
 
 /// The reverse of [`encode_requested_change`].
-pub(super) fn decode_requested_change(path: Path, body: &[u8]) -> Option<RequestedChange> {
+pub(crate) fn decode_requested_change(path: Path, body: &[u8]) -> Option<RequestedChange> {
     decode(body, |bytes| {
         if bytes.byte()? != FORM {
             return None;
@@ -150,7 +154,7 @@ pub(super) fn decode_requested_change(path: Path, body: &[u8]) -> Option<Request
 }
 
 /// The `keys` column of a record.
-pub(super) fn encode_keys(keys: &[Vec<u8>]) -> Vec<u8> {
+pub(crate) fn encode_keys(keys: &[Vec<u8>]) -> Vec<u8> {
     let mut out = Vec::with_capacity(keys.iter().map(|key| key.len() + 2).sum());
     for key in keys {
         put_number(&mut out, key.len() as u64);
@@ -160,7 +164,7 @@ pub(super) fn encode_keys(keys: &[Vec<u8>]) -> Vec<u8> {
 }
 
 /// The reverse of [`encode_keys`].
-pub(super) fn decode_keys(body: &[u8]) -> Option<Vec<Vec<u8>>> {
+pub(crate) fn decode_keys(body: &[u8]) -> Option<Vec<Vec<u8>>> {
     decode(body, |bytes| {
         let mut keys = Vec::new();
         while !bytes.0.is_empty() {
@@ -169,6 +173,22 @@ pub(super) fn decode_keys(body: &[u8]) -> Option<Vec<Vec<u8>>> {
         }
         Some(keys)
     })
+}
+
+/// How an outcome is stored.
+pub(crate) fn outcome_number(outcome: ReceiptOutcome) -> i64 {
+    match outcome {
+        ReceiptOutcome::Done => 0,
+        ReceiptOutcome::Coalesced => 1,
+        ReceiptOutcome::Discarded => 2,
+        ReceiptOutcome::Cancelled => 3,
+    }
+}
+
+/// The reverse of [`outcome_number`].
+pub(crate) fn outcome_of(number: i64) -> Option<ReceiptOutcome> {
+    let all = [ReceiptOutcome::Done, ReceiptOutcome::Coalesced, ReceiptOutcome::Discarded, ReceiptOutcome::Cancelled];
+    all.into_iter().find(|outcome| outcome_number(*outcome) == number)
 }
 
 fn put_number(out: &mut Vec<u8>, mut number: u64) {

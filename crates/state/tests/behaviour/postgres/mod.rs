@@ -1,0 +1,26 @@
+//! What only PostgreSQL can do, and what can be done to it: real outages, networks that fail, limits of the database's own.
+
+/// Makes a test of each case; where there is no PostgreSQL it is skipped, and that is noted.
+macro_rules! with_postgres {
+    ($($case:ident),* $(,)?) => {
+        mod on_postgres {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $case() {
+                    if tidegate_state::testing::postgres::skipped().is_none() {
+                        super::$case().await;
+                    }
+                }
+            )*
+        }
+    };
+}
+use with_postgres;
+
+mod entities;
+mod errors;
+mod locks;
+mod network;
+mod news;
+mod outages;
+mod support;
