@@ -6,6 +6,7 @@ use tokio_postgres::{Client, Config, NoTls};
 use uuid::Uuid;
 
 use super::super::entities_mark::EntitiesMark;
+use super::super::format::Formats;
 use super::super::{DriverError, Meta};
 use super::Shared;
 use super::connection::{Call, Connection, Role, values};
