@@ -47,6 +47,7 @@ pub struct Faults(Arc<Switch>);
 #[derive(Debug)]
 struct Switch {
     absent: watch::Sender<bool>,
+    deaf: watch::Sender<bool>,
     commits: Mutex<VecDeque<CommitFault>>,
     settles: Mutex<VecDeque<SettleFault>>,
     takes: Mutex<VecDeque<SettleFault>>,
@@ -65,6 +66,7 @@ impl Faults {
     pub fn new() -> Self {
         Faults(Arc::new(Switch {
             absent: watch::Sender::new(false),
+            deaf: watch::Sender::new(false),
             commits: Mutex::default(),
             settles: Mutex::default(),
             takes: Mutex::default(),
@@ -81,6 +83,11 @@ impl Faults {
     #[must_use]
     pub fn is_absent(&self) -> bool {
         *self.0.absent.borrow()
+    }
+
+    /// While set, no news come by themselves: a server learns of the others' changes by polling alone.
+    pub fn set_deaf(&self, deaf: bool) {
+        self.0.deaf.send_replace(deaf);
     }
 
     /// What happens to the next commits, one after the other.
@@ -192,6 +199,8 @@ impl Driver for FaultyDriver {
             let mut absent = self.faults.0.absent.subscribe();
             // Either the store comes back or the limit is over: both are news.
             let _ = tokio::time::timeout(limit, absent.wait_for(|absent| !absent)).await;
+        } else if *self.faults.0.deaf.borrow() {
+            tokio::time::sleep(limit).await;
         } else {
             self.inner.wait_for_news(after, limit).await;
         }
