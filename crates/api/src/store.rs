@@ -56,6 +56,9 @@ pub struct StorePatch {
     /// When embedded clients start to serve a version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub embedded_swap: Option<EmbeddedSwap>,
+    /// See [`StoreView::embedded_dead_percent_max`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub embedded_dead_percent_max: Option<u8>,
     /// Keys that every version has to have, see [`crate::manifest::GoldenKey`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub golden_keys: Option<Vec<String>>,
@@ -179,6 +182,9 @@ pub struct StoreView {
     pub keep_pushes: u32,
     /// When embedded clients start to serve a version.
     pub embedded_swap: EmbeddedSwap,
+    /// How many of a region's embedded clients may be dead, in percent, while it takes a version in. With more the region
+    /// fails.
+    pub embedded_dead_percent_max: u8,
     /// Keys that every version has to have.
     #[serde(default)]
     pub golden_keys: Vec<String>,

@@ -66,10 +66,6 @@ impl App {
         self.0.operations.with_attributes(actor.attributes())
     }
 
-    pub(crate) fn registry(&self) -> Arc<Registry> {
-        Arc::clone(&self.0.registry)
-    }
-
     pub(crate) fn lifecycle(&self) -> &Lifecycle {
         &self.0.lifecycle
     }

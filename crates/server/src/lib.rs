@@ -44,7 +44,6 @@ pub mod config;
 mod http;
 mod page;
 mod routes;
-mod schemas;
 mod server;
 mod uploads;
 mod validation;

@@ -363,7 +363,7 @@ mod tests {
             "name": nasty, "key_columns": [nasty], "partitions": 1,
             "schema_mode": "compatible", "auto_register_schemas": true, "allow_empty": false,
             "retention": 2, "keep_rejected_ms": 1, "grace_ms": 1, "keep_pushes": 1,
-            "embedded_swap": "alone", "on_new_push": "refuse",
+            "embedded_swap": "alone", "embedded_dead_percent_max": 10, "on_new_push": "refuse",
             "limits": {"push_ms": 1, "region_ms": 1, "silence_ms": 1, "confirmation_ms": 1, "value_bytes": 1},
             "last_push": nasty
         });

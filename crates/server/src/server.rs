@@ -19,7 +19,7 @@ use tidegate_lifecycle::{
     CallRecord, FirstPublished, HooksConfiguration, HooksFile, Lifecycle, LifecycleOptions, LogSink, PublishError,
     Refusal, Registry, Surroundings,
 };
-use tidegate_rollout::entities::{Availability, Call, Push, Region};
+use tidegate_rollout::entities::{Availability, Call, Push, Region, RegistrationCall};
 use tidegate_rollout::operations::OperatorAction;
 use tidegate_rollout::region::RegionHost;
 use tidegate_rollout::region::host::{HostError, HostOptions, RegionSetup};
@@ -359,6 +359,8 @@ async fn host(
         RolloutHooks::register(state, dependencies).await.map_err(|error| StartError::Prepare(error.to_string()))?;
     let source = Arc::new(tidegate_rollout::context::PushContexts);
     let mut calls = lifecycle.register::<Call>(state, source).await?;
+    let source = Arc::new(tidegate_rollout::RegistrationContexts);
+    calls.extend(lifecycle.register::<RegistrationCall>(state, source).await?);
     calls.push(lifecycle.deliver_events(state, Arc::new(LogSink)).await?);
 
     let limits = ServerLimits::from_section(&options.config.server.limits);

@@ -57,6 +57,10 @@ pub struct PushOptions {
     /// Where the artifact is built, in a folder of the push's own. Absent: below the user's cache
     /// folder. It is removed when it is not needed any more.
     pub work: Option<PathBuf>,
+    /// Release the data of this version again: nothing is read, built or sent.
+    pub from_version: Option<u64>,
+    /// Gates to be opened by hand, as `pre-creation@a`, each with the reason.
+    pub overrides: BTreeMap<String, String>,
     /// Memory that the build may take, in bytes. Absent: the default of `tidegate-dataset`.
     pub memory_bytes: Option<u64>,
     /// Whether the push is followed to its end. Otherwise the job is done once the artifact is
@@ -76,6 +80,8 @@ impl Default for PushOptions {
             pushed_by: None,
             attributes: BTreeMap::new(),
             allow_empty: false,
+            from_version: None,
+            overrides: BTreeMap::new(),
             work: None,
             memory_bytes: None,
             follow: true,

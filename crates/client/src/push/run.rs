@@ -28,10 +28,13 @@ impl PushJob {
     /// otherwise than hoped is no error: the outcome says how it ended.
     pub async fn run(self, client: &Client, observer: &mut dyn PushObserver) -> Result<PushOutcome, PushError> {
         let paths = self.paths.clone();
-        tokio::task::spawn_blocking(move || build::discover(&paths))
-            .await
-            .unwrap_or_else(|error| Err(error.to_string()))
-            .map_err(|message| PushError::Input { message })?;
+        // Data that is there already needs no input.
+        if self.options.from_version.is_none() {
+            tokio::task::spawn_blocking(move || build::discover(&paths))
+                .await
+                .unwrap_or_else(|error| Err(error.to_string()))
+                .map_err(|message| PushError::Input { message })?;
+        }
         let start = PushStart {
             id: self.id.clone(),
             store: self.store.clone(),
@@ -39,6 +42,8 @@ impl PushJob {
             attributes: self.options.attributes.clone(),
             input_digest: None,
             allow_empty: self.options.allow_empty,
+            from_version: self.options.from_version,
+            overrides: self.options.overrides.clone(),
         };
         let accepted = client.start_push(&start).await?;
         observer.event(PushEvent::Accepted(Box::new(accepted.clone())));

@@ -97,6 +97,9 @@ impl Work {
 
     async fn bring(&self, accepted: PushAccepted) -> Result<(), Stopped> {
         let id = &accepted.state.push;
+        if self.start.from_version.is_some() {
+            return Ok(());
+        }
         if !super::known::needs_client(&accepted.state) {
             return self.check_input(accepted).await;
         }

@@ -120,6 +120,16 @@ pub enum OperationError {
         /// What differs.
         differences: Vec<String>,
     },
+    /// A hook said no to a schema.
+    #[error("{hook} said Abort: {reason}")]
+    SchemaRefused {
+        /// The store.
+        store: String,
+        /// The hook.
+        hook: String,
+        /// Why.
+        reason: String,
+    },
     /// A hook said no.
     #[error("{0}")]
     HookRefused(Refusal),
@@ -242,7 +252,7 @@ impl OperationError {
             Self::Invalid { .. } | Self::ReasonMissing => code::INVALID,
             Self::ManifestRefused { .. } => code::MANIFEST_REFUSED,
             Self::SchemaIncompatible { .. } => code::SCHEMA_INCOMPATIBLE,
-            Self::HookRefused(_) => code::HOOK_REFUSED,
+            Self::HookRefused(_) | Self::SchemaRefused { .. } => code::HOOK_REFUSED,
             Self::BeingRemoved { .. } => code::CONFLICT,
             Self::NoRegion { .. }
             | Self::NoWayBack { .. }
@@ -338,6 +348,10 @@ impl OperationError {
             Self::SchemaIncompatible { .. } => text(
                 "The schema was not registered",
                 "Keep the earlier fields and types, or set the store's schema mode to `any`.".into(),
+            ),
+            Self::SchemaRefused { store, .. } => (
+                format!("The schema was not registered for store {store}"),
+                "Register one that the hook lets pass, or change the hook's settings for the store.".to_owned(),
             ),
             Self::HookRefused(refusal) => (refusal.what.clone(), refusal.countermeasures.clone()),
             Self::NoRegion { .. } => {

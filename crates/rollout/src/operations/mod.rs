@@ -10,13 +10,14 @@ mod pause;
 mod push;
 mod region;
 mod rollback;
+mod schema;
 mod steer;
 mod store;
 
 use std::sync::Arc;
 
 use tidegate_lifecycle::Registry;
-use tidegate_state::{Attributes, Ref, State, Transaction};
+use tidegate_state::{Attributes, Committed, Ref, State, Transaction};
 
 pub use action::OperatorAction;
 pub use error::OperationError;
@@ -69,9 +70,17 @@ impl Operations {
         &self,
         work: impl Fn(&mut Transaction, &Registry) -> Result<T, OperationError> + Send + 'static,
     ) -> Result<T, OperationError> {
+        Ok(self.commit(work).await?.value)
+    }
+
+    /// As [`Operations::write`], with the revision that it came to.
+    async fn commit<T: Send + 'static>(
+        &self,
+        work: impl Fn(&mut Transaction, &Registry) -> Result<T, OperationError> + Send + 'static,
+    ) -> Result<Committed<T>, OperationError> {
         let registry = Arc::clone(&self.registry);
         let transaction = self.state.transaction().attributes(self.attributes.clone());
-        Ok(transaction.write(move |transaction| work(transaction, &registry)).await?.value)
+        Ok(transaction.write(move |transaction| work(transaction, &registry)).await?)
     }
 }
 

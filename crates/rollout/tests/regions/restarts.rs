@@ -1,9 +1,11 @@
-//! Restarts, losses and separations: C7, C8, C9, C21, R7, R16, N8.
+//! Restarts, losses and separations: C7, C8, C9, C12, C21, R7, R16, N8.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use tidegate_rollout::engine::Engine;
 use tidegate_rollout::entities::IngestionStatus;
+use tidegate_state::Clock;
 
 use crate::support::{Fault, On, STORE, World, key};
 
@@ -240,4 +242,51 @@ async fn r16_a_region_that_was_removed_serves_what_it_has_and_its_reports_are_re
     world
         .until_later("it goes on as it was told", |world| world.nodes.iter().all(|node| node.serves(STORE) == Some(1)))
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn c12_watches_that_break_all_the_time_lose_no_word_and_double_no_step() {
+    let mut world = World::new(2, 3).await;
+    world.start().await;
+    // Every watch breaks every five seconds, whatever the agent is doing.
+    let link = world.link.clone();
+    let clock = world.clock.clone();
+    let stop = tokio_util::sync::CancellationToken::new();
+    let breaking = tokio::spawn({
+        let stop = stop.clone();
+        async move {
+            loop {
+                let due = Clock::sleep_until(&clock, Clock::now(&clock).after(Duration::from_secs(5)));
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = due => {
+                        link.cut(true);
+                        link.cut(false);
+                    }
+                }
+            }
+        }
+    });
+    for version in 1..=3_u64 {
+        let before = version.checked_sub(1).filter(|before| *before > 0);
+        let hold: Vec<u64> = before.into_iter().chain([version]).collect();
+        world.assign(&hold, before);
+        world.until_later("it is ingested", |world| world.status(version) == Some(IngestionStatus::Completed)).await;
+        world.assign(&hold, Some(version));
+        world
+            .until_later("it is served", |world| {
+                world.link.report(STORE).is_some_and(|report| report.serving == Some(version))
+            })
+            .await;
+    }
+    stop.cancel();
+    breaking.await.unwrap();
+    for node in &world.nodes {
+        assert_eq!(node.calls(On::Load, STORE), 3, "{}: each version is loaded once", node.name);
+        assert_eq!(node.calls(On::Swap, STORE), 3, "{}: and swapped to once", node.name);
+    }
+    let mut served: Vec<Option<u64>> =
+        world.link.history(STORE).into_iter().flatten().map(|report| report.serving).collect();
+    served.dedup();
+    assert_eq!(served, [None, Some(1), Some(2), Some(3)]);
 }

@@ -43,8 +43,8 @@ pub(crate) async fn start(
             attributes: request.attributes,
             input_digest: request.input_digest,
             allow_empty: request.allow_empty,
-            from_version: None,
-            overrides: Default::default(),
+            from_version: request.from_version,
+            overrides: request.overrides,
         })
         .await?;
     app.caught_up().await;

@@ -92,6 +92,9 @@ pub(crate) async fn job(State(app): State<App>, Path(push): Path<String>) -> Api
 pub(crate) fn push_view(app: &App, push: &str) -> ApiResult<PushView> {
     let snapshot = app.state().snapshot();
     let scene = app.scene(&snapshot);
+    if let Some(view) = scene.later_push(&scene.push_reference(push)?) {
+        return Ok(view);
+    }
     let found = scene.find_push(push)?;
     scene.push_view(&found)
 }

@@ -16,7 +16,6 @@ use tidegate_rollout::operations::NewStore;
 use crate::app::App;
 use crate::http::errors::{ApiError, ApiResult};
 use crate::http::extract::{Actor, Body, Path, Query};
-use crate::schemas;
 use crate::validation;
 use crate::views::store::{PARTITIONS_MAX, schema_view};
 
@@ -162,7 +161,11 @@ pub(crate) async fn add_schema(
     Path(store): Path<String>,
     Body(request): Body<RegisterSchemaRequest>,
 ) -> ApiResult<Json<SchemaView>> {
-    let (id, schema) = schemas::register(&app, &store, request.schema, &actor).await?;
+    // Half of what a request may take: hooks that need longer are still asked, and whoever asks again waits for the same
+    // answer.
+    let patience = app.limits().request_time / 2;
+    let operations = app.operations_of(&actor);
+    let (id, schema) = operations.add_schema(&store, request.schema, &actor.name, patience).await?;
     app.caught_up().await;
     Ok(Json(schema_view(id, &schema)))
 }
@@ -279,6 +282,15 @@ fn check_patch(patch: &StorePatch) -> ApiResult<()> {
             ));
         }
     }
+    if let Some(percent) = patch.embedded_dead_percent_max
+        && percent > 100
+    {
+        return Err(ApiError::invalid(
+            format!("`embedded_dead_percent_max` can't be {percent}."),
+            "It is a share of a region's embedded clients, from 0 to 100 percent.",
+            "Choose a share within these limits.",
+        ));
+    }
     if limits.value_bytes == Some(0) {
         return Err(ApiError::invalid(
             "`limits.value_bytes` can't be 0.",
@@ -323,6 +335,7 @@ fn apply(store: &mut Store, patch: &StorePatch) {
     set(&mut store.retention.grace_ms, &patch.grace_ms);
     set(&mut store.retention.pushes, &patch.keep_pushes);
     set(&mut store.golden_keys, &patch.golden_keys);
+    set(&mut store.embedded_dead_percent_max, &patch.embedded_dead_percent_max);
     if let Some(limits) = &patch.limits {
         set(&mut store.limits.push_ms, &limits.push_ms);
         set(&mut store.limits.region_ms, &limits.region_ms);

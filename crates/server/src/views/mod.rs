@@ -4,6 +4,7 @@ pub(crate) mod cluster;
 pub(crate) mod explain;
 pub(crate) mod gate;
 pub(crate) mod job;
+pub(crate) mod later;
 pub(crate) mod push;
 pub(crate) mod region;
 pub(crate) mod store;

@@ -6,6 +6,7 @@ mod errors;
 mod faults;
 mod guards;
 mod job;
+mod later;
 mod page;
 mod protocol;
 mod watch;

@@ -81,6 +81,7 @@ struct Switch {
     errors: Mutex<BTreeMap<Call, VecDeque<DriverError>>>,
     /// Sessions that were begun under an earlier number are cut off.
     connection: AtomicU64,
+    deaf: watch::Sender<bool>,
     commits: Mutex<VecDeque<CommitFault>>,
     settles: Mutex<VecDeque<SettleFault>>,
     takes: Mutex<VecDeque<SettleFault>>,
@@ -102,6 +103,7 @@ impl Faults {
             calls: Mutex::default(),
             errors: Mutex::default(),
             connection: AtomicU64::new(0),
+            deaf: watch::Sender::new(false),
             commits: Mutex::default(),
             settles: Mutex::default(),
             takes: Mutex::default(),
@@ -118,6 +120,11 @@ impl Faults {
     #[must_use]
     pub fn is_absent(&self) -> bool {
         *self.0.absent.borrow()
+    }
+
+    /// While set, no news come by themselves: a server learns of the others' changes by polling alone.
+    pub fn set_deaf(&self, deaf: bool) {
+        self.0.deaf.send_replace(deaf);
     }
 
     /// What happens to the next commits, one after the other.
@@ -275,6 +282,8 @@ impl Driver for FaultyDriver {
             let mut absent = self.faults.0.absent.subscribe();
             // Either the store comes back or the limit is over: both are news.
             let _ = tokio::time::timeout(limit, absent.wait_for(|absent| !absent)).await;
+        } else if *self.faults.0.deaf.borrow() {
+            tokio::time::sleep(limit).await;
         } else {
             self.inner.wait_for_news(after, limit).await;
         }

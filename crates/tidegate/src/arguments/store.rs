@@ -48,6 +48,9 @@ pub(crate) enum StoreCommand {
         /// In this region alone.
         #[arg(long)]
         region: Option<String>,
+        /// To this version; without it each region goes to the one that it served before.
+        #[arg(long, value_name = "VERSION")]
+        to: Option<u64>,
         /// Why, for the record.
         #[arg(long)]
         reason: String,

@@ -80,10 +80,11 @@ pub(super) async fn run(command: StoreCommand, client: &Client, output: Output) 
                 format!("{} schema {} is registered", style.mark(Paint::Good), schema.id)
             })?;
         }
-        StoreCommand::Rollback { name, region, reason, yes } => {
+        StoreCommand::Rollback { name, region, to, reason, yes } => {
             let place = region.as_deref().map_or("all regions".to_owned(), |region| format!("region {region}"));
-            confirm(&format!("Roll {} back in {place} to what was served before?", plain(&name)), yes)?;
-            let answer = client.roll_back_store(&name, &RollbackRequest { region, version: None, reason }).await?;
+            let target = to.map_or("what was served before".to_owned(), |version| format!("version {version}"));
+            confirm(&format!("Roll {} back in {place} to {target}?", plain(&name)), yes)?;
+            let answer = client.roll_back_store(&name, &RollbackRequest { region, version: to, reason }).await?;
             output.result(&answer, |answer, style| {
                 let line = |(region, version): (&String, &Option<u64>)| {
                     let version = version.map_or("no version".to_owned(), |version| format!("version {version}"));
@@ -124,7 +125,7 @@ fn patch_of(settings: &[(String, String)]) -> Result<StorePatch, Failure> {
         Failure::usage(
             "these settings can't be made",
             error.to_string(),
-            "There are schema_mode, auto_register_schemas, allow_empty, retention, golden_keys, on_new_push, limits.… and freshness.….",
+            "There are schema_mode, auto_register_schemas, allow_empty, retention, keep_rejected_ms, grace_ms, keep_pushes, golden_keys, on_new_push, embedded_swap, embedded_dead_percent_max, limits.… and freshness.….",
         )
     })
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use tidegate_api::{PushState, PushStatus, PushView};
+use tidegate_api::{PushRegionView, PushStatus, PushView, VersionStatus};
 use tidegate_client::Client;
 use tidegate_client::push::{BuildPhase, PushError, PushEvent, PushJob, PushOptions, PushOutcome};
 
@@ -71,12 +71,13 @@ pub(super) fn print_end(outcome: &PushOutcome, output: Output) -> Result<(), Fai
         })?,
     }
     if !output.is_json() && exit_of(outcome, true) != Exit::Done {
-        tell_end(&outcome.state, outcome.timed_out, output.error_style);
+        tell_end(outcome, output.error_style);
     }
     Ok(())
 }
 
-fn tell_end(state: &PushState, timed_out: bool, style: Style) {
+fn tell_end(outcome: &PushOutcome, style: Style) {
+    let (state, timed_out) = (&outcome.state, outcome.timed_out);
     let reason = plain(state.reason.as_deref().unwrap_or("no reason is known"));
     let id = plain(&state.push);
     let said = match (timed_out, state.status) {
@@ -89,7 +90,21 @@ fn tell_end(state: &PushState, timed_out: bool, style: Style) {
         (_, PushStatus::Killed) => format!("the push was killed: {reason}"),
         (_, PushStatus::Completed | PushStatus::Started | PushStatus::Queued | PushStatus::Unknown) => return,
     };
-    eprintln!("{} {said}", style.paint(Paint::Bad, "not released:"));
+    match outcome.view.as_ref().filter(|view| view.version_status == Some(VersionStatus::PartiallyOnline)) {
+        Some(view) => {
+            eprintln!("{} {said}; {}", style.paint(Paint::Bad, "released in part:"), who_serves_what(view));
+        }
+        None => eprintln!("{} {said}", style.paint(Paint::Bad, "not released:")),
+    }
+}
+
+/// `a serves version 2, b serves version 1, c serves nothing`.
+fn who_serves_what(view: &PushView) -> String {
+    let of = |region: &PushRegionView| {
+        let serving = region.serving.map_or("nothing".to_owned(), |version| format!("version {version}"));
+        format!("{} serves {serving}", plain(&region.region))
+    };
+    view.regions.iter().map(of).collect::<Vec<_>>().join(", ")
 }
 
 /// The exit code that an end is.
@@ -266,7 +281,7 @@ impl Shown {
 
 #[cfg(test)]
 mod tests {
-    use tidegate_api::PushPhase;
+    use tidegate_api::{PushPhase, PushState};
 
     use super::*;
 
