@@ -13,9 +13,10 @@
 //! - a part moves into an artifact only under a manifest that names it with that SHA-256;
 //! - the manifest is written after all of them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::BodyDataStream;
@@ -137,10 +138,17 @@ impl Uploads {
 
     /// Puts an artifact together: parts that have arrived move to their place, then the manifest
     /// is written. Its SHA-256. May be repeated.
-    pub(crate) async fn complete(&self, push: &str, manifest: &Manifest) -> ApiResult<String> {
-        check_manifest(manifest).map_err(|error| manifest_refused(&error))?;
+    pub(crate) async fn complete(&self, push: &str, manifest: &Arc<Manifest>) -> ApiResult<String> {
+        let checked = Arc::clone(manifest);
+        tokio::task::spawn_blocking(move || check_manifest(&checked))
+            .await
+            .map_err(ApiError::internal)?
+            .map_err(|error| manifest_refused(&error))?;
         let _alone = self.completing.lock().await;
-        let arrived = self.list(push).await?;
+        let mut arrived: HashMap<String, Vec<PartView>> = HashMap::new();
+        for part in self.list(push).await? {
+            arrived.entry(part.name.clone()).or_default().push(part);
+        }
         let id = &manifest.artifact_id;
         let there = self.store.has_parts(id, &manifest.parts).await.map_err(store_failed)?;
         let mut missing = Vec::new();
@@ -148,16 +156,15 @@ impl Uploads {
         let root = self.store.folder().ok_or_else(|| ApiError::internal("the artifact store is no local folder"))?;
         let artifact = root.join("artifacts").join(id);
         for (part, is_there) in manifest.parts.iter().zip(there) {
-            let mut sent = arrived.iter().filter(|sent| sent.name == part.name);
-            let fits = sent.clone().find(|sent| sent.sha256 == part.sha256 && sent.bytes == part.bytes);
-            match fits {
-                Some(_) => moves.push((
+            let sent = arrived.get(&part.name).map_or(&[][..], Vec::as_slice);
+            if sent.iter().any(|sent| sent.sha256 == part.sha256 && sent.bytes == part.bytes) {
+                moves.push((
                     self.of_push(push).join(format!("{}-{}", part.sha256, part.name)),
                     artifact.join(&part.name),
-                )),
-                // Put there by an earlier attempt, or by another push of the same data.
-                None if is_there => {}
-                None => missing.push((part.name.clone(), why_missing(part, sent.next_back()))),
+                ));
+            } else if !is_there {
+                // Else it was put there by an earlier attempt, or by another push of the same data.
+                missing.push((part.name.clone(), why_missing(part, sent.last())));
             }
         }
         if !missing.is_empty() {
@@ -373,13 +380,26 @@ fn parts_missing(missing: &[(String, String)]) -> ApiError {
     )
 }
 
+/// Refuses a manifest that does not have the parts that the store's versions have, before anything looks at each of them.
+pub(crate) fn check_part_count(manifest: &Manifest, partitions: u32) -> ApiResult<()> {
+    let (parts, said) = (manifest.parts.len(), manifest.partition_count);
+    if parts == partitions as usize && said == partitions {
+        return Ok(());
+    }
+    Err(refused_manifest(format!("It has {parts} parts for {said} partitions, and the store has {partitions}.")))
+}
+
 fn manifest_refused(error: &ArtifactError) -> ApiError {
+    refused_manifest(format!("{error}."))
+}
+
+fn refused_manifest(why: String) -> ApiError {
     ApiError::new(
         StatusCode::UNPROCESSABLE_ENTITY,
         ErrorBody::new(
             code::MANIFEST_REFUSED,
             "The manifest is refused.",
-            format!("{error}."),
+            why,
             "The artifact is not complete, and no region will load it.",
             "Build the artifact again with a client of this release.",
         ),
@@ -395,7 +415,13 @@ fn store_failed(error: ArtifactError) -> ApiError {
             parts_missing(&missing)
         }
         ArtifactError::Disk { source, .. } => ApiError::disk("The artifact could not be kept.", source),
-        _ => ApiError::unavailable("The artifact store does not answer as it should.", format!("{error}.")),
+        _ => {
+            tracing::error!(%error, "the artifact store failed");
+            ApiError::unavailable(
+                "The artifact store does not answer as it should.",
+                "The server's log says what it said.",
+            )
+        }
     }
 }
 
