@@ -119,8 +119,16 @@ impl App {
         if let Some(why) = self.0.not_ready.read().clone() {
             return Some(why);
         }
-        let stopped = self.0.state.writes_stopped()?;
-        Some(format!("Writes are stopped: {stopped}"))
+        if let Some(stopped) = self.0.state.writes_stopped() {
+            return Some(format!("Writes are stopped: {stopped}"));
+        }
+        if let Some(full) = self.0.state.store_full() {
+            return Some(format!("Reads are answered, and nothing can be written: {full}."));
+        }
+        let troubles = self.0.regions.troubles();
+        let texts: Vec<String> =
+            troubles.iter().map(|(region, why)| format!("of region {region}'s agent, {why}")).collect();
+        (!texts.is_empty()).then(|| format!("Not all regions are looked after: {}.", texts.join("; ")))
     }
 
     pub(crate) fn set_not_ready(&self, why: Option<&str>) {

@@ -302,7 +302,7 @@ fn gate_class(status: GateStatus) -> &'static str {
         GateStatus::Asking | GateStatus::Waiting => "moving",
         GateStatus::Aborted | GateStatus::RolledBack => "bad",
         GateStatus::Overridden => "warn",
-        GateStatus::Unknown => "idle",
+        GateStatus::NotAskedAnyMore | GateStatus::Unknown => "idle",
     }
 }
 

@@ -313,7 +313,9 @@ async fn open_database(file: &Path) -> Result<SqliteStore, StartError> {
     let started = Instant::now();
     loop {
         let file = file.to_path_buf();
-        let opened = tokio::task::spawn_blocking(move || SqliteStore::open(file, SqliteOptions::default())).await;
+        // This is the only server on the file: nobody else could mend what is found damaged.
+        let options = SqliteOptions { mend_limit: Duration::ZERO, ..SqliteOptions::default() };
+        let opened = tokio::task::spawn_blocking(move || SqliteStore::open(file, options)).await;
         match opened.map_err(|error| StartError::Prepare(error.to_string()))? {
             Err(DriverError::Held(_)) if started.elapsed() < LET_GO => tokio::time::sleep(LET_GO / 100).await,
             opened => return Ok(opened?),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tidegate_api::{ClientPhase, HeartbeatRequest, InputFault, PushStart, PushState, PushView, code};
 use tokio::sync::mpsc;
 
+use super::folder::KeptFolder;
 use super::known::{Known, Pulse, Shared, beat, follow};
 use super::work::{Events, Stopped, Work};
 use super::{PushError, PushEvent, PushJob, PushObserver, PushOutcome, build};
@@ -57,8 +58,16 @@ impl PushJob {
         let (sender, receiver) = mpsc::channel(EVENTS_MAX);
         let timeout = self.options.timeout;
         let is_followed = self.options.follow;
-        let work =
-            Work { client: patient, job: self, start, shared: shared.clone(), pulse, events: Events::new(sender) };
+        let work = Work {
+            client: patient,
+            job: self,
+            start,
+            shared: shared.clone(),
+            pulse,
+            events: Events::new(sender),
+            folder: KeptFolder::default(),
+        };
+        let folder = work.folder.clone();
         let steps = async {
             let done = work.run(accepted).await;
             drop(heart);
@@ -67,6 +76,10 @@ impl PushJob {
         let done = observe(steps, receiver, &shared, observer, timeout).await;
         drop(follower);
         let known = shared.now();
+        if known.state.status.is_terminal() {
+            // However it ended, nobody goes on from here.
+            folder.remove();
+        }
         let timed_out = match done {
             Some(done) => {
                 done?;

@@ -210,9 +210,12 @@ pub enum OperationError {
     /// The state could not be read or written as it should.
     #[error("{0}")]
     State(#[from] TransactionError),
-    /// The state can't be written at the moment.
+    /// The state can't be written at the moment. It is certain that nothing was.
     #[error("{0}")]
     Unavailable(String),
+    /// The answer to a write was lost: it may have taken place.
+    #[error("{0}")]
+    Unknown(String),
     /// A fault of the machinery.
     #[error("{0}")]
     Fault(String),
@@ -222,7 +225,8 @@ impl From<WriteError<OperationError>> for OperationError {
     fn from(error: WriteError<OperationError>) -> Self {
         match error {
             WriteError::Rejected(error) => error,
-            retryable @ (WriteError::Unavailable { .. } | WriteError::Unknown { .. } | WriteError::Closed) => {
+            unknown @ WriteError::Unknown { .. } => OperationError::Unknown(unknown.to_string()),
+            retryable @ (WriteError::Unavailable { .. } | WriteError::Closed) => {
                 OperationError::Unavailable(retryable.to_string())
             }
             other => OperationError::Fault(other.to_string()),
@@ -234,7 +238,10 @@ impl OperationError {
     /// Whether the same request may succeed later without anyone's help.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::BeingRemoved { .. } | Self::WrongPhase { later: true, .. })
+        matches!(
+            self,
+            Self::Unavailable(_) | Self::Unknown(_) | Self::BeingRemoved { .. } | Self::WrongPhase { later: true, .. }
+        )
     }
 
     /// One of [`tidegate_api::error::code`].
@@ -263,7 +270,7 @@ impl OperationError {
             | Self::FreezeUnknown { .. }
             | Self::PauseUnknown { .. }
             | Self::Pause(_) => code::REFUSED,
-            Self::Unavailable(_) => code::UNAVAILABLE,
+            Self::Unavailable(_) | Self::Unknown(_) => code::UNAVAILABLE,
             Self::State(_) | Self::Fault(_) => code::INTERNAL,
         }
     }
@@ -302,7 +309,8 @@ impl OperationError {
         match self {
             Self::PushEnded { .. } => "Nothing has changed: an end is final.",
             Self::GoingBack { .. } => "Nothing has changed; the push ends by itself when every region is back.",
-            Self::Unavailable(_) => "It is possible that nothing was written; regions go on serving.",
+            Self::Unavailable(_) => "Nothing was written; regions go on serving.",
+            Self::Unknown(_) => "It is not known whether it was written; regions go on serving.",
             _ => "Nothing has changed.",
         }
     }
@@ -378,7 +386,13 @@ impl OperationError {
             Self::State(_) | Self::Fault(_) => {
                 text("The request failed", "See the server's log; `tidegate doctor` looks for damage.".into())
             }
-            Self::Unavailable(_) => text("The state can't be written now", "Try again.".into()),
+            Self::Unavailable(_) => text(
+                "The state can't be written now",
+                "Where the disk is full, free room on it; else try again in a moment.".into(),
+            ),
+            Self::Unknown(_) => {
+                text("The state may not have been written", "Look how things stand before it is repeated.".into())
+            }
         }
     }
 }

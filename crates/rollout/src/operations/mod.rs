@@ -116,12 +116,21 @@ fn check_name(what: &str, name: &str) -> Result<(), OperationError> {
         "it is empty".to_owned()
     } else if name.len() > NAME_BYTES_MAX {
         format!("it has {} bytes, and the limit is {NAME_BYTES_MAX}", name.len())
+    } else if matches!(name, "." | "..") {
+        "an address can't name it: `.` and `..` mean the folder and the one above it".to_owned()
     } else if name.chars().any(char::is_control) || name.trim() != name {
         "it has control characters, or begins or ends with a blank".to_owned()
+    } else if name.chars().any(turns_text) {
+        "it has characters that make text run the other way, so that it would not be read as it is".to_owned()
     } else {
         return Ok(());
     };
     Err(OperationError::Invalid { what: format!("the {what} {name:?}"), why })
+}
+
+/// Embeddings, overrides and isolates of the direction in which text is read.
+fn turns_text(letter: char) -> bool {
+    matches!(letter, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
 }
 
 fn check_reason(reason: &str) -> Result<(), OperationError> {

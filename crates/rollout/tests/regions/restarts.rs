@@ -143,6 +143,42 @@ async fn r7_nodes_restored_from_an_old_disk_get_back_what_is_assigned() {
     assert!(world.link.revision() > revision);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r7_n8_a_pointer_that_was_cut_off_is_set_right_from_the_assignment_with_no_push() {
+    let mut world = World::serving(2, &[1, 2], 2).await;
+    let loads = world.figures().loaded_bytes.get();
+    world.stop().await;
+    for node in &world.nodes {
+        for cut in ["", "{\"format\":1,\"incarn"] {
+            std::fs::write(node.folder().join("stores").join(STORE).join("serving.json"), cut).unwrap();
+            node.restart().await;
+            assert_eq!(node.serves(STORE), None, "nothing is known of what it serves");
+        }
+    }
+    world.restart_agent().await;
+    world.until_later("version 2 is back", |world| world.nodes.iter().all(|node| node.serves(STORE) == Some(2))).await;
+    world.until_serving(Some(2)).await;
+    assert_eq!(world.figures().loaded_bytes.get(), loads, "the version was there, and is not loaded again");
+    // Durably.
+    world.stop().await;
+    for node in &world.nodes {
+        node.restart().await;
+        assert_eq!(node.serves(STORE), Some(2));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_retention_drops_is_no_surprise() {
+    let world = World::serving(2, &[1, 2], 2).await;
+    let mismatches = world.figures().mismatches.get();
+    // Looked at while it drops: it neither has the version any more, nor has the step ended.
+    world.nodes.iter().for_each(|node| node.once(On::Drop, [Fault::HangsAfter]));
+    world.assign(&[2], Some(2));
+    world.until("both drop it", |world| world.nodes.iter().all(|node| node.calls(On::Drop, STORE) == 1)).await;
+    world.pass(world.options.limits.observe_every).await;
+    assert_eq!(world.figures().mismatches.get(), mismatches);
+}
+
 fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {

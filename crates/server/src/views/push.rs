@@ -87,7 +87,7 @@ impl Scene<'_> {
         let manifest = self.artifact(&found.reference, push)?;
         let mut gates: Vec<(Function, GateView)> = Vec::new();
         for gate in found.push().gates.values() {
-            let view = gate_view(gate, &facts.hooks, self.now);
+            let view = gate_view(gate, &facts.hooks, push.end().is_some(), self.now);
             gates.push((gate.gate.state.function, view));
         }
         gates.sort_by_key(|(function, _)| order_of(*function));

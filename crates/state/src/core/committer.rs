@@ -354,6 +354,7 @@ impl Committer {
         };
         match committed {
             Ok(()) => {
+                core.note_write();
                 core.metrics.commits.inc();
                 core.metrics.transactions.inc_by(size as u64);
                 core.metrics.group_size.observe(size as f64);
@@ -459,6 +460,7 @@ impl Committer {
                 if let DriverError::SetBack { .. } = error {
                     self.core.stop_writes(&error);
                 }
+                self.core.note_failed_write(&error);
                 (error.to_string(), error.is_retryable(), false)
             }
             Setback::Unknown(reason) => (reason, true, true),

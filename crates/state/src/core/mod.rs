@@ -70,6 +70,8 @@ pub(crate) struct Core {
     tail_wake: Notify,
     /// Why nothing may be written until an operator confirms (a head lower than one that was seen).
     writes_stopped: ArcSwapOption<String>,
+    /// That the store had no room for the last write, and what it said.
+    full: ArcSwapOption<String>,
 }
 
 /// The head of the log as this server has applied it.
@@ -127,6 +129,7 @@ impl Core {
             committer_ended: watch::Sender::new(false),
             tail_wake: Notify::new(),
             writes_stopped: ArcSwapOption::empty(),
+            full: ArcSwapOption::empty(),
         };
         Ok((Arc::new(core), queue))
     }

@@ -47,7 +47,7 @@ pub enum DriverError {
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
     /// The store has no room left. Nothing was done; try again once there is room.
-    #[error("the store has no room left: {0}")]
+    #[error("the disk that holds the store has no room left, so free some there: {0}")]
     Full(String),
     /// The store was written by a newer release.
     #[error("the store has format {found}, and this build knows formats up to {known}; nothing was written")]

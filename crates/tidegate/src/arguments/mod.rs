@@ -75,7 +75,7 @@ pub(crate) enum Command {
     Get {
         /// The store.
         store: String,
-        /// The key; several key columns are separated by commas.
+        /// The key; several key columns are separated by commas, or written as a JSON array.
         key: String,
         /// The region to read in.
         #[arg(long)]

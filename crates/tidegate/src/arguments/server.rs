@@ -61,6 +61,9 @@ pub(crate) enum ConfigCommand {
     Apply {
         /// The file (TOML).
         file: PathBuf,
+        /// Do not ask where hooks stop being configured by it.
+        #[arg(long, short)]
+        yes: bool,
     },
     /// What is in force, and where it came from.
     Show,

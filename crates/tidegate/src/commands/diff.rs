@@ -10,7 +10,7 @@ use crate::failure::Failure;
 use crate::output::{Output, plain};
 
 pub(super) async fn run(before: PathBuf, after: PathBuf, key: Vec<String>, output: Output) -> Result<Exit, Failure> {
-    let work = tempfile::tempdir()?;
+    let work = tempfile::Builder::new().prefix("tidegate-diff-").tempdir()?;
     let options = DiffOptions::new(key, work.path());
     let sides = (input(before), input(after));
     let cancel = Cancel::default();

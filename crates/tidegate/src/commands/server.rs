@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 
 use tidegate_lifecycle::Registry;
 use tidegate_server::{ConfigFile, Handle, Options, Server, StartError};
+use tidegate_state::OpenError;
+use tidegate_state::driver::DriverError;
 
 use crate::arguments::ServerArguments;
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::output::{Output, Paint};
+use crate::output::{Output, Paint, say};
 
 pub(super) async fn run(arguments: ServerArguments, registry: Registry, output: Output) -> Result<Exit, Failure> {
     let ServerArguments { data, listen, artifacts, config } = arguments;
@@ -17,10 +19,10 @@ pub(super) async fn run(arguments: ServerArguments, registry: Registry, output: 
     if output.is_json() {
         output.result(&serde_json::json!({ "url": handle.url() }), |_, _| String::new())?;
     } else {
-        eprintln!("{} listening on {}", output.error_style.mark(Paint::Good), handle.url());
+        say(&format!("{} listening on {}", output.error_style.mark(Paint::Good), handle.url()));
     }
     stop_signal().await?;
-    eprintln!("{} stopping", output.error_style.mark(Paint::Going));
+    say(&format!("{} stopping", output.error_style.mark(Paint::Going)));
     handle.shutdown().await;
     Ok(Exit::Done)
 }
@@ -41,7 +43,24 @@ pub(crate) async fn start_server(
         options.config = ConfigFile::read(path).map_err(|error| failure_of(error.into()))?;
         options.config_path = Some(path.to_owned());
     }
-    Server::start(options).await.map_err(failure_of)
+    let database = options.data.join("state.sqlite");
+    Server::start(options).await.map_err(|error| match error {
+        StartError::Database(DriverError::Damaged(_))
+        | StartError::State(OpenError::Driver(DriverError::Damaged(_))) => damaged(&database, &error),
+        error => failure_of(error),
+    })
+}
+
+fn damaged(database: &Path, error: &StartError) -> Failure {
+    let file = database.display();
+    Failure::new(
+        format!("the server did not start: its database {file} is damaged"),
+        error.to_string(),
+        "Nothing was changed, and nothing is served.",
+        &format!(
+            "Move {file} and the files beside it whose names begin with it away, put a backup in its place, and start the server again."
+        ),
+    )
 }
 
 fn failure_of(error: StartError) -> Failure {

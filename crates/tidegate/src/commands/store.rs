@@ -122,12 +122,32 @@ fn patch_of(settings: &[(String, String)]) -> Result<StorePatch, Failure> {
         }
     }
     serde_json::from_value(Value::Object(patch)).map_err(|error| {
+        let named: Vec<&str> = settings.iter().map(|(name, _)| name.as_str()).collect();
         Failure::usage(
-            "these settings can't be made",
-            error.to_string(),
+            format!("{} can't be set", named.join(", ")),
+            in_our_words(&error.to_string(), settings),
             "There are schema_mode, auto_register_schemas, allow_empty, retention, keep_rejected_ms, grace_ms, keep_pushes, golden_keys, on_new_push, embedded_swap, embedded_dead_percent_max, limits.… and freshness.….",
         )
     })
+}
+
+/// What the reader of JSON says about a setting, with the setting's name and value as they were typed.
+fn in_our_words(said: &str, settings: &[(String, String)]) -> String {
+    let quoted = said.split('`').nth(1).unwrap_or_default();
+    let field_is = |(name, _): &&(String, String)| name == quoted || name.rsplit('.').next() == Some(quoted);
+    if said.starts_with("unknown field") {
+        let name = settings.iter().find(field_is).map_or(quoted, |(name, _)| name);
+        return format!("There is no setting {name}.");
+    }
+    if said.starts_with("unknown variant") {
+        let allowed: Vec<&str> = said.split('`').skip(3).step_by(2).collect();
+        let name = settings.iter().find(|(_, value)| value == quoted).map_or("the setting", |(name, _)| name);
+        return format!("{name} can't be {quoted}; it is one of {}.", allowed.join(", "));
+    }
+    match settings {
+        [(name, value)] => format!("{name} can't be {value:?}: it is of another kind."),
+        _ => "One of the values is of another kind than its setting.".to_owned(),
+    }
 }
 
 fn list(stores: &[StoreView], style: Style) -> String {
@@ -234,5 +254,17 @@ mod tests {
         assert_eq!(patch.limits.and_then(|limits| limits.push_ms), Some(60_000));
         assert!(patch_of(&[setting("retentoin", "3")]).is_err());
         assert!(patch_of(&[setting("retention", "many")]).is_err());
+        let said = |name: &str, value: &str| {
+            let settings = [setting(name, value)];
+            let error = patch_of(&settings).err().unwrap();
+            error.why().to_owned()
+        };
+        assert_eq!(said("retentoin", "3"), "There is no setting retentoin.");
+        assert_eq!(said("limits.push", "3"), "There is no setting limits.push.");
+        assert_eq!(
+            said("on_new_push", "perhaps"),
+            "on_new_push can't be perhaps; it is one of refuse, queue, supersede."
+        );
+        assert_eq!(said("retention", "many"), "retention can't be \"many\": it is of another kind.");
     }
 }

@@ -21,7 +21,7 @@ use crate::arguments::DemoArguments;
 use crate::commands::start_server;
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::output::{Output, Paint};
+use crate::output::{Output, Paint, say};
 
 /// Tells the story; afterwards stays up until it is interrupted, unless it was to be told once.
 pub(crate) async fn run(arguments: DemoArguments, registry: Registry, output: Output) -> Result<Exit, Failure> {
@@ -29,7 +29,7 @@ pub(crate) async fn run(arguments: DemoArguments, registry: Registry, output: Ou
     let folder: &Path = match &arguments.data {
         Some(folder) => folder,
         None => {
-            temporary = tempfile::tempdir()?;
+            temporary = tempfile::Builder::new().prefix("tidegate-demo-").tempdir()?;
             temporary.path()
         }
     };
@@ -87,8 +87,8 @@ fn finish(facts: &Facts, output: Output) -> Result<(), Failure> {
 
 fn invite(url: &str, output: Output) {
     let style = output.error_style;
-    eprintln!("\nThe page: {}", style.paint(Paint::Strong, url));
-    eprintln!("From another terminal:\n  export TIDEGATE_URL={url}");
+    say(&format!("\nThe page: {}", style.paint(Paint::Strong, url)));
+    say(&format!("From another terminal:\n  export TIDEGATE_URL={url}"));
     for command in [
         "push list",
         "push status demo-3",
@@ -97,7 +97,9 @@ fn invite(url: &str, output: Output) {
         "store hooks set airports region-order.delay=30s",
         "push airports demo/airports.csv.zst --watch",
     ] {
-        eprintln!("  tidegate {command}");
+        say(&format!("  tidegate {command}"));
     }
-    eprintln!("(`cargo run --release -- …` where it is not installed.) Ctrl-C ends the demo; its store is {STORE:?}.");
+    say(&format!(
+        "(`cargo run --release -- …` where it is not installed.) Ctrl-C ends the demo; its store is {STORE:?}."
+    ));
 }

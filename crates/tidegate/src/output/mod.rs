@@ -1,6 +1,7 @@
 //! What is printed: results on standard output, everything else on standard error.
 
 pub(crate) mod live;
+mod say;
 mod steps;
 mod style;
 pub(crate) mod table;
@@ -10,6 +11,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
+pub(crate) use say::{ask, say};
 pub(crate) use style::{Paint, Style};
 
 use crate::arguments::{GlobalArguments, OutputFormat};
@@ -37,8 +39,21 @@ impl Output {
         self.format == OutputFormat::Json
     }
 
-    /// Prints a result: as JSON for programs, else as `text` puts it for people.
+    /// Prints a result: as JSON for programs, else as `text` puts it for people. A reader that has gone away (`| head -1`)
+    /// is no error: it has read what it wanted.
     pub(crate) fn result<T: Serialize>(self, value: &T, text: impl FnOnce(&T, Style) -> String) -> io::Result<()> {
+        match self.write(value, text) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            written => written,
+        }
+    }
+
+    /// Prints a text that is the same for people and programs.
+    pub(crate) fn text(self, text: &str) -> io::Result<()> {
+        Output { format: OutputFormat::Text, ..self }.result(&(), |(), _| text.to_owned())
+    }
+
+    fn write<T: Serialize>(self, value: &T, text: impl FnOnce(&T, Style) -> String) -> io::Result<()> {
         let mut out = io::stdout().lock();
         match self.format {
             OutputFormat::Json => {
@@ -57,11 +72,13 @@ impl Output {
     }
 }
 
-/// Text from elsewhere, made fit for a terminal: control characters, escape sequences among them, are shown and not obeyed.
+/// Text from elsewhere, made fit for a terminal: control characters, escape sequences among them, and characters that turn
+/// the direction of what follows are shown and not obeyed.
 pub(crate) fn plain(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     for letter in text.chars() {
-        if letter == '\n' || !letter.is_control() {
+        let turns = matches!(letter, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
+        if letter == '\n' || !(letter.is_control() || turns) {
             plain.push(letter);
         } else {
             plain.extend(letter.escape_default());
@@ -125,5 +142,6 @@ mod tests {
     #[test]
     fn escape_sequences_from_elsewhere_are_shown_and_not_obeyed() {
         assert_eq!(plain("a\u{1b}[31mred\nb\r"), "a\\u{1b}[31mred\nb\\r");
+        assert_eq!(plain("a\u{202e}b"), "a\\u{202e}b");
     }
 }

@@ -3,5 +3,6 @@
 
 mod commands;
 mod demo;
+mod hostile;
 mod kill;
 mod process;

@@ -67,6 +67,21 @@ impl Server {
             command.arg("--config").arg(file);
         }
         self.child = Some(command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap());
+        self.wait_until_ready();
+    }
+
+    /// Starts it again with a log, of this much, that nobody takes.
+    pub(crate) fn restart_with_closed_log(&mut self, level: &str) {
+        let mut command = tidegate();
+        command.arg("server").arg("--data").arg(self.data()).args(["--listen", &format!("127.0.0.1:{}", self.port)]);
+        command.env("TIDEGATE_LOG", level).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        drop(child.stderr.take());
+        self.child = Some(child);
+        self.wait_until_ready();
+    }
+
+    fn wait_until_ready(&mut self) {
         let deadline = Instant::now() + PATIENCE;
         while !self.is_ready() {
             if let Some(status) = self.child.as_mut().unwrap().try_wait().unwrap() {

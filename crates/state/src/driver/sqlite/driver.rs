@@ -208,7 +208,7 @@ impl Driver for SqliteDriver {
         let limit = self.shared().options.mend_limit;
         // Whether they were renewed or not: what is read now is what counts.
         let _ = tokio::time::timeout(limit, renewed.changed()).await;
-        self.load_or_rebuild().await
+        self.load_or_rebuild().await.map_err(|error| super::schema::of_file(&self.shared().path, error))
     }
 
     async fn read_log(&self, epoch: Epoch, after: Revision, rows_max: usize) -> Result<LogPage, DriverError> {

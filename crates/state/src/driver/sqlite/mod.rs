@@ -192,7 +192,8 @@ impl SqliteStore {
         if let Some(bytes_max) = options.bytes_max {
             limit_size(&connection, Some(bytes_max))?;
         }
-        let known = stored::read_known(&connection, options.tail_bounds())?;
+        let known = stored::read_known(&connection, options.tail_bounds());
+        let known = known.map_err(|error| schema::of_file(&path, error))?;
         let shared = Arc::new(Shared {
             queue: Queue::new(),
             readers: Readers::new(&path, options.readers),
@@ -206,7 +207,7 @@ impl SqliteStore {
             path,
             options,
         });
-        let writer = Writer::new(connection, shared.clone())?;
+        let writer = Writer::new(connection, shared.clone()).map_err(|error| schema::of_file(&shared.path, error))?;
         let thread = std::thread::Builder::new()
             .name("state-writer".to_owned())
             .spawn(move || writer.work())

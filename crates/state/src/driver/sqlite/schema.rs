@@ -51,7 +51,15 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection, DriverError> {
     enter_meta(&connection).map_err(opened)?;
     // The file's lock is this process's alone, so every server that is entered here died with the process before it:
     // nobody has to wait for its lease to run out. The rows stay, so that what it may have been running is known.
-    connection.execute("UPDATE servers SET lease_until = 0", []).map_err(opened)?;
+    let ended = connection.execute("UPDATE servers SET lease_until = 0 WHERE lease_until <> 0", []);
+    match ended.map_err(opened) {
+        Ok(_) => {}
+        // What is there can be read all the same, and leases run out by themselves.
+        Err(DriverError::Full(why)) => {
+            tracing::error!(%why, "the disk that holds the store is full: it is opened, and nothing can be written until there is room");
+        }
+        Err(error) => return Err(error),
+    }
     Ok(connection)
 }
 
@@ -120,6 +128,14 @@ fn cannot_open(path: &Path, error: &rusqlite::Error) -> DriverError {
         _ => DriverError::Configuration(format!(
             "{place}: {error}; the file and its folder have to be there and writable for this user"
         )),
+    }
+}
+
+/// Names the file in what was found damaged in it.
+pub(super) fn of_file(path: &Path, error: DriverError) -> DriverError {
+    match error {
+        DriverError::Damaged(what) => DriverError::Damaged(format!("{}: {what}", path.display())),
+        error => error,
     }
 }
 
