@@ -20,6 +20,7 @@
 //! |---|---|
 //! | starting and stopping | [`Server`], `server` |
 //! | the configuration file | [`config`] |
+//! | where the state is kept | `database` |
 //! | routes, one file per subject | `routes` |
 //! | errors, extractors, guards | `http` |
 //! | from a snapshot to what the API shows | `views` (pure) |
@@ -41,6 +42,7 @@
 mod app;
 mod artifacts;
 pub mod config;
+mod database;
 mod http;
 mod page;
 mod routes;
@@ -50,4 +52,5 @@ mod validation;
 mod views;
 
 pub use config::{ConfigError, ConfigFile};
+pub use database::drop_schema;
 pub use server::{DEFAULT_LISTEN, Handle, Options, Server, StartError};

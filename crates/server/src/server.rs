@@ -26,7 +26,6 @@ use tidegate_rollout::region::host::{HostError, HostOptions, RegionSetup};
 use tidegate_rollout::{
     ArtifactRemover, OperationError, Operations, RolloutDependencies, RolloutHooks, RolloutMetrics,
 };
-use tidegate_state::driver::sqlite::{SqliteOptions, SqliteStore};
 use tidegate_state::{DriverError, HookHandle, OpenError, RegisterError, State, StateOptions};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -35,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 use crate::app::{App, Inner};
 use crate::artifacts;
 use crate::config::{ConfigError, ConfigFile, RegionSection, ServerLimits, default_regions};
+use crate::database;
 use crate::http::guard::Room;
 use crate::http::metrics::HttpMetrics;
 use crate::routes;
@@ -46,14 +46,16 @@ pub const DEFAULT_LISTEN: &str = "127.0.0.1:7600";
 /// How long open requests have to end when the server stops.
 const DRAIN: Duration = Duration::from_secs(10);
 
-/// How long a server that has ended in this process may take to let go of the database.
-const LET_GO: Duration = Duration::from_secs(5);
-
 /// What a server is started with.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The folder that everything is kept in. Made if it is not there.
     pub data: PathBuf,
+    /// A PostgreSQL that servers share (`postgres://…`), for their state. Absent: as the file says, or a file of this
+    /// server's own below the data folder.
+    pub database: Option<String>,
+    /// The schema of that database that the installation is in. Absent: as the file says, or `tidegate`.
+    pub schema: Option<String>,
     /// Where to listen; loopback only. Port 0: any free one. Absent: as the file says, or
     /// [`DEFAULT_LISTEN`].
     pub listen: Option<SocketAddr>,
@@ -75,6 +77,8 @@ impl Options {
     pub fn new(data: impl Into<PathBuf>) -> Self {
         Self {
             data: data.into(),
+            database: None,
+            schema: None,
             listen: None,
             config: ConfigFile::default(),
             config_path: None,
@@ -203,7 +207,7 @@ impl Server {
         let listener = TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
         let address = listener.local_addr().map_err(|source| StartError::Listen { address, source })?;
 
-        let state = open_state(&options).await?;
+        let state = database::open(&options, address).await?;
         match host(&options, address, &state).await {
             Ok((app, hooks)) => {
                 let closing = app.closing();
@@ -297,29 +301,6 @@ fn open_data(path: &Path) -> Result<File, StartError> {
         Ok(()) => Ok(lock),
         Err(TryLockError::WouldBlock) => Err(StartError::DataInUse { path: path.to_path_buf() }),
         Err(TryLockError::Error(error)) => Err(failed(&lock_path, error)),
-    }
-}
-
-async fn open_state(options: &Options) -> Result<State, StartError> {
-    let store = open_database(&options.data.join("state.sqlite")).await?;
-    let name = options.config.server.name.as_deref().unwrap_or("server");
-    let state = StateOptions::new(name).record::<CallRecord>().record::<OperatorAction>();
-    Ok(State::open(store.driver(), state).await?)
-}
-
-/// Opens the database. The data folder is ours by now, so whoever still has the file open in this
-/// process is a server that has ended and whose last tasks are letting go of it.
-async fn open_database(file: &Path) -> Result<SqliteStore, StartError> {
-    let started = Instant::now();
-    loop {
-        let file = file.to_path_buf();
-        // This is the only server on the file: nobody else could mend what is found damaged.
-        let options = SqliteOptions { mend_limit: Duration::ZERO, ..SqliteOptions::default() };
-        let opened = tokio::task::spawn_blocking(move || SqliteStore::open(file, options)).await;
-        match opened.map_err(|error| StartError::Prepare(error.to_string()))? {
-            Err(DriverError::Held(_)) if started.elapsed() < LET_GO => tokio::time::sleep(LET_GO / 100).await,
-            opened => return Ok(opened?),
-        }
     }
 }
 
@@ -520,11 +501,16 @@ fn settings(
         (None, None) => SettingOrigin::Default,
     };
     set("server.listen", address.to_string(), listen);
-    let name = match &server.name {
-        Some(name) => (name.clone(), SettingOrigin::File),
-        None => ("server".to_owned(), SettingOrigin::Default),
+    let named = if server.name.is_some() { SettingOrigin::File } else { SettingOrigin::Default };
+    set("server.name", database::server_name(options, address), named);
+    let shared = match (&options.database, &server.database) {
+        (Some(_), _) => SettingOrigin::Flag,
+        (None, Some(_)) => SettingOrigin::File,
+        (None, None) => SettingOrigin::Default,
     };
-    set("server.name", name.0, name.1);
+    // The address may hold a password, so it is not shown.
+    let shown = if shared == SettingOrigin::Default { "sqlite, below server.data" } else { "postgres" };
+    set("server.database", shown.to_owned(), shared);
     if let Some(path) = &options.config_path {
         set("config", path.display().to_string(), SettingOrigin::Flag);
     }

@@ -13,6 +13,9 @@ pub(crate) struct DemoArguments {
     /// Where the page and the API are served.
     #[arg(long, default_value = "127.0.0.1:0", value_name = "ADDRESS")]
     pub(crate) listen: SocketAddr,
+    /// A PostgreSQL to keep the demo's state in, in a schema that goes with it; by default a file.
+    #[arg(long, value_name = "URL")]
+    pub(crate) database: Option<String>,
     /// Where the demo keeps its data; by default a folder that goes with it.
     #[arg(long, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
@@ -26,6 +29,10 @@ pub(crate) struct ServerArguments {
     /// Where it listens, loopback only [default: as the configuration says, or 127.0.0.1:7600].
     #[arg(long, env = "TIDEGATE_LISTEN", value_name = "ADDRESS")]
     pub(crate) listen: Option<SocketAddr>,
+    /// A PostgreSQL that several servers share, for their state: `postgres://user@host/database` [default: as the
+    /// configuration says, or a file below --data].
+    #[arg(long, env = "TIDEGATE_DATABASE", value_name = "URL", hide_env_values = true)]
+    pub(crate) database: Option<String>,
     /// Where artifacts are kept: `s3://bucket/prefix` or `file:///a/folder` [default: as the configuration says, or a
     /// folder below --data]. All servers have to reach one store.
     #[arg(long, env = "TIDEGATE_ARTIFACTS", value_name = "URL")]

@@ -1,7 +1,6 @@
 //! `tidegate server`, and the server that the demo runs within its own process.
 
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use tidegate_lifecycle::Registry;
 use tidegate_server::{ConfigFile, Handle, Options, Server, StartError};
@@ -14,8 +13,16 @@ use crate::failure::Failure;
 use crate::output::{Output, Paint, say};
 
 pub(super) async fn run(arguments: ServerArguments, registry: Registry, output: Output) -> Result<Exit, Failure> {
-    let ServerArguments { data, listen, artifacts, config } = arguments;
-    let handle = start_server(data, listen, artifacts, config.as_deref(), registry).await?;
+    let mut options = Options::new(arguments.data);
+    options.database = arguments.database;
+    options.listen = arguments.listen;
+    options.artifacts = arguments.artifacts;
+    options.registry = registry;
+    if let Some(path) = arguments.config {
+        options.config = ConfigFile::read(&path).map_err(|error| failure_of(error.into()))?;
+        options.config_path = Some(path);
+    }
+    let handle = start_server(options).await?;
     if output.is_json() {
         output.result(&serde_json::json!({ "url": handle.url() }), |_, _| String::new())?;
     } else {
@@ -28,25 +35,16 @@ pub(super) async fn run(arguments: ServerArguments, registry: Registry, output: 
 }
 
 /// Starts a server in this process.
-pub(crate) async fn start_server(
-    data: PathBuf,
-    listen: Option<SocketAddr>,
-    artifacts: Option<String>,
-    config: Option<&Path>,
-    registry: Registry,
-) -> Result<Handle, Failure> {
-    let mut options = Options::new(data);
-    options.listen = listen;
-    options.artifacts = artifacts;
-    options.registry = registry;
-    if let Some(path) = config {
-        options.config = ConfigFile::read(path).map_err(|error| failure_of(error.into()))?;
-        options.config_path = Some(path.to_owned());
-    }
+pub(crate) async fn start_server(options: Options) -> Result<Handle, Failure> {
     let database = options.data.join("state.sqlite");
+    let shared = options.database.is_some() || options.config.server.database.is_some();
     Server::start(options).await.map_err(|error| match error {
         StartError::Database(DriverError::Damaged(_))
-        | StartError::State(OpenError::Driver(DriverError::Damaged(_))) => damaged(&database, &error),
+        | StartError::State(OpenError::Driver(DriverError::Damaged(_)))
+            if !shared =>
+        {
+            damaged(&database, &error)
+        }
         error => failure_of(error),
     })
 }
