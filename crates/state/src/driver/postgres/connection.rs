@@ -192,6 +192,9 @@ impl Connection {
         self.client.batch_execute(&settings).await.map_err(|error| connect_failed(&error, place))?;
         // Not every system can tell; the other limits hold without it.
         let _ = self.client.batch_execute(&shared.options.connection_check()).await;
+        if role == Role::Commit {
+            self.prepare_ahead(super::session::STATEMENTS).await;
+        }
         if role == Role::Watch {
             let listen = format!("LISTEN {}", shared.channel);
             self.client.batch_execute(&listen).await.map_err(|error| connect_failed(&error, place))?;
@@ -227,6 +230,15 @@ impl Connection {
         let statement = self.client.prepare(sql).await?;
         self.statements.lock().insert(sql.clone(), statement.clone());
         Ok(statement)
+    }
+
+    /// Prepares statements together, so that the first transaction that holds a lock does not have to. What can't be
+    /// prepared yet is prepared when it is used.
+    async fn prepare_ahead(&self, statements: &[&str]) {
+        let preparing = statements.iter().map(|sql| async move { self.prepared(&Arc::from(*sql)).await.map(drop) });
+        for failed in futures::future::join_all(preparing).await.into_iter().filter_map(Result::err) {
+            tracing::debug!(error = %failed, "a statement can't be prepared ahead");
+        }
     }
 
     async fn steps(&self, calls: Vec<Call>) -> Result<Vec<Step>, Error> {

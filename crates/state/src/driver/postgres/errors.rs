@@ -65,12 +65,13 @@ pub(super) fn before_commit_failed(error: &Error) -> CommitError {
 pub(super) fn connect_failed(error: &Error, place: &str) -> DriverError {
     let Some(db) = error.as_db_error() else {
         let text = plain(error);
-        return if text.contains("tls") || text.contains("certificate") || text.contains("SSL") {
+        let lower = text.to_lowercase();
+        return if lower.contains("tls") || lower.contains("certificate") {
             DriverError::Configuration(format!(
                 "no encrypted connection to {place}: {text}; sslmode, sslrootcert and the name in the server's certificate \
                  have to fit each other"
             ))
-        } else if text.contains("password") {
+        } else if lower.contains("password") {
             DriverError::Configuration(format!(
                 "{place} asks for a password and none is given; put it in the connection string, PGPASSWORD or the file \
                  that PGPASSFILE names"

@@ -11,7 +11,7 @@ use super::schema::check_format;
 use crate::revision::{Epoch, Revision, SubmissionId, Timestamp};
 
 /// One statement, so that head, epoch and rows are of one moment. Without rows there is one line all the same.
-const PAGE: &str = "
+pub(super) const PAGE: &str = "
     SELECT m.epoch, m.format, m.compacted, h.head, e.damaged,
            coalesce($4, (extract(epoch FROM clock_timestamp()) * 1000)::bigint),
            c.revision, c.at, c.submission, c.body

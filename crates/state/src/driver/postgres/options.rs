@@ -14,8 +14,11 @@ const SCHEMA_BYTES_MAX: usize = 50;
 /// Settings of every connection. Plans: a statement is planned once, and never by what a table held at that moment.
 const PLANS: &str = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET enable_bitmapscan = off; \
                      SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off; \
-                     SET default_transaction_isolation = 'read committed'; SET synchronous_commit = on; \
-                     SET client_min_messages = 'error'";
+                     SET default_transaction_isolation = 'read committed'; SET client_min_messages = 'error'";
+
+/// What was answered is durable, whatever the database's default is; a stricter one is left as it is.
+const DURABLE: &str = "SELECT set_config('synchronous_commit', 'on', false) \
+                       WHERE current_setting('synchronous_commit') = 'off'";
 
 /// How a store in PostgreSQL is opened. The defaults are what an installation wants.
 #[derive(Clone)]
@@ -123,7 +126,7 @@ impl PostgresOptions {
         };
         let keepalive = self.keepalive.as_secs().max(1);
         format!(
-            "{PLANS}; SET search_path = \"{}\"; SET statement_timeout = {statement}; SET lock_timeout = {wait}; \
+            "{PLANS}; {DURABLE}; SET search_path = \"{}\"; SET statement_timeout = {statement}; SET lock_timeout = {wait}; \
              SET idle_in_transaction_session_timeout = {idle}; SET tcp_user_timeout = {lock}; \
              SET tcp_keepalives_idle = {keepalive}; SET tcp_keepalives_interval = {}; SET tcp_keepalives_count = 3",
             self.schema,

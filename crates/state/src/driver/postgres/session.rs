@@ -29,6 +29,9 @@ const APPEND: &str = "
     )
     SELECT pg_notify($6, $7)";
 
+/// What every commit uses, in the order of its round trips.
+pub(super) const STATEMENTS: &[&str] = &["BEGIN", LOCK, super::log::PAGE, APPEND, "COMMIT"];
+
 pub(super) struct PostgresSession {
     driver: PostgresDriver,
     transaction: OpenTransaction,

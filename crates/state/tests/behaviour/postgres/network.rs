@@ -47,7 +47,8 @@ async fn d16_a_commit_whose_answer_is_lost_on_the_way_counts_once() {
     let (through, direct) = (store(&shared().url_at(proxy.port()), &schema), store(&shared().url(), &schema));
     let (state, points) = open(&through, "server").await;
     let (beside, _) = open(&direct, "beside").await;
-    for n in 1..=5 {
+    increment(&state, "n").await.unwrap();
+    for n in 2..=5 {
         let hold = points.hold(point::COMMIT_BEFORE_COMMIT);
         let writer = state.clone();
         let writing = tokio::spawn(async move { increment(&writer, "n").await });

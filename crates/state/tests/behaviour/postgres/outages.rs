@@ -21,7 +21,8 @@ async fn d12_the_database_goes_away_under_load() {
     };
     let (busy, _) = open_with(&store, "busy", limited).await;
     let (idle, _) = open_with(&store, "idle", limited).await;
-    put(&busy, "n", 0).await.unwrap();
+    let first = put(&busy, "n", 0).await.unwrap().revision;
+    arrives(&idle, first).await;
     let (stop, failed, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::default(), Arc::default());
     let writers: Vec<_> = (0..4)
         .map(|_| {
