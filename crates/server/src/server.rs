@@ -7,7 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::RwLock;
@@ -16,17 +16,16 @@ use tidegate_api::{Setting, SettingOrigin};
 use tidegate_dataset::artifact::{ArtifactError, ArtifactStore};
 use tidegate_dataset::location::{Environment, LocationError, StorePlan};
 use tidegate_lifecycle::{
-    CallRecord, FirstPublished, HooksConfiguration, HooksFile, Lifecycle, LifecycleOptions, LogSink, PublishError,
-    Refusal, Registry, Surroundings,
+    FirstPublished, HooksConfiguration, HooksFile, Lifecycle, LifecycleOptions, LogSink, PublishError, Refusal,
+    Registry, Surroundings,
 };
 use tidegate_rollout::entities::{Availability, Call, Push, Region, RegistrationCall};
-use tidegate_rollout::operations::OperatorAction;
 use tidegate_rollout::region::RegionHost;
 use tidegate_rollout::region::host::{HostError, HostOptions, RegionSetup};
 use tidegate_rollout::{
     ArtifactRemover, OperationError, Operations, RolloutDependencies, RolloutHooks, RolloutMetrics,
 };
-use tidegate_state::{DriverError, HookHandle, OpenError, RegisterError, State, StateOptions};
+use tidegate_state::{DriverError, HookHandle, OpenError, RegisterError, State};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
