@@ -80,13 +80,14 @@ impl Size {
     }
 
     pub(crate) fn larger() -> Vec<Size> {
-        let everything = Limits { crashes: 1, lapses: 1, moves: 1, failures: 1, resends: 1 };
+        let faults = Limits { crashes: 1, lapses: 1, ..Limits::NONE };
         vec![
-            Size { upkeep: true, writes: true, ..Size::base(&[0, 0], everything) },
             Size { log: &[0, 0, 1], ..Size::moving() },
+            Size { log: &[0, 0, 1], limits: faults, ..Size::crashing() },
             Size { log: &[0, 1, 0], ..Size::two_slots() },
-            Size { log: &[0, 1, 0, 0], limits: Limits { crashes: 1, lapses: 1, ..Limits::NONE }, ..Size::crashing() },
-            Size { log: &[0, 0, 0], writes: true, upkeep: true, ..Size::coalescing_over_faults() },
+            Size { upkeep: true, limits: Limits { moves: 1, failures: 2, ..faults }, ..Size::waiting() },
+            Size { log: &[0, 0, 0], ..Size::coalescing_over_faults() },
+            Size { limits: Limits { moves: 1, resends: 1, ..faults }, ..Size::zombies() },
             Size { servers: 3, ..Size::lapsing() },
         ]
     }
