@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tidegate_rollout::entities::{EndedBy, OnNewPush, PushStatus};
+use tidegate_rollout::entities::{EndedBy, OnNewPush, PushState, PushStatus};
 use tidegate_state::Timestamp;
 
 use crate::simulator::{HOUR, MINUTE, Simulator};
@@ -30,9 +30,13 @@ fn two_days(policy: OnNewPush) -> Course {
         if minute % 40 == 0 {
             world.start();
         }
-        // Each client is quick: its artifact is complete as soon as its turn has come.
+        // Clients of pushes that wait their turn are heard of. Each is quick: its artifact is complete as soon as its turn has come.
         if let Some(running) = world.view.running().map(|(id, _)| id.clone()) {
             world.complete(&running);
+        }
+        let waiting = world.view.pushes.iter().filter(|(_, facts)| facts.push.state == PushState::Queued);
+        for id in waiting.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
+            world.heartbeat(&id);
         }
         world.advance(MINUTE * 5);
         for (name, agent) in &world.agents {

@@ -120,14 +120,14 @@ fn assigned(app: &App, store: &str, region: &str) -> Option<u64> {
 fn not_read(app: &App, store: &str, error: ReadError) -> ApiError {
     match error {
         ReadError::NoSuchRegion { region, known } => ApiError::region_unknown(&region, &known),
-        ReadError::NoSuchStore { region, .. } => {
+        // A region may hold a store that was deleted for a moment longer.
+        ReadError::NoSuchStore { region, .. } | ReadError::NoVersion { region, .. } => {
             let snapshot = app.state().snapshot();
             match app.scene(&snapshot).find_store(store) {
                 Ok(_) => not_served(app, store, &region),
                 Err(error) => error,
             }
         }
-        ReadError::NoVersion { region, .. } => not_served(app, store, &region),
         ReadError::BadKey { message } => ApiError::invalid(
             format!("This is no key of store `{store}`."),
             format!("{message}."),

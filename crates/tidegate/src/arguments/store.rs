@@ -27,7 +27,7 @@ pub(crate) enum StoreCommand {
         /// The store.
         name: String,
     },
-    /// Change settings, as NAME=VALUE: `store set airports retention=3 on_new_push=queue`.
+    /// Change settings, as NAME=VALUE: `store set airports retention=3 on_new_push=queue limits.push_ms=2h`.
     Set {
         /// The store.
         name: String,

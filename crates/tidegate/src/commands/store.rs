@@ -5,7 +5,7 @@ use tidegate_api::{OverridesUpdate, RollbackRequest, StoreCreate, StorePatch, St
 use tidegate_client::Client;
 
 use super::{confirm, name_and_value};
-use crate::arguments::{HooksCommand, SchemaCommand, StoreCommand};
+use crate::arguments::{HooksCommand, SchemaCommand, StoreCommand, parse_duration};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{Output, Paint, Style, count, plain, table, tree};
@@ -104,11 +104,16 @@ pub(super) async fn run(command: StoreCommand, client: &Client, output: Output) 
     Ok(Exit::Done)
 }
 
-/// `limits.push_ms=3600000` becomes `{"limits": {"push_ms": 3600000}}`; the server's own type then says what is allowed.
+/// `limits.push_ms=3600000`, or `limits.push_ms=1h`, becomes `{"limits": {"push_ms": 3600000}}`; the server's own type then
+/// says what is allowed.
 fn patch_of(settings: &[(String, String)]) -> Result<StorePatch, Failure> {
     let mut patch = Map::new();
     for (name, text) in settings {
-        let value = serde_json::from_str(text).unwrap_or_else(|_| Value::from(text.as_str()));
+        let duration = || parse_duration(text).ok().filter(|_| name.ends_with("_ms"));
+        let milliseconds = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let value = serde_json::from_str(text).unwrap_or_else(|_| {
+            duration().map_or_else(|| Value::from(text.as_str()), |time| milliseconds(time).into())
+        });
         match name.split_once('.') {
             None => {
                 patch.insert(name.clone(), value);
@@ -252,6 +257,11 @@ mod tests {
         let patch = patch.unwrap_or_else(|_| panic!("refused"));
         assert_eq!(patch.retention, Some(3));
         assert_eq!(patch.limits.and_then(|limits| limits.push_ms), Some(60_000));
+        let patch = patch_of(&[setting("limits.push_ms", "1h30m"), setting("grace_ms", "2h")]);
+        let patch = patch.unwrap_or_else(|_| panic!("refused"));
+        assert_eq!(patch.limits.and_then(|limits| limits.push_ms), Some(5_400_000));
+        assert_eq!(patch.grace_ms, Some(7_200_000));
+        assert!(patch_of(&[setting("limits.push_ms", "soon")]).is_err());
         assert!(patch_of(&[setting("retentoin", "3")]).is_err());
         assert!(patch_of(&[setting("retention", "many")]).is_err());
         let said = |name: &str, value: &str| {

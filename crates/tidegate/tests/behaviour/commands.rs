@@ -198,6 +198,39 @@ fn d16_two_files_are_compared_without_a_server() {
 }
 
 #[test]
+fn d16_what_can_not_be_compared_is_named_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let there = folder.path().join("there.csv");
+    std::fs::write(&there, "id,amount\na,1\n").unwrap();
+    let absent = folder.path().join("absent.csv");
+    let output = tidegate().arg("diff").args([&there, &absent]).args(["--key", "id"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", describe(&output));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(said.matches("absent.csv").count(), 1, "{said}");
+}
+
+#[test]
+fn r14_a_deleted_store_is_gone_for_readers_and_its_name_is_free() {
+    let server = Server::start();
+    let input = server.scratch().join("things.csv");
+    write_csv(&input, 100, 0);
+    for _ in 0..2 {
+        server.json(&["store", "create", "things", "--key", "id"]);
+        let output = server.run(&["push", "things", input.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(0), "{}", describe(&output));
+        assert_eq!(server.json(&["get", "things", "k7", "--region", "a"])["version"], 1);
+        server.json(&["store", "delete", "things", "--yes"]);
+        // A region that has not heard of it yet may still answer with what it has, for a moment.
+        let deadline = Instant::now() + PATIENCE;
+        while !String::from_utf8_lossy(&server.run(&["get", "things", "k7", "--region", "a"]).stderr)
+            .contains("There is no store `things`")
+        {
+            assert!(Instant::now() < deadline, "readers are never told");
+        }
+    }
+}
+
+#[test]
 fn a_server_refuses_to_listen_beyond_loopback() {
     let folder = tempfile::tempdir().unwrap();
     let output = tidegate().args(["server", "--listen", "0.0.0.0:0", "--data"]).arg(folder.path()).output().unwrap();
