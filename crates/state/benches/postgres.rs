@@ -98,7 +98,8 @@ fn pgbench(server: &PostgresServer, clients: u32) -> f64 {
     let make = "DROP TABLE IF EXISTS pgbench_rows; CREATE TABLE pgbench_rows (text text)";
     run("psql", &["-d", "postgres", "-q", "-c", make]);
     let (clients, script) = (clients.to_string(), script.to_str().unwrap().to_owned());
-    let told = run("pgbench", &["-n", "-c", &clients, "-j", "2", "-T", "3", "-M", "prepared", "-f", &script, "postgres"]);
+    let told =
+        run("pgbench", &["-n", "-c", &clients, "-j", "2", "-T", "3", "-M", "prepared", "-f", &script, "postgres"]);
     let rate = told.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
     rate.unwrap()
 }
