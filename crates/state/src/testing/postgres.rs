@@ -175,6 +175,7 @@ impl PostgresServer {
     /// The end of its log.
     pub fn resume(&self) -> Result<(), String> {
         let mut running = self.supervisor.lock();
+        let before = self.log().len();
         let mut supervisor = self
             .command("/bin/sh")
             .arg("-c")
@@ -195,32 +196,30 @@ impl PostgresServer {
                 *running = Some(supervisor);
                 return Ok(());
             }
-            let log = || {
-                let log = std::fs::read_to_string(self.folder.join("server.log")).unwrap_or_default();
-                let lines: Vec<&str> = log.lines().rev().take(5).collect();
-                lines.into_iter().rev().collect::<Vec<_>>().join(" | ")
-            };
-            // What is in the way of a server ends it at once; the supervisor still waits for its line.
-            if log().contains("FATAL") && !self.folder.join("data/postmaster.pid").exists() || Instant::now() > until {
-                let _ = supervisor.stdin.as_mut().map(|input| input.write_all(b"QUIT\n"));
-                let _ = supervisor.wait();
-                return Err(format!("the server did not start: {}", log()));
+            let log = self.log();
+            let told = log.get(before..).unwrap_or_default();
+            // It says so when it has ended; a signal before it has begun would be lost.
+            if told.contains("database system is shut down") || Instant::now() > until {
+                end(&mut supervisor, b"QUIT\n");
+                let lines: Vec<&str> = told.lines().rev().take(5).collect();
+                let lines: Vec<&str> = lines.into_iter().rev().collect();
+                return Err(format!("the server did not start: {}", lines.join(" | ")));
             }
             std::thread::sleep(POLL);
         }
     }
 
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.join("server.log")).unwrap_or_default()
+    }
+
     /// Stops the server, and waits until it has. [`PostgresServer::resume`] starts it again.
     pub fn stop(&self, how: Stop) {
         let Some(mut supervisor) = self.supervisor.lock().take() else { return };
-        let signal: &[u8] = match how {
-            Stop::Fast => b"INT\n",
-            Stop::Immediate => b"QUIT\n",
-        };
-        if let Some(input) = supervisor.stdin.as_mut() {
-            let _ = input.write_all(signal);
+        match how {
+            Stop::Fast => end(&mut supervisor, b"INT\n"),
+            Stop::Immediate => end(&mut supervisor, b"QUIT\n"),
         }
-        let _ = supervisor.wait();
     }
 
     /// Its address over TCP.
@@ -280,9 +279,20 @@ impl Drop for PostgresServer {
     fn drop(&mut self) {
         // Without a line the supervisor takes it that this process has ended.
         if let Some(mut supervisor) = self.supervisor.lock().take() {
-            drop(supervisor.stdin.take());
-            let _ = supervisor.wait();
+            end(&mut supervisor, b"");
         }
+    }
+}
+
+/// Tells the supervisor what to do, and waits until it has, within a limit: then it is left to itself.
+fn end(supervisor: &mut Child, line: &[u8]) {
+    if let Some(mut input) = supervisor.stdin.take() {
+        // It may have ended already.
+        let _ = input.write_all(line);
+    }
+    let until = Instant::now() + START_LIMIT;
+    while matches!(supervisor.try_wait(), Ok(None)) && Instant::now() < until {
+        std::thread::sleep(POLL);
     }
 }
 

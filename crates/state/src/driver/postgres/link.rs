@@ -11,7 +11,7 @@ use super::Shared;
 use super::connection::{Answer, Call, Connection, Role};
 use super::errors::{before_commit_failed, commit_failed, statement_failed};
 
-/// How long a connection that could not be made is not tried again, at first and at most.
+/// How long passes before a connection that could not be made is tried again, at first and at most.
 const PAUSE: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 
@@ -27,7 +27,7 @@ pub(super) struct Link {
 #[derive(Default)]
 struct State {
     connection: Option<Arc<Connection>>,
-    /// When the last attempt failed, with what, and for how long it is not tried again.
+    /// When the last attempt failed, with what, and how long the next one waits.
     failed: Option<(Instant, DriverError, Duration)>,
 }
 
@@ -36,8 +36,10 @@ impl Link {
         Link { shared, role, state: Mutex::default(), turn: Arc::default() }
     }
 
-    /// The connection. One that was just tried in vain is not tried again at once.
+    /// The connection. After one that could not be made the next is waited for a little; an attempt that failed while the
+    /// caller waited for its turn is the caller's answer too, so that many callers do not wait one after the other.
     pub(super) async fn get(&self) -> Result<Arc<Connection>, DriverError> {
+        let came = Instant::now();
         let mut state = self.state.lock().await;
         if let Some(connection) = &state.connection
             && !connection.is_broken()
@@ -45,11 +47,14 @@ impl Link {
             return Ok(connection.clone());
         }
         state.connection = None;
-        let pause = match &state.failed {
-            Some((at, error, pause)) if at.elapsed() < *pause => return Err(error.clone()),
-            Some((_, _, pause)) => (*pause * 2).min(PAUSE_MAX),
-            None => PAUSE,
-        };
+        let mut next_pause = PAUSE;
+        if let Some((at, error, pause)) = &state.failed {
+            if *at >= came {
+                return Err(error.clone());
+            }
+            next_pause = (*pause * 2).min(PAUSE_MAX);
+            tokio::time::sleep_until((*at + *pause).into()).await;
+        }
         match Connection::open(&self.shared, self.role).await {
             Ok(connection) => {
                 state.connection = Some(connection.clone());
@@ -58,7 +63,7 @@ impl Link {
             }
             Err(error) => {
                 // Spread by a random part, so that servers do not come back in step.
-                let pause = pause.mul_f64(rand::random_range(0.5..1.0));
+                let pause = next_pause.mul_f64(rand::random_range(0.5..1.0));
                 state.failed = Some((Instant::now(), error.clone(), pause));
                 Err(error)
             }
