@@ -18,6 +18,8 @@
 //! delay = "1h"
 //! ```
 //!
+//! `[access]` and `[tls]` are described at [`crate::access::config`].
+//!
 //! `[server]` and `[[regions]]` are this server's own. `[hooks]` is published as state by the
 //! first server, and later by `tidegate config apply`; a server whose file says something else
 //! says so, and gates by what is published.
@@ -29,6 +31,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tidegate_api::{Setting, SettingOrigin};
+
+use crate::access::config::{AccessSection, TlsSection, check_host};
 
 /// The largest configuration file that is read.
 pub(crate) const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -48,6 +52,10 @@ pub struct ConfigFile {
     pub regions: Vec<RegionSection>,
     /// Lifecycle hooks, as they are published.
     pub hooks: Option<toml::Table>,
+    /// Who may ask this server what.
+    pub access: AccessSection,
+    /// What it proves itself with.
+    pub tls: TlsSection,
 }
 
 /// `[server]`.
@@ -56,8 +64,10 @@ pub struct ConfigFile {
 pub struct ServerSection {
     /// The name that operators know this server by.
     pub name: Option<String>,
-    /// Where it listens. Loopback only.
+    /// Where it listens. Beyond loopback it needs TLS and authentication, see [`crate::access`].
     pub listen: Option<SocketAddr>,
+    /// The names that clients use for it, beside this machine's own. Requests for others are refused.
+    pub hosts: Vec<String>,
     /// Limits that protect it.
     pub limits: LimitsSection,
 }
@@ -298,6 +308,9 @@ impl ConfigFile {
 
     fn check(&self) -> Result<(), ConfigError> {
         ServerLimits::from_section(&self.server.limits).check()?;
+        self.access.check()?;
+        self.tls.check()?;
+        self.server.hosts.iter().try_for_each(|host| check_host(host))?;
         let bad = |name: String, value: String, why: &str| ConfigError::Setting { name, value, why: why.to_owned() };
         if self.regions.len() > REGIONS_MAX {
             let count = self.regions.len().to_string();
@@ -372,6 +385,10 @@ mod tests {
             ("[servr]", "servr"),
             ("[server]\nlisten = 'everywhere'", "listen"),
             ("[server.limits]\nrequests = 0", "server.limits.requests"),
+            ("[server]\nhosts = ['https://example.com']", "server.hosts"),
+            ("[access]\nauthentication = 'maybe'", "authentication"),
+            ("[access.limits]\nrequests_burst = 0", "access.limits.requests_burst"),
+            ("[tls]\nkey = 'server.key'", "tls.certificate"),
             ("[[regions]]\nname = '../a'", "../a"),
             ("[[regions]]\nname = 'a'\n[[regions]]\nname = 'a'", "regions.a.name"),
             ("[[regions]]\nname = 'a'\nnodes = 0", "regions.a.nodes"),

@@ -31,11 +31,18 @@ pub(crate) async fn register(
 ) -> ApiResult<(u64, RegisteredSchema)> {
     let registry = app.registry();
     let (name, by) = (store.to_owned(), actor.name.clone());
+    let beside = actor.clone();
     let committed = app
         .state()
         .transaction()
         .attributes(actor.attributes())
-        .write(move |transaction| attempt(transaction, &registry, &name, &schema, &by))
+        .write(move |transaction| {
+            let registration = attempt(transaction, &registry, &name, &schema, &by)?;
+            if matches!(registration, Registration::Registered(..)) {
+                beside.write_beside(transaction)?;
+            }
+            Ok::<_, OperationError>(registration)
+        })
         .await
         .map_err(OperationError::from)?;
     match committed.value {

@@ -16,7 +16,7 @@ mod store;
 use std::sync::Arc;
 
 use tidegate_lifecycle::Registry;
-use tidegate_state::{Attributes, Ref, State, Transaction};
+use tidegate_state::{Attributes, Ref, State, Transaction, TransactionError};
 
 pub use action::OperatorAction;
 pub use error::OperationError;
@@ -38,7 +38,11 @@ pub struct Operations {
     state: State,
     registry: Arc<Registry>,
     attributes: Attributes,
+    beside: Option<Beside>,
 }
+
+/// What a caller writes in the transaction of each of its operations, once the operation itself has succeeded.
+pub type Beside = Arc<dyn Fn(&mut Transaction) -> Result<(), TransactionError> + Send + Sync>;
 
 impl std::fmt::Debug for Operations {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -50,13 +54,20 @@ impl Operations {
     /// Operations on this state, with the hooks that this build has.
     #[must_use]
     pub fn new(state: State, registry: Arc<Registry>) -> Self {
-        Operations { state, registry, attributes: Attributes::new() }
+        Operations { state, registry, attributes: Attributes::new(), beside: None }
     }
 
     /// The same operations, whose transactions say this about themselves: who asked, in which request.
     #[must_use]
     pub fn with_attributes(&self, attributes: Attributes) -> Self {
         Operations { attributes, ..self.clone() }
+    }
+
+    /// The same operations, each of which also writes this: who asked for it, for instance. It happens with the operation
+    /// or not at all.
+    #[must_use]
+    pub fn with_beside(&self, beside: Beside) -> Self {
+        Operations { beside: Some(beside), ..self.clone() }
     }
 
     /// The state that they work on.
@@ -71,7 +82,15 @@ impl Operations {
     ) -> Result<T, OperationError> {
         let registry = Arc::clone(&self.registry);
         let transaction = self.state.transaction().attributes(self.attributes.clone());
-        Ok(transaction.write(move |transaction| work(transaction, &registry)).await?.value)
+        let beside = self.beside.clone();
+        let written = transaction.write(move |transaction| {
+            let done = work(transaction, &registry)?;
+            if let Some(beside) = &beside {
+                beside(transaction)?;
+            }
+            Ok::<T, OperationError>(done)
+        });
+        Ok(written.await?.value)
     }
 }
 

@@ -8,7 +8,7 @@ use tidegate_api::{ErrorBody, PartView, PartsView, PushPhase, PushState, code};
 
 use crate::app::App;
 use crate::http::errors::{ApiError, ApiResult, NOTHING_CHANGED};
-use crate::http::extract::{Body, Path, Query};
+use crate::http::extract::{Actor, Body, Path, Query};
 
 use super::protocol::answer;
 
@@ -63,6 +63,7 @@ pub(crate) async fn put(
         (status = 422, body = ErrorBody)))]
 pub(crate) async fn complete(
     State(app): State<App>,
+    actor: Actor,
     Path(push): Path<String>,
     Body(manifest): Body<Manifest>,
 ) -> ApiResult<Json<PushState>> {
@@ -73,7 +74,7 @@ pub(crate) async fn complete(
         // Complete already, ended, or not so far: which of them is the operation's to say.
         String::new()
     };
-    let completed = app.operations().complete_push(&push, manifest, manifest_sha256).await?;
+    let completed = app.operations_of(&actor).complete_push(&push, manifest, manifest_sha256).await?;
     if let Err(error) = app.uploads().remove(&push).await {
         tracing::warn!(push, %error, "what is left of an upload could not be removed; the clean-up will");
     }

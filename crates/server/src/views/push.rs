@@ -218,7 +218,12 @@ impl Scene<'_> {
     }
 
     /// Pushes, the newest first, of one store or of all.
-    pub(crate) fn pushes(&self, store: Option<&str>, limit: usize) -> ApiResult<Vec<PushSummary>> {
+    pub(crate) fn pushes(
+        &self,
+        store: Option<&str>,
+        limit: usize,
+        is_shown: impl Fn(&str) -> bool,
+    ) -> ApiResult<Vec<PushSummary>> {
         let stores: Vec<Ref<Store>> = match store {
             Some(name) => vec![self.find_store(name)?.0],
             None => {
@@ -227,7 +232,7 @@ impl Scene<'_> {
             }
         };
         let mut pushes = Vec::new();
-        for store in stores {
+        for store in stores.into_iter().filter(|store| is_shown(&store.id())) {
             for item in self.snapshot.children::<Push>(&store) {
                 let (reference, push) = item?;
                 pushes.push((push.created_at, reference, push));
