@@ -14,6 +14,7 @@
 
 mod arguments;
 mod commands;
+mod connection;
 mod demo;
 mod exit;
 mod failure;

@@ -27,6 +27,8 @@ const TARGET_CHARS_MAX: usize = 1_024;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct AuditRecord {
     pub(crate) at: Timestamp,
+    /// The revision of the transaction that carries it: entries of one moment are in order, too.
+    pub(crate) revision: u64,
     pub(crate) user: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) role: Option<Role>,
@@ -51,15 +53,26 @@ impl Record for AuditRecord {
     fn index_keys(&self) -> Vec<IndexKey> {
         let store = self.store.as_deref().unwrap_or_default();
         vec![
-            IndexKey::new().falling(self.at.0),
-            IndexKey::new().text(store).falling(self.at.0),
-            IndexKey::new().text(&self.user).falling(self.at.0),
-            IndexKey::new().text(store).text(&self.user).falling(self.at.0),
+            self.newest_first(IndexKey::new()),
+            self.newest_first(IndexKey::new().text(store)),
+            self.newest_first(IndexKey::new().text(&self.user)),
+            self.newest_first(IndexKey::new().text(store).text(&self.user)),
         ]
     }
 }
 
 impl AuditRecord {
+    fn newest_first(&self, key: IndexKey) -> IndexKey {
+        key.falling(self.at.0).falling(i64::try_from(self.revision).unwrap_or(i64::MAX))
+    }
+
+    /// Appends it to a transaction, and so to its place in the trail.
+    pub(super) fn append(&self, transaction: &mut Transaction) -> Result<(), TransactionError> {
+        let record = Self { revision: transaction.revision().0, ..self.clone() };
+        transaction.append(&record)?;
+        Ok(())
+    }
+
     pub(crate) fn view(&self) -> AuditView {
         AuditView {
             at: ms(self.at),
@@ -113,6 +126,7 @@ impl AuditEntry {
     pub(super) fn record(&self, at: Timestamp, outcome: AuditOutcome, status: Option<u16>) -> AuditRecord {
         AuditRecord {
             at,
+            revision: 0,
             user: self.user.clone(),
             role: self.role,
             token: self.token.clone(),
@@ -127,7 +141,7 @@ impl AuditEntry {
 
     /// Writes it within the transaction of the change.
     pub(crate) fn write(&self, transaction: &mut Transaction) -> Result<(), TransactionError> {
-        transaction.append(&self.record(transaction.now(), AuditOutcome::Done, None))?;
+        self.record(transaction.now(), AuditOutcome::Done, None).append(transaction)?;
         self.is_with_change.store(true, Ordering::Relaxed);
         Ok(())
     }

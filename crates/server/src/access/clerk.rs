@@ -96,7 +96,7 @@ fn write(transaction: &mut Transaction, notes: &[Note]) -> Result<(), Transactio
                 }
             }
             Note::Refused(record) => {
-                transaction.append(record.as_ref())?;
+                record.append(transaction)?;
             }
         }
     }

@@ -223,10 +223,8 @@ async fn record(app: &App, asked: &Asked, response: Response) -> Response {
         return response;
     }
     if !entry.is_with_change() {
-        let written = app.state().write(move |transaction| -> Result<(), TransactionError> {
-            transaction.append(&record)?;
-            Ok(())
-        });
+        let written =
+            app.state().write(move |transaction| -> Result<(), TransactionError> { record.append(transaction) });
         if let Err(error) = written.await {
             tracing::error!(%error, user = ?asked.caller.bearer().map(|bearer| &bearer.name), route = asked.rule.path,
                 "a change is not in the audit trail");

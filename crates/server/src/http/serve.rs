@@ -7,28 +7,21 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::Request;
-use hyper::body::Incoming;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use tower::ServiceExt;
+
+use super::converse::converse;
 
 /// What protects a server from those who connect to it.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +33,7 @@ pub(crate) struct ConnectionLimits {
     /// How long a TLS handshake may take.
     pub(crate) handshake: Duration,
     /// How long a request's head may take, from when the connection is free for one: an idle connection ends then, too.
+    /// Longer than our clients keep one idle, so that no request of theirs meets a connection that is being closed.
     pub(crate) head: Duration,
     /// How long a peer may take nothing of what is written to it.
     pub(crate) stalled: Duration,
@@ -57,16 +51,6 @@ impl Default for ConnectionLimits {
     }
 }
 
-/// The largest head of a request, in bytes, and the most headers in it.
-const HEAD_BYTES_MAX: usize = 64 * 1024;
-const HEADERS_MAX: usize = 100;
-
-/// Requests at once on one connection, with HTTP/2.
-const STREAMS_MAX: u32 = 256;
-
-/// How often a silent HTTP/2 connection is asked whether it lives.
-const PING: Duration = Duration::from_secs(20);
-
 /// How long the server waits after it could not accept a connection: it is out of file descriptors at most.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -79,7 +63,7 @@ pub(crate) struct Peer(pub(crate) SocketAddr);
 pub(crate) struct ConnectionMetrics {
     open: Gauge,
     refused: Counter,
-    handshakes_failed: Counter,
+    pub(super) handshakes_failed: Counter,
 }
 
 impl ConnectionMetrics {
@@ -167,74 +151,6 @@ impl Drop for Open<'_> {
     }
 }
 
-/// One connection, from the handshake to its end.
-async fn converse(service: &Service, stream: TcpStream, peer: SocketAddr, closing: CancellationToken) {
-    // Answers are small and waited for.
-    let _ = stream.set_nodelay(true);
-    let stream = Unstalled::new(stream, service.limits.stalled);
-    let Some(acceptor) = &service.tls else {
-        return speak_http(service, stream, peer, closing).await;
-    };
-    let handshake = tokio::time::timeout(service.limits.handshake, acceptor.accept(stream));
-    let done = tokio::select! {
-        biased;
-        () = closing.cancelled() => return,
-        done = handshake => done,
-    };
-    match done {
-        Ok(Ok(stream)) => speak_http(service, stream, peer, closing).await,
-        Ok(Err(error)) => {
-            tracing::debug!(%peer, %error, "a TLS handshake failed");
-            service.metrics.handshakes_failed.inc();
-        }
-        Err(_) => {
-            tracing::debug!(%peer, "a TLS handshake took too long");
-            service.metrics.handshakes_failed.inc();
-        }
-    }
-}
-
-async fn speak_http<S>(service: &Service, stream: S, peer: SocketAddr, closing: CancellationToken)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(service.limits.head)
-        .max_buf_size(HEAD_BYTES_MAX)
-        .max_headers(HEADERS_MAX);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS_MAX)
-        .max_header_list_size(HEAD_BYTES_MAX as u32)
-        .keep_alive_interval(PING)
-        .keep_alive_timeout(PING);
-    let router = service.router.clone();
-    let answer = hyper::service::service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(Peer(peer));
-        router.clone().oneshot(request.map(axum::body::Body::new))
-    });
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), answer));
-    let mut is_closing = false;
-    loop {
-        tokio::select! {
-            ended = connection.as_mut() => {
-                if let Err(error) = ended {
-                    tracing::debug!(%peer, %error, "a connection ended");
-                }
-                return;
-            }
-            () = closing.cancelled(), if !is_closing => {
-                is_closing = true;
-                connection.as_mut().graceful_shutdown();
-            }
-        }
-    }
-}
-
 /// How many connections each address beyond loopback has.
 #[derive(Default)]
 struct Addresses(Mutex<HashMap<IpAddr, usize>>);
@@ -276,78 +192,8 @@ impl Drop for Held {
     }
 }
 
-/// A stream whose writes fail once the peer has taken nothing for a time.
-struct Unstalled<S> {
-    stream: S,
-    limit: Duration,
-    /// Runs while a write waits.
-    stalled: Option<Pin<Box<Sleep>>>,
-}
-
-impl<S> Unstalled<S> {
-    fn new(stream: S, limit: Duration) -> Self {
-        Self { stream, limit, stalled: None }
-    }
-
-    /// Watches the time while the peer takes nothing.
-    fn judge<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if written.is_ready() {
-            self.stalled = None;
-            return written;
-        }
-        let limit = self.limit;
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + limit)));
-        match stalled.as_mut().poll(context) {
-            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-            Poll::Pending => Poll::Pending,
-        }
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Unstalled<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Unstalled<S> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.judge(context, written)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
-        self.judge(context, written)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = Pin::new(&mut self.stream).poll_flush(context);
-        self.judge(context, flushed)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let shut = Pin::new(&mut self.stream).poll_shutdown(context);
-        self.judge(context, shut)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
     use super::*;
 
     #[test]
@@ -364,26 +210,5 @@ mod tests {
         let loopback: Vec<_> = (0..10).map(|_| enter("127.0.0.1").unwrap()).collect();
         drop(loopback);
         assert_eq!(addresses.0.lock().len(), 2);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_peer_that_takes_nothing_is_given_up_and_a_slow_one_is_not() {
-        let limit = Duration::from_secs(60);
-        let (here, mut there) = tokio::io::duplex(1);
-        let mut stream = Unstalled::new(here, limit);
-        // A byte at a time, each within the limit.
-        let slow = tokio::spawn(async move {
-            for _ in 0..10 {
-                tokio::time::sleep(limit / 2).await;
-                there.read_u8().await.unwrap();
-            }
-            there
-        });
-        stream.write_all(&[0; 10]).await.unwrap();
-        stream.flush().await.unwrap();
-        let _there = slow.await.unwrap();
-        // And nothing any more.
-        let error = stream.write_all(&[0; 10]).await.unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 }

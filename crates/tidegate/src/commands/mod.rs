@@ -1,5 +1,6 @@
 //! What each command does. One file per group.
 
+mod audit;
 mod config;
 mod diff;
 mod push;
@@ -7,12 +8,13 @@ mod queue;
 mod region;
 mod server;
 mod store;
+mod token;
 
 use clap::CommandFactory;
-use tidegate_client::Client;
 use tidegate_lifecycle::Registry;
 
 use crate::arguments::{Arguments, Command};
+use crate::connection;
 use crate::demo;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -23,7 +25,7 @@ pub(crate) use server::start_server;
 
 /// Runs a command to its end.
 pub(crate) async fn run(arguments: Arguments, registry: Registry, output: Output) -> Result<Exit, Failure> {
-    let client = || Client::new(&arguments.global.url);
+    let client = || connection::client(&arguments.global);
     match arguments.command {
         Command::Demo(demo) => demo::run(demo, registry, output).await,
         Command::Server(server) => server::run(server, registry, output).await,
@@ -48,6 +50,8 @@ pub(crate) async fn run(arguments: Arguments, registry: Registry, output: Output
         Command::Diff { before, after, key } => diff::run(before, after, key, output).await,
         Command::Config(command) => config::run(command, &client()?, output).await,
         Command::Queue(command) => queue::run(command, &client()?, output).await,
+        Command::Token(command) => token::run(command, &client()?, output).await,
+        Command::Audit(arguments) => audit::run(arguments, &client()?, output).await,
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "tidegate", &mut std::io::stdout());
             Ok(Exit::Done)

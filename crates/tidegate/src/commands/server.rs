@@ -6,13 +6,22 @@ use std::path::{Path, PathBuf};
 use tidegate_lifecycle::Registry;
 use tidegate_server::{ConfigFile, Handle, Options, Server, StartError};
 
-use crate::arguments::ServerArguments;
+use crate::arguments::{ExposureArguments, ServerArguments};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{Output, Paint};
 
 pub(super) async fn run(arguments: ServerArguments, registry: Registry, output: Output) -> Result<Exit, Failure> {
-    let handle = start_server(arguments.data, arguments.listen, arguments.config.as_deref(), registry).await?;
+    let config = arguments.config.as_deref();
+    let mut handle = start_server(arguments.data, arguments.listen, config, arguments.exposure, registry).await?;
+    if let Some(token) = handle.take_first_token() {
+        // Nothing but this shows it, and nothing keeps it.
+        eprintln!(
+            "{} the first admin token; this is the only time that it is shown:",
+            output.error_style.mark(Paint::Good)
+        );
+        eprintln!("{token}");
+    }
     if output.is_json() {
         output.result(&serde_json::json!({ "url": handle.url() }), |_, _| String::new())?;
     } else {
@@ -29,6 +38,7 @@ pub(crate) async fn start_server(
     data: PathBuf,
     listen: Option<SocketAddr>,
     config: Option<&Path>,
+    exposure: ExposureArguments,
     registry: Registry,
 ) -> Result<Handle, Failure> {
     let mut options = Options::new(data);
@@ -38,12 +48,15 @@ pub(crate) async fn start_server(
         options.config = ConfigFile::read(path).map_err(|error| failure_of(error.into()))?;
         options.config_path = Some(path.to_owned());
     }
+    options.config.access.allow_plain_http |= exposure.allow_plain_http;
+    options.config.access.allow_anyone |= exposure.allow_anyone;
     Server::start(options).await.map_err(failure_of)
 }
 
 fn failure_of(error: StartError) -> Failure {
     let countermeasures = match &error {
-        StartError::NotLoopback { .. } => "Choose a loopback address, such as 127.0.0.1:7600.",
+        StartError::Exposed(_) => "Do what the text says, or choose a loopback address, such as 127.0.0.1:7600.",
+        StartError::Tls(_) => "Mend the files that [tls] names in the file that --config names.",
         StartError::Listen { .. } => "Stop what listens there, or choose another address with --listen.",
         StartError::DataInUse { .. } => "Stop the other server, or choose another folder with --data.",
         StartError::Data { .. } => "Choose a folder that this user may write, with --data.",

@@ -12,11 +12,12 @@ use crate::output::{Output, Paint, Style, count, plain, table, tree};
 
 pub(super) async fn run(command: StoreCommand, client: &Client, output: Output) -> Result<Exit, Failure> {
     match command {
-        StoreCommand::Create { name, key, partitions, on_new_push } => {
-            let settings = match on_new_push {
+        StoreCommand::Create { name, key, partitions, team, on_new_push } => {
+            let mut settings = match on_new_push {
                 Some(policy) => patch_of(&[("on_new_push".to_owned(), policy)])?,
                 None => StorePatch::default(),
             };
+            settings.team = team;
             let create = StoreCreate { name, key_columns: key, partitions, settings, ..StoreCreate::default() };
             let store = client.create_store(&create).await?;
             output.result(&store, |store, style| {
@@ -124,7 +125,7 @@ fn patch_of(settings: &[(String, String)]) -> Result<StorePatch, Failure> {
         Failure::usage(
             "these settings can't be made",
             error.to_string(),
-            "There are schema_mode, auto_register_schemas, allow_empty, retention, golden_keys, on_new_push, limits.… and freshness.….",
+            "There are team, schema_mode, auto_register_schemas, allow_empty, retention, golden_keys, on_new_push, limits.… and freshness.….",
         )
     })
 }
@@ -160,6 +161,7 @@ fn show(store: &StoreView, versions: &[VersionView], style: Style) -> String {
     let mut text = format!("{}\n", style.paint(Paint::Strong, &plain(&store.name)));
     for (name, value) in [
         ("key", store.key_columns.join(", ")),
+        ("team", store.team.clone().unwrap_or_else(|| "none".to_owned())),
         ("serving", serving(store)),
         ("running push", store.running.clone().unwrap_or_else(|| "none".to_owned())),
         ("partitions", store.partitions.to_string()),

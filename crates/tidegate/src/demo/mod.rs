@@ -17,7 +17,7 @@ use tidegate_lifecycle::Registry;
 use self::application::{Application, STORE};
 use self::facts::Facts;
 use self::story::Story;
-use crate::arguments::DemoArguments;
+use crate::arguments::{DemoArguments, ExposureArguments};
 use crate::commands::start_server;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -39,7 +39,8 @@ pub(crate) async fn run(arguments: DemoArguments, registry: Registry, output: Ou
         tokio::task::spawn_blocking(move || data::write(&folder)).await.map_err(std::io::Error::other)??
     };
 
-    let handle = start_server(folder.join("server"), Some(arguments.listen), None, registry).await?;
+    let exposure = ExposureArguments::default();
+    let handle = start_server(folder.join("server"), Some(arguments.listen), None, exposure, registry).await?;
     let client = Client::new(&handle.url())?;
     let application = Application::start(client.clone()).await?;
     let mut story = Story::new(client, application, folder.join("work"), output);
