@@ -32,6 +32,9 @@ pub struct StoreCreate {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StorePatch {
+    /// The team that may change the store; an empty text: none, so that only operators and admins may.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub team: Option<String>,
     /// Which changes of the schema are allowed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema_mode: Option<SchemaMode>,
@@ -161,6 +164,9 @@ pub struct Freshness {
 pub struct StoreView {
     /// Its name.
     pub name: String,
+    /// The team that may change it. Absent: only operators and admins may.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub team: Option<String>,
     /// Columns that make up the key, in key order.
     pub key_columns: Vec<String>,
     /// How many partitions an artifact has.

@@ -11,6 +11,7 @@ use tidegate_state::driver::postgres::{PostgresOptions, PostgresStore};
 use tidegate_state::driver::sqlite::{SqliteOptions, SqliteStore};
 use tidegate_state::{DriverError, State, StateOptions};
 
+use crate::access::AuditRecord;
 use crate::server::{Options, StartError};
 
 /// How long a server that has ended in this process may take to let go of the file.
@@ -24,6 +25,7 @@ pub(crate) const LEASE_MAX: Duration = Duration::from_secs(600);
 /// Opens the state that this server is to work on.
 pub(crate) async fn open(options: &Options, address: SocketAddr) -> Result<State, StartError> {
     let mut state = StateOptions::new(server_name(options, address)).record::<CallRecord>().record::<OperatorAction>();
+    state = state.record::<AuditRecord>();
     if let Some(lease) = options.config.server.lease() {
         state.lease = lease;
     }

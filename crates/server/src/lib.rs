@@ -27,6 +27,7 @@
 //! | the artifact store, and whether it is the installation's | `artifacts` |
 //! | parts on their way into the artifact store | `uploads` |
 //! | the page | `page`, `assets/` |
+//! | who may ask what: tokens, roles, the audit trail | [`access`] |
 //!
 //! # Invariants
 //! - Handlers decide nothing about rollouts: they call [`tidegate_rollout::Operations`], each one
@@ -34,11 +35,12 @@
 //! - Every refusal has the one shape of errors, with none of its four texts empty.
 //! - Nothing is read without a bound: bodies, batches, parts, watches and requests at once have
 //!   limits, and every wait has one.
-//! - A server listens on loopback only, and answers for loopback names only, until there is access
-//!   control.
+//! - Whoever asks may do what the table of [`access`] says and nothing else, unless authentication is off, as it is by default
+//!   on loopback. A server that would be open or in the clear beyond loopback does not start, unless told so by name.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod access;
 mod app;
 mod artifacts;
 pub mod config;

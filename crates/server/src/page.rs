@@ -20,6 +20,8 @@ pub(crate) struct Content {
     pub(crate) stores: Vec<StoreView>,
     pub(crate) regions: Vec<RegionView>,
     pub(crate) pushes: Vec<PushView>,
+    /// Whose session it is, where somebody has signed in.
+    pub(crate) signed_in: Option<String>,
 }
 
 pub(crate) fn render(content: &Content) -> Markup {
@@ -40,6 +42,12 @@ pub(crate) fn render(content: &Content) -> Markup {
                     h1 { "Tidegate" }
                     span.quiet { (content.server) }
                     span.live id="live" { "static" }
+                    @if let Some(name) = &content.signed_in {
+                        form.session method="post" action="/logout" {
+                            span.quiet { (name) }
+                            button type="submit" { "Sign out" }
+                        }
+                    }
                 }
                 main id="main" data-epoch=(content.epoch) data-revision=(content.revision) {
                     (pushes(&content.pushes))
@@ -48,6 +56,43 @@ pub(crate) fn render(content: &Content) -> Markup {
                     p.quiet {
                         "As of " (time(content.now)) ", revision " (content.revision) ". "
                         a href="/openapi.json" { "API" } " · " a href="/metrics" { "metrics" }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The form to sign in with, and what was wrong with what was shown before.
+pub(crate) fn sign_in(message: &str) -> Markup {
+    html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="color-scheme" content="light dark";
+                title { "Tidegate" }
+                link rel="icon" href="data:,";
+                link rel="stylesheet" href="/assets/page.css";
+            }
+            body {
+                header { h1 { "Tidegate" } }
+                main {
+                    section {
+                        h2 { "Sign in" }
+                        @if !message.is_empty() { p.reason { (message) } }
+                        form method="post" action="/login" {
+                            p {
+                                label for="token" { "Token " }
+                                input id="token" name="token" type="password" required autocomplete="off" autofocus;
+                                " "
+                                button type="submit" { "Sign in" }
+                            }
+                        }
+                        p.quiet {
+                            "A token of role viewer, operator or admin. " code { "tidegate token create" } " makes one."
+                        }
                     }
                 }
             }
@@ -382,6 +427,7 @@ mod tests {
             epoch: nasty.to_owned(),
             revision: 1,
             now: 1,
+            signed_in: Some(nasty.to_owned()),
             stores: vec![serde_json::from_value(store).unwrap()],
             regions: Vec::new(),
             pushes: vec![serde_json::from_value(push).unwrap()],

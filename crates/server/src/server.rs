@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, TryLockError};
-use std::future::IntoFuture;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -30,12 +29,16 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::access::config::{AccessLimits, Authentication};
+use crate::access::{self, Access, AccessMetrics, AuditRecord, Clerk};
 use crate::app::{App, Inner};
 use crate::artifacts;
 use crate::config::{ConfigError, ConfigFile, RegionSection, ServerLimits, default_regions};
 use crate::database;
-use crate::http::guard::Room;
+use crate::http::guard::{Hosts, Room};
 use crate::http::metrics::HttpMetrics;
+use crate::http::serve::{ConnectionLimits, ConnectionMetrics, Service, serve};
+use crate::http::tls::{Certificate, TlsError, TlsMetrics};
 use crate::routes;
 use crate::uploads::Uploads;
 
@@ -55,8 +58,8 @@ pub struct Options {
     pub database: Option<String>,
     /// The schema of that database that the installation is in. Absent: as the file says, or `tidegate`.
     pub schema: Option<String>,
-    /// Where to listen; loopback only. Port 0: any free one. Absent: as the file says, or
-    /// [`DEFAULT_LISTEN`].
+    /// Where to listen. Beyond loopback TLS and authentication are needed, unless `[access]` says
+    /// otherwise by name. Port 0: any free one. Absent: as the file says, or [`DEFAULT_LISTEN`].
     pub listen: Option<SocketAddr>,
     /// The configuration.
     pub config: ConfigFile,
@@ -92,16 +95,12 @@ impl Options {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// The address is not a loopback address.
-    #[error(
-        "the server can't listen on {address}: there is no access control yet, so whoever reaches \
-         it may do anything; choose a loopback address, such as {DEFAULT_LISTEN}, and bring users \
-         to it through something that knows them"
-    )]
-    NotLoopback {
-        /// The address.
-        address: SocketAddr,
-    },
+    /// The server would be open, or in the clear, beyond loopback.
+    #[error("{0}")]
+    Exposed(access::Exposed),
+    /// The certificate can't be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The address can't be listened on.
     #[error("the server can't listen on {address}: {source}; another one may be running")]
     Listen {
@@ -182,6 +181,10 @@ pub struct Handle {
     closing: CancellationToken,
     serving: JoinHandle<io::Result<()>>,
     hooks: Option<(RolloutHooks, Vec<HookHandle>)>,
+    /// The clerk, and what looks after the certificate; they end when the server closes.
+    tasks: Vec<JoinHandle<()>>,
+    has_tls: bool,
+    first_token: Option<String>,
     _lock: File,
 }
 
@@ -201,23 +204,27 @@ impl Server {
     /// # Errors
     /// See [`StartError`].
     pub async fn start(options: Options) -> Result<Handle, StartError> {
-        let address = listen_address(&options)?;
+        let address = listen_address(&options);
+        let has_tls = options.config.tls.pair().is_some();
+        let authentication =
+            access::authentication(address, &options.config.access, has_tls).map_err(StartError::Exposed)?;
+        let certificate = match options.config.tls.pair() {
+            Some((certificate, key)) => Some(Certificate::read(certificate, key).await?),
+            None => None,
+        };
         let lock = open_data(&options.data)?;
         let listener = TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
         let address = listener.local_addr().map_err(|source| StartError::Listen { address, source })?;
 
         let state = database::open(&options, address).await?;
-        match host(&options, address, &state).await {
-            Ok((app, hooks)) => {
-                let closing = app.closing();
-                let stop = closing.clone();
-                let service = axum::serve(listener, routes::router(app.clone()))
-                    .with_graceful_shutdown(async move { stop.cancelled().await })
-                    .into_future();
-                let serving = tokio::spawn(service);
-                app.set_not_ready(None);
+        match open(&options, address, authentication, certificate, &state, listener).await {
+            Ok(opened) => {
+                opened.app.set_not_ready(None);
                 tracing::info!(%address, data = %options.data.display(), "serving");
-                Ok(Handle { address, app, closing, serving, hooks: Some(hooks), _lock: lock })
+                let Opened { app, hooks, serving, tasks, first_token } = opened;
+                let closing = app.closing();
+                let hooks = Some(hooks);
+                Ok(Handle { address, app, closing, serving, hooks, tasks, has_tls, first_token, _lock: lock })
             }
             Err(error) => {
                 state.close().await;
@@ -237,7 +244,15 @@ impl Handle {
     /// Its address for clients.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        let scheme = if self.has_tls { "https" } else { "http" };
+        format!("{scheme}://{}", self.address)
+    }
+
+    /// The admin token of an installation that had none, once: to be shown to whoever started the
+    /// server, and kept nowhere.
+    #[must_use]
+    pub fn take_first_token(&mut self) -> Option<String> {
+        self.first_token.take()
     }
 
     /// The state that it works on.
@@ -261,6 +276,12 @@ impl Handle {
             tracing::warn!("requests were cut off: they did not end within {DRAIN:?}");
             self.serving.abort();
         }
+        for task in self.tasks.drain(..) {
+            // They end as soon as they see that the server closes.
+            if let Err(error) = task.await {
+                tracing::warn!(%error, "a task of the server did not end in order");
+            }
+        }
         drop(self.hooks.take());
         // Regions report into the state until they are stopped, so the state goes last.
         self.app.regions().stop().await;
@@ -272,15 +293,61 @@ impl Drop for Handle {
     fn drop(&mut self) {
         self.closing.cancel();
         self.serving.abort();
+        for task in &self.tasks {
+            task.abort();
+        }
     }
 }
 
-fn listen_address(options: &Options) -> Result<SocketAddr, StartError> {
-    let address = options
-        .listen
-        .or(options.config.server.listen)
-        .unwrap_or_else(|| DEFAULT_LISTEN.parse().expect("a constant address"));
-    if address.ip().is_loopback() { Ok(address) } else { Err(StartError::NotLoopback { address }) }
+fn listen_address(options: &Options) -> SocketAddr {
+    let address = options.listen.or(options.config.server.listen);
+    address.unwrap_or_else(|| DEFAULT_LISTEN.parse().expect("a constant address"))
+}
+
+/// What serves.
+struct Opened {
+    app: App,
+    hooks: (RolloutHooks, Vec<HookHandle>),
+    serving: JoinHandle<io::Result<()>>,
+    tasks: Vec<JoinHandle<()>>,
+    first_token: Option<String>,
+}
+
+/// Everything from an open state to connections that are served.
+async fn open(
+    options: &Options,
+    address: SocketAddr,
+    authentication: Authentication,
+    certificate: Option<Certificate>,
+    state: &State,
+    listener: TcpListener,
+) -> Result<Opened, StartError> {
+    let closing = CancellationToken::new();
+    // Should the start fail, what has begun by then ends with it.
+    let failed = closing.clone().drop_guard();
+    let (clerk, clerking) = Clerk::start(state.clone(), closing.clone());
+    let mut metrics = MetricsRegistry::default();
+    let connection_metrics = ConnectionMetrics::register(&mut metrics);
+    let limits = AccessLimits::from_section(&options.config.access.limits);
+    let access_metrics = AccessMetrics::register(&mut metrics);
+    let guard = Access::new(authentication, &limits, certificate.is_some(), clerk, access_metrics);
+    let first_token = match authentication {
+        Authentication::Required => access::first_admin(state).await.map_err(StartError::Prepare)?,
+        Authentication::Off => None,
+    };
+    let tls = certificate.as_ref().map(Certificate::acceptor).transpose()?;
+    let mut tasks = vec![clerking];
+    if let Some(certificate) = certificate {
+        let looking = certificate.keep(TlsMetrics::register(&mut metrics), closing.clone());
+        tasks.push(tokio::spawn(looking));
+    }
+    let (app, hooks) = host(options, address, state, (guard, metrics, closing.clone())).await?;
+    let router = routes::router(app.clone()).map_err(|unruled| StartError::Prepare(unruled.to_string()))?;
+    let limits = ConnectionLimits::default();
+    let service = Service { router, tls, limits, metrics: connection_metrics };
+    let serving = tokio::spawn(serve(listener, service, closing));
+    failed.disarm();
+    Ok(Opened { app, hooks, serving, tasks, first_token })
 }
 
 /// Makes the data folder, for its owner alone, and takes it for this process.
@@ -308,6 +375,7 @@ async fn host(
     options: &Options,
     address: SocketAddr,
     state: &State,
+    (access, mut metrics, closing): (Access, MetricsRegistry, CancellationToken),
 ) -> Result<(App, (RolloutHooks, Vec<HookHandle>)), StartError> {
     let registry = Arc::new(options.registry.clone());
     let operations = Operations::new(state.clone(), Arc::clone(&registry));
@@ -323,7 +391,6 @@ async fn host(
     let uploads = Arc::new(uploads);
     sweep_uploads(state, &uploads).await?;
 
-    let mut metrics = MetricsRegistry::default();
     let http = HttpMetrics::register(&mut metrics);
     state.metrics().register(&mut metrics);
     lifecycle.metrics().register(&mut metrics);
@@ -356,12 +423,18 @@ async fn host(
         watches: Room::new("watches", limits.watches, Duration::MAX),
         metrics,
         http,
-        settings: settings(options, address, &limits, &plan),
+        settings: settings(options, address, &limits, &plan, access.is_required()),
         artifact_store: artifacts::view(&artifacts, &source_store),
         limits,
         file_differs,
         not_ready: RwLock::new(Some("The server is starting.".to_owned())),
-        closing: CancellationToken::new(),
+        closing,
+        hosts: Arc::new(Hosts::new(
+            &options.config.server.hosts,
+            !address.ip().is_loopback(),
+            options.config.tls.pair().is_some(),
+        )),
+        access,
     });
     Ok((app, (rollout, calls)))
 }
@@ -481,6 +554,7 @@ fn settings(
     address: SocketAddr,
     limits: &ServerLimits,
     plan: &StorePlan,
+    is_required: bool,
 ) -> BTreeMap<String, Setting> {
     let server = &options.config.server;
     let mut settings = limits.settings(&server.limits);
@@ -490,6 +564,9 @@ fn settings(
     {
         url.origin = SettingOrigin::Flag;
     }
+    let authentication = if is_required { Authentication::Required } else { Authentication::Off };
+    let (access, tls) = (&options.config.access, &options.config.tls);
+    settings.extend(access::config::settings(authentication, access, tls, &server.hosts));
     let mut set = |name: &str, value: String, origin: SettingOrigin| {
         settings.insert(name.to_owned(), Setting { value, origin });
     };

@@ -16,6 +16,7 @@
 
 mod arguments;
 mod commands;
+mod connection;
 mod demo;
 mod exit;
 mod failure;

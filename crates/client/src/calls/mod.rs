@@ -1,5 +1,6 @@
 //! One method per route, a file per subject.
 
+pub(crate) mod access;
 mod cluster;
 mod config;
 mod direct;

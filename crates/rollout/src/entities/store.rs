@@ -16,6 +16,9 @@ pub struct Store {
     pub created_at: Timestamp,
     /// Who created it.
     pub created_by: String,
+    /// The team that may change it, beside operators and admins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub team: Option<String>,
     /// The columns that make up the key, in key order.
     pub key_columns: Vec<String>,
     /// How many partitions, and so parts, a version has.
@@ -88,6 +91,7 @@ impl Store {
             incarnation,
             created_at,
             created_by: created_by.into(),
+            team: None,
             key_columns,
             partitions: 4,
             schema_mode: SchemaMode::default(),

@@ -17,7 +17,7 @@ mod store;
 use std::sync::Arc;
 
 use tidegate_lifecycle::Registry;
-use tidegate_state::{Attributes, Committed, Ref, State, Transaction};
+use tidegate_state::{Attributes, Committed, Ref, State, Transaction, TransactionError};
 
 pub use action::OperatorAction;
 pub use error::OperationError;
@@ -39,7 +39,11 @@ pub struct Operations {
     state: State,
     registry: Arc<Registry>,
     attributes: Attributes,
+    beside: Option<Beside>,
 }
+
+/// What a caller writes in the transaction of each of its operations, once the operation itself has succeeded.
+pub type Beside = Arc<dyn Fn(&mut Transaction) -> Result<(), TransactionError> + Send + Sync>;
 
 impl std::fmt::Debug for Operations {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -51,13 +55,20 @@ impl Operations {
     /// Operations on this state, with the hooks that this build has.
     #[must_use]
     pub fn new(state: State, registry: Arc<Registry>) -> Self {
-        Operations { state, registry, attributes: Attributes::new() }
+        Operations { state, registry, attributes: Attributes::new(), beside: None }
     }
 
     /// The same operations, whose transactions say this about themselves: who asked, in which request.
     #[must_use]
     pub fn with_attributes(&self, attributes: Attributes) -> Self {
         Operations { attributes, ..self.clone() }
+    }
+
+    /// The same operations, each of which also writes this: who asked for it, for instance. It happens with the operation
+    /// or not at all.
+    #[must_use]
+    pub fn with_beside(&self, beside: Beside) -> Self {
+        Operations { beside: Some(beside), ..self.clone() }
     }
 
     /// The state that they work on.
@@ -80,7 +91,15 @@ impl Operations {
     ) -> Result<Committed<T>, OperationError> {
         let registry = Arc::clone(&self.registry);
         let transaction = self.state.transaction().attributes(self.attributes.clone());
-        Ok(transaction.write(move |transaction| work(transaction, &registry)).await?)
+        let beside = self.beside.clone();
+        let written = transaction.write(move |transaction| {
+            let done = work(transaction, &registry)?;
+            if let Some(beside) = &beside {
+                beside(transaction)?;
+            }
+            Ok::<T, OperationError>(done)
+        });
+        Ok(written.await?)
     }
 }
 

@@ -61,7 +61,12 @@ pub(crate) async fn publish(
         let would_be = file.configuration(0, &actor.name);
         return Ok(Json(HooksConfigView { generation: 0, ..view_of(&would_be, known_hooks(&app)) }));
     }
-    app.lifecycle().publish(app.state(), &file, &actor.name, &surroundings).await.map_err(|error| match error {
+    let transaction = app.state().transaction().attributes(actor.attributes());
+    let beside = actor.clone();
+    let published = app.lifecycle().publish_with(transaction, &file, &actor.name, &surroundings, move |transaction| {
+        beside.write_beside(transaction)
+    });
+    published.await.map_err(|error| match error {
         PublishError::Refused(refusal) => refused(&refusal),
         PublishError::Write(error) if error.is_retryable() => {
             ApiError::unavailable("The hooks configuration could not be published.", format!("{error}."))

@@ -13,6 +13,7 @@ use tidegate_lifecycle::HooksConfiguration;
 use tidegate_rollout::entities::{self, Store};
 use tidegate_rollout::operations::NewStore;
 
+use crate::access::Asked;
 use crate::app::App;
 use crate::http::errors::{ApiError, ApiResult};
 use crate::http::extract::{Actor, Body, Path, Query};
@@ -22,9 +23,11 @@ use crate::views::store::{PARTITIONS_MAX, schema_view};
 /// All stores.
 #[utoipa::path(get, path = "/v1/stores", tag = "stores",
     responses((status = 200, body = Vec<StoreView>)))]
-pub(crate) async fn list(State(app): State<App>) -> ApiResult<Json<Vec<StoreView>>> {
+pub(crate) async fn list(State(app): State<App>, asked: Asked) -> ApiResult<Json<Vec<StoreView>>> {
     let snapshot = app.state().snapshot();
-    Ok(Json(app.scene(&snapshot).stores()?))
+    let mut stores = app.scene(&snapshot).stores()?;
+    stores.retain(|store| asked.sees_store(&store.name, &snapshot));
+    Ok(Json(stores))
 }
 
 /// Creates a store.
@@ -42,7 +45,11 @@ pub(crate) async fn create(
     let mut new = NewStore::new(&request.name, &request.key_columns);
     new.partitions = request.partitions;
     new.hook_overrides = request.hooks;
-    let settings = request.settings;
+    let mut settings = request.settings;
+    // What a team makes is its own.
+    if let Some(team) = actor.caller().team() {
+        settings.team = Some(team.to_owned());
+    }
     app.operations_of(&actor).create_store(new, &actor.name, move |store| apply(store, &settings)).await?;
     app.caught_up().await;
     let view = store_view(&app, &request.name)?;
@@ -327,6 +334,9 @@ fn apply(store: &mut Store, patch: &StorePatch) {
             api::EmbeddedSwap::Alone => entities::EmbeddedSwap::Alone,
             api::EmbeddedSwap::WithRegion => entities::EmbeddedSwap::WithRegion,
         };
+    }
+    if let Some(team) = &patch.team {
+        store.team = Some(team.clone()).filter(|team| !team.is_empty());
     }
     set(&mut store.auto_register_schema, &patch.auto_register_schemas);
     set(&mut store.allow_empty, &patch.allow_empty);

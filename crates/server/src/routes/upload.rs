@@ -12,7 +12,7 @@ use tidegate_api::{
 
 use crate::app::App;
 use crate::http::errors::{ApiError, ApiResult, NOTHING_CHANGED};
-use crate::http::extract::{Body, Path, Query};
+use crate::http::extract::{Actor, Body, Path, Query};
 use crate::uploads::check_part_count;
 
 use super::protocol::answer;
@@ -107,6 +107,7 @@ pub(crate) async fn sent(
         (status = 503, description = "Its parts are still being checked; ask again", body = ErrorBody)))]
 pub(crate) async fn complete(
     State(app): State<App>,
+    actor: Actor,
     Path(push): Path<String>,
     Body(manifest): Body<Manifest>,
 ) -> ApiResult<Json<PushState>> {
@@ -119,7 +120,8 @@ pub(crate) async fn complete(
         // Complete already, ended, or not so far: which of them is the operation's to say.
         String::new()
     };
-    let completed = app.operations().complete_push(&push, Arc::unwrap_or_clone(manifest), manifest_sha256).await?;
+    let operations = app.operations_of(&actor);
+    let completed = operations.complete_push(&push, Arc::unwrap_or_clone(manifest), manifest_sha256).await?;
     if let Err(error) = app.uploads().remove(&push).await {
         tracing::warn!(push, %error, "what is left of an upload could not be removed; the clean-up will");
     }

@@ -218,7 +218,12 @@ impl Scene<'_> {
     }
 
     /// Pushes, the newest first, of one store or of all.
-    pub(crate) fn pushes(&self, store: Option<&str>, limit: usize) -> ApiResult<Vec<PushSummary>> {
+    pub(crate) fn pushes(
+        &self,
+        store: Option<&str>,
+        limit: usize,
+        is_shown: impl Fn(&str) -> bool,
+    ) -> ApiResult<Vec<PushSummary>> {
         if let Some(name) = store {
             self.find_store(name)?;
         }
@@ -227,7 +232,7 @@ impl Scene<'_> {
             let (id, name) = item?;
             // The name of a push whose store was deleted and made again is not yet free, and leads nowhere.
             let Ok(reference) = self.push_reference(&id.id()) else { continue };
-            if store.is_none_or(|store| store == name.store) {
+            if store.is_none_or(|store| store == name.store) && is_shown(&name.store) {
                 pushes.push(self.summary(&reference)?);
             }
         }

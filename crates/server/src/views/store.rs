@@ -56,6 +56,7 @@ impl Scene<'_> {
         Ok(StoreView {
             serving: self.serving(&name, store)?,
             name,
+            team: store.team.clone(),
             key_columns: store.key_columns.clone(),
             partitions: store.partitions,
             schema_mode: words::schema_mode(store.schema_mode),

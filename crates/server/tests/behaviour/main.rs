@@ -1,6 +1,8 @@
 //! A real server on a free port, spoken to by the real client.
 #![allow(clippy::unwrap_used)]
 
+mod access;
+mod audit;
 mod config;
 mod errors;
 mod faults;
@@ -9,5 +11,8 @@ mod job;
 mod later;
 mod page;
 mod protocol;
+mod sign_in;
+mod tls;
+mod tokens;
 mod watch;
 mod world;

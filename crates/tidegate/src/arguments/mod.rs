@@ -1,5 +1,6 @@
 //! What the command line takes. One file per group of commands.
 
+mod access;
 #[cfg(test)]
 mod deploy_tests;
 mod push;
@@ -11,8 +12,11 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub(crate) use access::{AuditArguments, TokenCommand};
 pub(crate) use push::{ProceedArguments, PushArguments, PushCommand};
-pub(crate) use server::{ConfigCommand, DemoArguments, QueueCommand, RegionCommand, ServerArguments};
+pub(crate) use server::{
+    ConfigCommand, DemoArguments, ExposureArguments, QueueCommand, RegionCommand, ServerArguments,
+};
 pub(crate) use store::{HooksCommand, SchemaCommand, StoreCommand};
 
 /// Releases data: versioned datasets, pushed region by region, with hooks around every step.
@@ -31,6 +35,12 @@ pub(crate) struct GlobalArguments {
     /// The server's address.
     #[arg(long, global = true, env = "TIDEGATE_URL", default_value = "http://127.0.0.1:7600", value_name = "URL")]
     pub(crate) url: String,
+    /// A file with the token to show to the server. Without it, TIDEGATE_TOKEN has the token itself.
+    #[arg(long, global = true, env = "TIDEGATE_TOKEN_FILE", value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// A file with the certificates (PEM) that the server's leads to, in place of those that this machine trusts.
+    #[arg(long, global = true, env = "TIDEGATE_CA", value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
     /// Text for people, or one JSON object for programs.
     #[arg(long, global = true, value_enum, default_value_t = OutputFormat::Text, value_name = "FORMAT")]
     pub(crate) output: OutputFormat,
@@ -104,6 +114,11 @@ pub(crate) enum Command {
     Queue(QueueCommand),
     /// Whether the server at --url can work: exit code 0 if so, 1 if not, 3 if nobody answers.
     Ready,
+    /// Tokens: who may ask the server what.
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Who changed what, the newest first.
+    Audit(AuditArguments),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.

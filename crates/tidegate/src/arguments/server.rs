@@ -26,7 +26,8 @@ pub(crate) struct ServerArguments {
     /// Where the server keeps everything.
     #[arg(long, env = "TIDEGATE_DATA", value_name = "DIR")]
     pub(crate) data: PathBuf,
-    /// Where it listens, loopback only [default: as the configuration says, or 127.0.0.1:7600].
+    /// Where it listens [default: as the configuration says, or 127.0.0.1:7600]. Beyond loopback it needs [tls] in its
+    /// configuration, and asks everybody for a token.
     #[arg(long, env = "TIDEGATE_LISTEN", value_name = "ADDRESS")]
     pub(crate) listen: Option<SocketAddr>,
     /// A PostgreSQL that several servers share, for their state: `postgres://user@host/database` [default: as the
@@ -40,6 +41,19 @@ pub(crate) struct ServerArguments {
     /// Its configuration (TOML): regions, limits, `[artifacts]` and `[hooks]`.
     #[arg(long, env = "TIDEGATE_CONFIG", value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) exposure: ExposureArguments,
+}
+
+/// What a server beyond loopback has to be told by name.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub(crate) struct ExposureArguments {
+    /// Listen beyond loopback without TLS: something in front of the server speaks it, or tokens travel in the clear.
+    #[arg(long)]
+    pub(crate) allow_plain_http: bool,
+    /// Listen beyond loopback without authentication: whoever reaches the server may do anything.
+    #[arg(long)]
+    pub(crate) allow_anyone: bool,
 }
 
 #[derive(Debug, Subcommand)]

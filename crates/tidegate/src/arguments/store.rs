@@ -16,6 +16,9 @@ pub(crate) enum StoreCommand {
         /// How many partitions its versions have.
         #[arg(long)]
         partitions: Option<u32>,
+        /// The team that may change it, beside operators and admins.
+        #[arg(long)]
+        team: Option<String>,
         /// What a push does while another runs: refuse, queue or supersede.
         #[arg(long, value_name = "POLICY")]
         on_new_push: Option<String>,

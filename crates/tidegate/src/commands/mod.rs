@@ -1,5 +1,6 @@
 //! What each command does. One file per group.
 
+mod audit;
 mod cluster;
 mod config;
 mod diff;
@@ -8,14 +9,15 @@ mod queue;
 mod region;
 mod server;
 mod store;
+mod token;
 
 use std::time::Duration;
 
 use clap::CommandFactory;
-use tidegate_client::Client;
 use tidegate_lifecycle::Registry;
 
 use crate::arguments::{Arguments, Command};
+use crate::connection;
 use crate::demo;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -26,7 +28,7 @@ pub(crate) use server::start_server;
 
 /// Runs a command to its end.
 pub(crate) async fn run(arguments: Arguments, registry: Registry, output: Output) -> Result<Exit, Failure> {
-    let client = || Client::new(&arguments.global.url);
+    let client = || connection::client(&arguments.global);
     match arguments.command {
         Command::Demo(demo) => demo::run(demo, registry, output).await,
         Command::Server(server) => server::run(server, registry, output).await,
@@ -59,6 +61,8 @@ pub(crate) async fn run(arguments: Arguments, registry: Registry, output: Output
             output.result(&serde_json::json!({ "ready": true }), |_, _| "ready".to_owned())?;
             Ok(Exit::Done)
         }
+        Command::Token(command) => token::run(command, &client()?, output).await,
+        Command::Audit(arguments) => audit::run(arguments, &client()?, output).await,
         Command::Completions { shell } => {
             // Into memory first: the generator panics when it can't write.
             let mut script = Vec::new();

@@ -22,7 +22,14 @@ pub(super) async fn run(arguments: ServerArguments, registry: Registry, output: 
         options.config = ConfigFile::read(&path).map_err(|error| failure_of(error.into()))?;
         options.config_path = Some(path);
     }
-    let handle = start_server(options).await?;
+    options.config.access.allow_plain_http |= arguments.exposure.allow_plain_http;
+    options.config.access.allow_anyone |= arguments.exposure.allow_anyone;
+    let mut handle = start_server(options).await?;
+    if let Some(token) = handle.take_first_token() {
+        // Nothing but this shows it, and nothing keeps it.
+        let mark = output.error_style.mark(Paint::Good);
+        say(&format!("{mark} the first admin token; this is the only time that it is shown:\n{token}"));
+    }
     if output.is_json() {
         output.result(&serde_json::json!({ "url": handle.url() }), |_, _| String::new())?;
     } else {
@@ -63,7 +70,8 @@ fn damaged(database: &Path, error: &StartError) -> Failure {
 
 fn failure_of(error: StartError) -> Failure {
     let countermeasures = match &error {
-        StartError::NotLoopback { .. } => "Choose a loopback address, such as 127.0.0.1:7600.",
+        StartError::Exposed(_) => "Do what the text says, or choose a loopback address, such as 127.0.0.1:7600.",
+        StartError::Tls(_) => "Mend the files that [tls] names in the file that --config names.",
         StartError::Listen { .. } => "Stop what listens there, or choose another address with --listen.",
         StartError::DataInUse { .. } => "Stop the other server, or choose another folder with --data.",
         StartError::Data { .. } => "Choose a folder that this user may write, with --data.",

@@ -12,11 +12,12 @@ use crate::output::{Output, Paint, Style, count, plain, table, tree};
 
 pub(super) async fn run(command: StoreCommand, client: &Client, output: Output) -> Result<Exit, Failure> {
     match command {
-        StoreCommand::Create { name, key, partitions, on_new_push } => {
-            let settings = match on_new_push {
+        StoreCommand::Create { name, key, partitions, team, on_new_push } => {
+            let mut settings = match on_new_push {
                 Some(policy) => patch_of(&[("on_new_push".to_owned(), policy)])?,
                 None => StorePatch::default(),
             };
+            settings.team = team;
             let create = StoreCreate { name, key_columns: key, partitions, settings, ..StoreCreate::default() };
             let store = client.create_store(&create).await?;
             output.result(&store, |store, style| {
@@ -131,7 +132,7 @@ fn patch_of(settings: &[(String, String)]) -> Result<StorePatch, Failure> {
         Failure::usage(
             format!("{} can't be set", named.join(", ")),
             in_our_words(&error.to_string(), settings),
-            "There are schema_mode, auto_register_schemas, allow_empty, retention, keep_rejected_ms, grace_ms, keep_pushes, golden_keys, on_new_push, embedded_swap, embedded_dead_percent_max, limits.… and freshness.….",
+            "There are team, schema_mode, auto_register_schemas, allow_empty, retention, keep_rejected_ms, grace_ms, keep_pushes, golden_keys, on_new_push, embedded_swap, embedded_dead_percent_max, limits.… and freshness.….",
         )
     })
 }
@@ -186,6 +187,7 @@ fn show(store: &StoreView, versions: &[VersionView], style: Style) -> String {
     let mut text = format!("{}\n", style.paint(Paint::Strong, &plain(&store.name)));
     for (name, value) in [
         ("key", store.key_columns.join(", ")),
+        ("team", store.team.clone().unwrap_or_else(|| "none".to_owned())),
         ("serving", serving(store)),
         ("running push", store.running.clone().unwrap_or_else(|| "none".to_owned())),
         ("partitions", store.partitions.to_string()),

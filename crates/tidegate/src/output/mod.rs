@@ -100,6 +100,12 @@ pub(crate) fn bytes(count: u64) -> String {
     if unit == 0 { format!("{count} B") } else { format!("{amount:.1} {}", UNITS[unit]) }
 }
 
+/// A time for people, in UTC: `2026-07-01 12:30:05`.
+pub(crate) fn moment(epoch_ms: u64) -> String {
+    let time = i64::try_from(epoch_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+    time.map_or_else(|| epoch_ms.to_string(), |time| time.strftime("%Y-%m-%d %H:%M:%S").to_string())
+}
+
 /// A whole number with its thousands set apart: `28 298`.
 pub(crate) fn count(number: u64) -> String {
     let digits = number.to_string();
@@ -135,6 +141,7 @@ mod tests {
         assert_eq!(bytes(1_500_000), "1.4 MiB");
         assert_eq!(count(28_298), "28 298");
         assert_eq!(count(7), "7");
+        assert_eq!(moment(1_782_909_005_000), "2026-07-01 12:30:05");
         assert_eq!(elapsed(750), "750ms");
         assert_eq!(elapsed(3_725_000), "1h02m");
     }

@@ -231,9 +231,11 @@ fn r14_a_deleted_store_is_gone_for_readers_and_its_name_is_free() {
 }
 
 #[test]
-fn a_server_refuses_to_listen_beyond_loopback() {
+fn a_server_refuses_to_listen_beyond_loopback_unless_told_so_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let output = tidegate().args(["server", "--listen", "0.0.0.0:0", "--data"]).arg(folder.path()).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", describe(&output));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("loopback"), "{}", describe(&output));
+    for named in ["loopback", "--allow-plain-http", "[tls]"] {
+        assert!(String::from_utf8_lossy(&output.stderr).contains(named), "{named}: {}", describe(&output));
+    }
 }

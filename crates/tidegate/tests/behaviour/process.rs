@@ -14,7 +14,10 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 /// The command, talking to no server in particular.
 pub(crate) fn tidegate() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
-    command.env_remove("TIDEGATE_URL").env_remove("TIDEGATE_CONFIG").env_remove("TIDEGATE_DATA").env("NO_COLOR", "1");
+    for name in ["URL", "CONFIG", "DATA", "LISTEN", "TOKEN", "TOKEN_FILE", "CA"] {
+        command.env_remove(format!("TIDEGATE_{name}"));
+    }
+    command.env("NO_COLOR", "1");
     command.stdin(Stdio::null());
     command
 }
