@@ -30,7 +30,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::access::config::{AccessLimits, Authentication};
-use crate::access::{self, Access, AccessMetrics, AuditRecord, Clerk};
+use crate::access::{self, Access, AccessMetrics, Clerk};
 use crate::app::{App, Inner};
 use crate::artifacts;
 use crate::config::{ConfigError, ConfigFile, RegionSection, ServerLimits, default_regions};
