@@ -14,9 +14,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use access::{AuditArguments, TokenCommand};
 pub(crate) use push::{ProceedArguments, PushArguments, PushCommand};
-pub(crate) use server::{
-    ConfigCommand, DemoArguments, ExposureArguments, QueueCommand, RegionCommand, ServerArguments,
-};
+pub(crate) use server::{ConfigCommand, DemoArguments, QueueCommand, RegionCommand, ServerArguments};
 pub(crate) use store::{HooksCommand, SchemaCommand, StoreCommand};
 
 /// Releases data: versioned datasets, pushed region by region, with hooks around every step.

@@ -7,7 +7,7 @@ use super::confirm;
 use crate::arguments::TokenCommand;
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::output::{Output, Paint, Style, moment, plain, table};
+use crate::output::{Output, Paint, Style, moment, plain, say, table};
 
 pub(super) async fn run(command: TokenCommand, client: &Client, output: Output) -> Result<Exit, Failure> {
     match command {
@@ -16,7 +16,7 @@ pub(super) async fn run(command: TokenCommand, client: &Client, output: Output) 
             let create = TokenCreate { name, role: role.into(), team, region, expires_in_ms };
             let created = client.create_token(&create).await?;
             if !output.is_json() {
-                eprintln!("{}", notice(&created, output.error_style));
+                say(&notice(&created, output.error_style));
             }
             // The token alone is the result, so that it can go straight into a file.
             output.result(&created, |created, _| created.secret.clone())?;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use tidegate_api::{PushPhase, PushRegionView, PushState, PushStatus, PushView, VersionStatus};
+use tidegate_api::{PushPhase, PushRegionView, PushStatus, PushView, VersionStatus};
 use tidegate_client::Client;
 use tidegate_client::push::{BuildPhase, PushError, PushEvent, PushJob, PushOptions, PushOutcome};
 
@@ -371,6 +371,8 @@ impl Shown {
 
 #[cfg(test)]
 mod tests {
+    use tidegate_api::PushState;
+
     use super::*;
 
     #[test]
