@@ -24,28 +24,29 @@ mod settings;
 mod verdict;
 mod workload;
 
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Mutex};
 
 use tidegate_state::testing::postgres;
 
 use self::settings::Settings;
 use self::verdict::Verdict;
 
-/// The run that all tests look at; none where there is no PostgreSQL.
-static MIXED: LazyLock<Option<Verdict>> = LazyLock::new(|| {
+/// The run that most tests look at; none where there is no PostgreSQL.
+static MIXED: LazyLock<Option<Verdict>> = LazyLock::new(|| run_with(&Settings::from_environment()));
+
+fn run_with(settings: &Settings) -> Option<Verdict> {
     if postgres::skipped().is_some() {
         return None;
     }
-    let settings = Settings::from_environment();
     println!(
         "a run of {} s with {} servers, TIDEGATE_FAULTS_SEED={}",
         settings.seconds, settings.servers, settings.seed
     );
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let verdict = runtime.block_on(run::run(&settings));
+    let verdict = runtime.block_on(run::run(settings));
     println!("{verdict}");
     Some(verdict)
-});
+}
 
 /// What the run found, or nothing where it could not be made; said in the table of skips then.
 fn mixed() -> Option<&'static Verdict> {
@@ -61,8 +62,13 @@ fn x05_servers_that_die_stop_and_are_cut_off_break_no_guarantee() {
 
 #[test]
 fn x02_without_faults_nothing_runs_twice() {
-    let Some(verdict) = mixed() else { return };
-    assert!(verdict.faults > 0 || verdict.repeated == 0, "{verdict}");
+    let Some(verdict) = run_with(&Settings::from_environment().without_faults()) else { return };
+    assert!(verdict.violations.is_empty(), "{verdict}\n{}", verdict.violations.join("\n"));
+    assert!(verdict.changes > 0 && verdict.runs > 0 && verdict.repeated == 0, "{verdict}");
+    let keys: usize = verdict.keys_by_server.values().sum();
+    for (server, own) in &verdict.keys_by_server {
+        assert!(own * 5 >= keys, "{server} ran {own} of {keys} keys: {verdict}");
+    }
 }
 
 #[test]

@@ -36,4 +36,12 @@ impl Settings {
             folder: std::env::var_os("TIDEGATE_FAULTS_FOLDER").map(PathBuf::from),
         }
     }
+
+    /// A short run in which nothing goes wrong.
+    pub(crate) fn without_faults(mut self) -> Settings {
+        self.kinds.clear();
+        self.seconds = self.seconds.min(6);
+        self.folder = self.folder.map(|folder| folder.join("without-faults"));
+        self
+    }
 }

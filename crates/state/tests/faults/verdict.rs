@@ -20,6 +20,8 @@ pub(crate) struct Verdict {
     pub(crate) runs: usize,
     /// Starts of a request beyond its first.
     pub(crate) repeated: usize,
+    /// How many keys of the hooks each server ran at last.
+    pub(crate) keys_by_server: BTreeMap<String, usize>,
     /// Receipts that were refused, since their token no longer held.
     pub(crate) refused: usize,
     /// What a lost token still got in.
@@ -112,12 +114,19 @@ fn hook_names(history: &[tidegate_state::testing::history::Line]) -> HashMap<u32
 
 fn count_history(evidence: &Evidence, verdict: &mut Verdict) {
     let mut starts: HashMap<RequestId, usize> = HashMap::new();
+    let mut last: HashMap<(&str, &str), &str> = HashMap::new();
     for line in &evidence.history {
         match &line.event {
-            HistoryEvent::RunStarted { request, .. } => *starts.entry(*request).or_default() += 1,
+            HistoryEvent::RunStarted { request, hook, key, .. } => {
+                *starts.entry(*request).or_default() += 1;
+                last.insert((hook, key), &line.server);
+            }
             HistoryEvent::Receipt { durable: false, .. } => verdict.refused += 1,
             _ => {}
         }
+    }
+    for server in last.into_values() {
+        *verdict.keys_by_server.entry(server.to_owned()).or_default() += 1;
     }
     verdict.runs = starts.values().sum();
     verdict.repeated = verdict.runs - starts.len();
