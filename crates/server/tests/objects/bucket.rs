@@ -20,7 +20,8 @@ use tidegate_dataset::location::{Environment, StorePlan, StoreSettings};
 use tokio::net::TcpListener;
 use tower::Service;
 
-pub(crate) const BUCKET: &str = "datasets";
+/// Short, as the prefix is: the tests' server makes names of files from bucket and key, and they may have 255 bytes.
+pub(crate) const BUCKET: &str = "d";
 pub(crate) const KEY: &str = "the-access-key";
 pub(crate) const SECRET: &str = "the-secret-that-nobody-may-see";
 
@@ -101,7 +102,7 @@ impl Bucket {
     /// Settings by which a server reaches it; the credentials are in [`environment`].
     pub(crate) fn settings(&self) -> StoreSettings {
         StoreSettings {
-            url: Some(format!("s3://{BUCKET}/tidegate")),
+            url: Some(format!("s3://{BUCKET}/t")),
             endpoint: Some(self.endpoint.clone()),
             allow_http: Some(true),
             ..StoreSettings::default()
@@ -118,7 +119,7 @@ impl Bucket {
 
     /// The file that an object is kept in.
     pub(crate) fn file(&self, object: &str) -> PathBuf {
-        self.folder.path().join(BUCKET).join("tidegate").join(object)
+        self.folder.path().join(BUCKET).join("t").join(object)
     }
 
     /// What was asked since this was last called.

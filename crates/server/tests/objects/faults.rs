@@ -170,7 +170,7 @@ async fn wrong_credentials_are_told_once_with_what_to_do_and_without_a_secret() 
         Environment::of([("AWS_ACCESS_KEY_ID", key.to_owned()), ("AWS_SECRET_ACCESS_KEY", secret.to_owned())])
     };
     let wrong_secret = format!("{SECRET}-another");
-    let url = format!("s3://{BUCKET}/tidegate at {}", bucket.endpoint);
+    let url = format!("s3://{BUCKET}/t at {}", bucket.endpoint);
     for environment in [keys("nobody", SECRET), keys(KEY, &wrong_secret)] {
         let error = refusal(&bucket, bucket.settings(), environment).await;
         assert!(error.contains(&url), "{error}");
