@@ -466,6 +466,14 @@ impl Committer {
             Setback::Unknown(reason) => (reason, true, true),
         };
         let limit = self.core.options.write_limit;
+        if retryable {
+            self.drain();
+        } else {
+            // Before anyone is answered: what is submitted after an answer is not to fail for what was before it.
+            while let Ok(submission) = self.queue.try_recv() {
+                self.waiting.push_back(submission);
+            }
+        }
         let waiting = std::mem::take(&mut self.waiting);
         for submission in waiting {
             let waited = submission.submitted.elapsed();
@@ -481,21 +489,7 @@ impl Committer {
             // The caller may have gone.
             let _ = submission.answer.send(Answer::Failed(failure));
         }
-        self.expire_queue(&reason, retryable);
         progress
-    }
-
-    /// Those that still queue are bound by the same limit.
-    fn expire_queue(&mut self, reason: &str, retryable: bool) {
-        if retryable {
-            self.drain();
-            return;
-        }
-        while let Ok(submission) = self.queue.try_recv() {
-            let waited = submission.submitted.elapsed();
-            let failure = Failure::Unavailable { reason: reason.to_owned(), retryable, waited };
-            let _ = submission.answer.send(Answer::Failed(failure));
-        }
     }
 
     fn fail_all(&mut self, failure: &Failure) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::entities::*;
 use super::transactions::{next_transaction, put_counter};
 use super::{Case, LIMIT, Oracle, Written, agree, carry_out, dump, script, within};
-use crate::driver::Faults;
+use crate::driver::{Call, Faults};
 use crate::entity::Ref;
 use crate::error::{WaitError, WriteError};
 use crate::feed::FeedItem;
@@ -325,19 +325,35 @@ pub async fn d25_waiting_transactions_share_commits(case: Case) {
         }
         hold.reached().await;
         let before = state.metrics().commits();
+        let _ = cluster.faults(0).take_calls();
         hold.release();
         while let Some(ended) = within("the writes", writes.join_next()).await {
             ended.unwrap().unwrap();
         }
         let commits = state.metrics().commits() - before;
         assert!(commits <= 3, "{waiting} transactions took {commits} commits");
+        expect_few_statements(&cluster, &format!("{waiting} transactions"));
     }
-    let many = state.write(|tx: &mut Transaction| {
-        (0..5_000).try_for_each(|n| tx.put(&Ref::root(format!("many{n}"))?, Counter { n }))
-    });
-    many.await.unwrap();
+    for records in [0, 5_000] {
+        let _ = cluster.faults(0).take_calls();
+        let many = state.write(move |tx: &mut Transaction| {
+            (0..5_000).try_for_each(|n| tx.put(&Ref::root(format!("many{n}"))?, Counter { n: n + records }))?;
+            (0..records).try_for_each(|what| tx.append(&Audit { who: "many".to_owned(), what }).map(|_| ()))
+        });
+        many.await.unwrap();
+        expect_few_statements(&cluster, &format!("5 000 changes and {records} records"));
+    }
     agree(&cluster, None).await;
     cluster.finish().await;
+}
+
+/// What a server has sent for its writes since the calls were last taken is a few rounds, however much they carried.
+fn expect_few_statements(cluster: &Cluster, what: &str) {
+    let calls = cluster.faults(0).take_calls();
+    for call in [Call::Begin, Call::Fence, Call::Commit, Call::FindSubmission] {
+        let count = calls.get(&call).copied().unwrap_or(0);
+        assert!(count <= 4, "{what} took {count} of {call:?}: {calls:?}");
+    }
 }
 
 /// D26: large documents, transactions and attributes are stored whole, or refused with the limit.

@@ -113,7 +113,7 @@ pub fn carry_out(ops: &[Op], tx: &mut Transaction) -> Result<(), TransactionErro
             }
             Op::Expect(id, limit) => tx.expect(&root(id)?, limit.map(|limit| store("o", limit)).as_ref())?,
             Op::Append(who) => {
-                tx.append(&Audit { who: who.clone(), what: 1 })?;
+                tx.append(&Execution { store: who.clone(), started: 1, text: String::new() })?;
             }
             Op::Fail => return Err(TransactionError::rejected("the script says so")),
         }

@@ -52,9 +52,10 @@ fn changes_between(before: &super::Dump, after: &super::Dump) -> ChangeSet {
 
 /// Who is named by each stored record, and under which revision.
 fn appended(stored: &StoredState) -> Vec<(u64, String)> {
-    let audits = stored.records.iter().filter(|row| &*row.kind == Audit::KIND);
-    let mut rows: Vec<_> =
-        audits.map(|row| (row.id.revision.0, serde_json::from_str::<Audit>(&row.document.json).unwrap().who)).collect();
+    let executions = stored.records.iter().filter(|row| &*row.kind == Execution::KIND);
+    let mut rows: Vec<_> = executions
+        .map(|row| (row.id.revision.0, serde_json::from_str::<Execution>(&row.document.json).unwrap().store))
+        .collect();
     rows.sort();
     rows
 }

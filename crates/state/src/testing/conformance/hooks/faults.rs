@@ -329,7 +329,7 @@ pub async fn k47_the_low_watermark_stays_below_what_runs_on(case: Case) {
     first.started("slow", 1).await;
     let mut writes = Vec::new();
     for value in 0..1_200_u64 {
-        writes.push(world.set(2, if value % 2 == 0 { "x" } else { "y" }, value));
+        writes.push(world.set_beside_others(2, if value % 2 == 0 { "x" } else { "y" }, value));
     }
     futures::future::join_all(writes).await;
     first.until("the others run", |probe| probe.seen().len() >= 1_201).await;
@@ -366,7 +366,7 @@ pub async fn k46_everything_is_as_it_was_after_all_servers_died(case: Case) {
         _ => counted(run),
     };
     let probe = Probe::answering(answers);
-    let registration = per_store("hook").attempts(3).backoff(Duration::from_secs(20), Duration::from_secs(20)).slots(4);
+    let registration = per_store("hook").attempts(3).backoff(Duration::from_secs(60), Duration::from_secs(60)).slots(4);
     world.register(0, &registration, 3, &probe).await;
     for key in ["done", "waits", "dead", "dead-discarded"] {
         world.set(1, key, 1).await;
@@ -391,7 +391,7 @@ pub async fn k46_everything_is_as_it_was_after_all_servers_died(case: Case) {
                 letters.iter().all(|key| failed(key, attempts - 1)) && (attempts == 2 || failed("backs-off", 1))
             })
             .await;
-        world.step(Duration::from_secs(21)).await;
+        world.step(Duration::from_secs(61)).await;
         for key in letters {
             probe.started(key, attempts).await;
         }

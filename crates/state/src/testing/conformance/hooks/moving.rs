@@ -89,7 +89,7 @@ pub async fn k44_nothing_is_lost_or_doubled_while_slots_pass_on(case: Case) {
             let mut writes = Vec::new();
             for _ in 0..60 {
                 value += 1;
-                writes.push(world.set(2, format!("k{}", value % 20), value));
+                writes.push(world.set_beside_others(2, format!("k{}", value % 20), value));
             }
             committed.extend(futures::future::join_all(writes).await);
         }};
@@ -213,14 +213,14 @@ pub async fn k21_a_request_waits_for_a_server_that_knows_its_hook(case: Case) {
 
 /// K24: many servers register one hook at the same moment.
 pub async fn k24_many_servers_register_one_hook_at_the_same_moment(case: Case) {
-    let world = World::new(&case, 4).await;
-    let registrations = (0..4).map(|server| {
+    let world = World::new(&case, 8).await;
+    let registrations = (0..8).map(|server| {
         let state = world.cluster.server(server).clone();
         async move { state.register(per_store("hook"), 1, std::sync::Arc::new(Probe::new())).await.unwrap() }
     });
     let handles = futures::future::join_all(registrations).await;
     assert!(handles.windows(2).all(|pair| pair[0].number() == pair[1].number()));
-    world.spread("hook", 4).await;
+    world.spread("hook", 8).await;
     let view = world.cluster.server(0).cluster().await.unwrap();
     assert_eq!(view.slots.len(), 8);
     let other = per_store("hook").attempts(99);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::driver::ReceiptOutcome;
 use crate::{
     Attributes, Outcome, QueueError, QueueFilter, RequestState, Timestamp, Transaction, TransactionError, WaitError,
     WaitForHooks, WriteError,
@@ -134,9 +135,16 @@ pub async fn k20_waiting_and_running_requests_are_cancelled(case: Case) {
     let queue = world.cluster.server(1).clone();
     queue.queue().cancel(id_of("b", 0), "operator").await.unwrap();
     queue.queue().cancel(id_of("a", 0), "operator").await.unwrap();
-    world.cluster.server(0).flush().await.unwrap();
     world
         .eventually("the waiting one is gone", || async { !list(&world, 1).await.iter().any(|entry| entry.key == "b") })
+        .await;
+    // Its owner has heard of it.
+    let waiting = id_of("b", 0);
+    world
+        .eventually("the waiting one is on record as cancelled", || async {
+            let receipts = world.cluster.stored().await.receipts;
+            receipts.iter().any(|receipt| receipt.request == waiting && receipt.outcome == ReceiptOutcome::Cancelled)
+        })
         .await;
     probe.release("a");
     world.hooks_finish(1).await;
@@ -304,12 +312,12 @@ pub async fn k33_waiting_for_hooks_says_what_is_not_finished_and_keeps_its_limit
 /// K42: unlimited attempts never make a dead letter.
 pub async fn k42_unlimited_attempts_never_make_a_dead_letter(case: Case) {
     let mut world = World::new(&case, 1).await;
-    let probe = Probe::answering(|run| if run.attempt() <= 20 { Outcome::fail("again") } else { Outcome::Done });
+    let probe = Probe::answering(|run| if run.attempt() <= 100 { Outcome::fail("again") } else { Outcome::Done });
     let registration =
         per_store("hook").attempts_unlimited().backoff(Duration::from_millis(100), Duration::from_secs(1));
     world.register(0, &registration, 4, &probe).await;
     world.set(0, "a", 1).await;
-    for attempt in 1..=20 {
+    for attempt in 1..=100 {
         probe.started("a", attempt).await;
         world
             .eventually("it backs off", || async {
@@ -320,7 +328,7 @@ pub async fn k42_unlimited_attempts_never_make_a_dead_letter(case: Case) {
             .await;
         world.step(Duration::from_secs(1)).await;
     }
-    probe.started("a", 21).await;
+    probe.started("a", 101).await;
     assert!(world.hooks_finish(0).await.finished);
     world.finish().await;
 }

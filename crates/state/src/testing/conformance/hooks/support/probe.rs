@@ -78,6 +78,11 @@ impl Probe {
         }
     }
 
+    /// Holds those of this key that run now until the result is dropped, and no others any more.
+    pub(crate) fn keep_held(&self, key: &str) -> Option<tokio::sync::watch::Sender<bool>> {
+        self.0.held.lock().remove(key)
+    }
+
     pub(crate) fn seen(&self) -> Vec<Seen> {
         self.0.seen.lock().clone()
     }

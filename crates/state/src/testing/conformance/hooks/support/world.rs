@@ -9,7 +9,9 @@ use super::{LIMIT, Ledger, Probe, Store, Trace, store};
 use crate::driver::{HookNumber, LogEntry, RequestId};
 use crate::testing::Cluster;
 use crate::testing::history::{Expectation, HistoryEvent, Recorder, check};
-use crate::{HookHandle, Record, Registration, RegistrationEntity, Revision, Transaction, WaitForHooks};
+use crate::{
+    HookHandle, Record, Registration, RegistrationEntity, Revision, Transaction, TransactionError, WaitForHooks,
+};
 
 /// A cluster whose runs are written down, and checked at the end.
 pub(crate) struct World {
@@ -74,6 +76,14 @@ impl World {
         let entity = store(&id.into());
         let closure = move |tx: &mut Transaction| tx.put(&entity, Store { value });
         self.case.write(self.cluster.server(server), closure).await.revision
+    }
+
+    /// As [`World::set`], beside other writes of the same store: repeating it might undo theirs.
+    pub(crate) async fn set_beside_others(&self, server: usize, id: impl Into<String>, value: u64) -> Revision {
+        let entity = store(&id.into());
+        let closure = move |tx: &mut Transaction| tx.put(&entity, Store { value });
+        let committed = self.cluster.server(server).write::<_, TransactionError, _>(closure).await;
+        committed.unwrap().revision
     }
 
     pub(crate) async fn delete(&self, server: usize, id: &str) -> Revision {
