@@ -2,6 +2,7 @@
 //! checker finds in what they leave behind. The tests of the crates make the runs; this gives them their settings.
 
 use crate::process::{self, cargo};
+use crate::tools;
 
 /// A flag, the variable that the tests read it from, and what it is.
 const FLAGS: [(&str, &str, &str); 6] = [
@@ -18,6 +19,7 @@ const RUNS: [(&str, &str); 1] = [("tidegate-state", "state_faults")];
 
 pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     let variables = parse(arguments)?;
+    tools::postgres()?;
     for (package, binary) in RUNS {
         let mut command = cargo();
         command.args(["test", "--release", "-p", package, "--test", binary, "--", "--nocapture"]);
@@ -25,6 +27,14 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
         process::run(&mut command)?;
     }
     Ok(())
+}
+
+/// `cargo xtask postgres`: the suite on PostgreSQL, which is no part of `test` until the driver passes all of it.
+pub(crate) fn postgres(filters: &[String]) -> Result<(), String> {
+    tools::postgres()?;
+    let mut command = cargo();
+    command.args(["test", "--release", "-p", "tidegate-state", "--test", "state_postgres", "--"]).args(filters);
+    process::run(&mut command)
 }
 
 /// Pairs of flag and value as pairs of variable and value.

@@ -2,11 +2,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod cluster_kit;
-mod postgres;
 
 use tidegate_state::testing::StoreKind;
 use tidegate_state::testing::conformance::Variants;
 
 tidegate_state::state_conformance!(memory, StoreKind::Memory, Variants::All);
 tidegate_state::state_conformance!(sqlite, StoreKind::Sqlite, Variants::Drawn);
-tidegate_state::state_conformance!(on_postgres, StoreKind::Postgres, Variants::Drawn);
