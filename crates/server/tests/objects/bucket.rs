@@ -21,7 +21,7 @@ use tokio::net::TcpListener;
 use tower::Service;
 
 /// Short, as the prefix is: the tests' server makes names of files from bucket and key, and they may have 255 bytes.
-pub(crate) const BUCKET: &str = "d";
+pub(crate) const BUCKET: &str = "dat";
 pub(crate) const KEY: &str = "the-access-key";
 pub(crate) const SECRET: &str = "the-secret-that-nobody-may-see";
 
