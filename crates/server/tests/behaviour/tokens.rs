@@ -51,7 +51,9 @@ async fn a_secret_is_shown_once_and_kept_nowhere() {
         let response = http.get(format!("{}{path}", world.url())).bearer_auth(&admin).send().await.unwrap();
         assert_eq!(response.status(), 200, "{path}");
         let text = response.text().await.unwrap();
-        assert!(!text.contains(&secret) && !text.contains("digest\":\""), "{path}: {text}");
+        // The configuration of the hooks has a digest of its own.
+        let tells_digest = path != "/v1/config" && text.contains("digest\":\"");
+        assert!(!text.contains(&secret) && !tells_digest, "{path}: {text}");
     }
     assert!(!format!("{made:?}").contains(&secret));
     // Nor is it in any file of the server's.
