@@ -157,7 +157,8 @@ pub async fn k31_only_its_owner_sends_statements_for_a_request(case: Case) {
     // The writer's own: each write submitted twice takes the lock twice.
     let begins = calls[0].get(&Call::Begin).copied().unwrap_or(0);
     assert!(begins <= REQUESTS * 2 + 10, "{begins} transactions for {REQUESTS} writes");
-    let expected = REQUESTS..=REQUESTS + REQUESTS / 4;
+    // Two that end together share one.
+    let expected = REQUESTS - REQUESTS / 4..=REQUESTS + REQUESTS / 4;
     assert!(expected.contains(&settles), "{settles} settlements for {REQUESTS} requests");
     world.finish().await;
 }
