@@ -12,14 +12,12 @@ use tidegate_server::ConfigFile;
 use super::Arguments;
 
 /// Flags that `deploy/` uses and that may not be part of this tree yet. Each one that is missing is told as skipped.
-const AWAITED: [(&str, &str); 7] = [
-    ("server", "--database"),
+const AWAITED: [(&str, &str); 5] = [
     ("agent", "--region"),
     ("agent", "--control-plane"),
     ("agent", "--token-file"),
     ("agent", "--data"),
     ("agent", "--listen"),
-    ("token", "create"),
 ];
 
 fn deploy() -> PathBuf {
