@@ -278,7 +278,7 @@ impl Owner {
             Outcome::Fail(error) => (None, None, RunEnd::Failed(bounded(error))),
         };
         if let Some(writes) = writes
-            && let Some((covered, false)) = queue.covered(key, number)
+            && let Some(covered) = queue.commit_begins(key, number)
         {
             slot.commits += 1;
             self.commit_writes(run, key, number, writes, covered, retry_at);
