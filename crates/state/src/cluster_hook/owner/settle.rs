@@ -12,7 +12,7 @@ use crate::cluster_hook::key_queue::{Command, Item, KeyIndex, RunEnd, Ticket};
 use crate::cluster_hook::points;
 use crate::cluster_hook::run::{Cause, Completion, Outcome};
 use crate::cluster_hook::runner::{Ended, bounded};
-use crate::core::Fenced;
+use crate::core::{Core, Fenced};
 use crate::driver::{
     Exception, ExceptionState, Fence, Receipt, ReceiptOutcome, RequestId, Settle, Settled, SlotId, SlotToken,
 };
@@ -336,6 +336,7 @@ impl Owner {
         let (core, sender) = (self.core.clone(), self.sender.clone());
         self.spawn(async move {
             let attributes = run.write_attributes();
+            let id = SubmissionId::random();
             let mut again = AGAIN;
             let end = loop {
                 let passed = core.points.pass(points::RUN_BEFORE_COMPLETION).await;
@@ -354,7 +355,6 @@ impl Owner {
                     }
                     writes.apply(transaction)
                 };
-                let id = SubmissionId::random();
                 let result = core.submit(closure, attributes.clone(), id, Some(fenced.clone())).await;
                 match result {
                     Ok(_) => break CommitEnd::Committed,
@@ -364,8 +364,9 @@ impl Owner {
                         tracing::debug!(hook = run.hook(), reason, "a run's writes can't be stored yet");
                     }
                     Err(WriteError::Unknown { submission, .. }) => match resolve(&core, submission).await {
-                        true => break CommitEnd::Committed,
-                        false => {
+                        Standing::Committed => break CommitEnd::Committed,
+                        Standing::Closed => break CommitEnd::Closed,
+                        Standing::NotCommitted => {
                             tracing::debug!(hook = run.hook(), "a run's writes were not stored; they are sent again")
                         }
                     },
@@ -413,11 +414,36 @@ impl Owner {
     }
 }
 
-/// Finds out whether a submission whose answer was lost is committed.
-async fn resolve(core: &crate::core::Core, submission: SubmissionId) -> bool {
+/// What has become of a submission whose answer was lost.
+enum Standing {
+    Committed,
+    /// It is not, and will not be.
+    NotCommitted,
+    /// This server is closing, and does not find out any more.
+    Closed,
+}
+
+/// Finds out whether a submission whose answer was lost is committed. Its commit may still be under way, holding the write
+/// lock; so a transaction that changes nothing goes through that lock first, and what is not in the log by then never will
+/// be.
+async fn resolve(core: &Core, submission: SubmissionId) -> Standing {
+    let _ = core.points.pass(points::RUN_OUTCOME_UNKNOWN).await;
+    loop {
+        let nothing = |_: &mut Transaction| Ok::<(), TransactionError>(());
+        match core.submit(nothing, Arc::default(), SubmissionId::random(), None).await {
+            Ok(_) => break,
+            Err(WriteError::Closed) => return Standing::Closed,
+            Err(error) => {
+                tracing::debug!(%error, "what has become of a run's writes can't be found out yet");
+                tokio::time::sleep(AGAIN_MAX).await;
+            }
+        }
+    }
     loop {
         match core.find_submission(submission).await {
-            Ok(found) => return found.is_some(),
+            Ok(Some(_)) => return Standing::Committed,
+            Ok(None) => return Standing::NotCommitted,
+            Err(_) if core.stop.is_cancelled() => return Standing::Closed,
             Err(_) => tokio::time::sleep(AGAIN_MAX).await,
         }
     }
