@@ -72,6 +72,13 @@ pub(crate) struct Ticket {
     kind: TicketKind,
 }
 
+impl Ticket {
+    /// The key that the item is of.
+    pub(crate) fn key(self) -> KeyIndex {
+        self.key
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum TicketKind {
     /// The key waits for it.

@@ -73,7 +73,7 @@ pub(crate) enum Event {
     Ended(Vec<Ended>),
     Polled { hook: HookNumber, slowest: Duration },
     Committed { slot: SlotId, token: SlotToken, key: KeyIndex, run: u32, retry_at: Option<Timestamp>, end: CommitEnd },
-    Settled { tags: Vec<settle::Tag>, results: Vec<Settled> },
+    Settled { tags: Vec<settle::Tag>, results: Option<Vec<Settled>> },
     Heartbeat { server: ServerId, sent: Instant, until: Timestamp, draining: bool, result: Result<(), DriverError> },
     Joined { server: ServerId, sent: Instant, until: Timestamp, result: Result<(), DriverError> },
     Lapsed { server: ServerId },
@@ -362,7 +362,7 @@ impl Owner {
             Event::Committed { slot, token, key, run, retry_at, end } => {
                 self.committed(slot, token, key, run, retry_at, end);
             }
-            Event::Settled { tags, results } => self.settled(tags, &results),
+            Event::Settled { tags, results } => self.settled(tags, results.as_deref()),
             Event::Heartbeat { server, sent, until, draining, result } => {
                 self.heartbeat_answered(server, sent, until, draining, result);
             }
