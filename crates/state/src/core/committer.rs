@@ -496,6 +496,9 @@ impl Committer {
         self.drain();
         for submission in std::mem::take(&mut self.waiting) {
             let failure = match failure {
+                Failure::Unavailable { reason, .. } if submission.unresolved => {
+                    Failure::Unknown { reason: reason.clone() }
+                }
                 Failure::Closed if submission.unresolved => Failure::Unknown { reason: "closed".to_owned() },
                 failure => failure.clone(),
             };

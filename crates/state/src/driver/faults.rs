@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use super::{
     Batch, Begun, CommitError, Driver, DriverError, EntityRow, Exception, Fence, HookNumber, LogPage, Meta, Pending,
@@ -26,6 +27,9 @@ pub enum CommitFault {
     AppliedAnswerLost,
     /// It is not applied, and that is not known either: [`CommitError::Unknown`].
     NotAppliedAnswerLost,
+    /// It is still on its way, holding the write lock, when its answer is lost, and is applied on
+    /// [`Faults::let_late_commits_arrive`]: [`CommitError::Unknown`].
+    AppliedLate,
     /// It is refused with this error, and certainly not applied.
     Refused(DriverError),
 }
@@ -83,6 +87,8 @@ struct Switch {
     connection: AtomicU64,
     deaf: watch::Sender<bool>,
     commits: Mutex<VecDeque<CommitFault>>,
+    late_commits_arrive: watch::Sender<bool>,
+    late_commits: Mutex<JoinSet<()>>,
     settles: Mutex<VecDeque<SettleFault>>,
     takes: Mutex<VecDeque<SettleFault>>,
     heartbeat_answers_lost: watch::Sender<bool>,
@@ -105,6 +111,8 @@ impl Faults {
             connection: AtomicU64::new(0),
             deaf: watch::Sender::new(false),
             commits: Mutex::default(),
+            late_commits_arrive: watch::Sender::new(false),
+            late_commits: Mutex::default(),
             settles: Mutex::default(),
             takes: Mutex::default(),
             heartbeat_answers_lost: watch::Sender::new(false),
@@ -130,6 +138,11 @@ impl Faults {
     /// What happens to the next commits, one after the other.
     pub fn next_commits(&self, faults: impl IntoIterator<Item = CommitFault>) {
         self.0.commits.lock().extend(faults);
+    }
+
+    /// Lets every [`CommitFault::AppliedLate`] be applied, from now on at once.
+    pub fn let_late_commits_arrive(&self) {
+        self.0.late_commits_arrive.send_replace(true);
     }
 
     /// What happens to the next settlements, one after the other.
@@ -238,6 +251,16 @@ impl Session for FaultySession {
                 Err(CommitError::Unknown(answer_lost()))
             }
             CommitFault::NotAppliedAnswerLost => Err(CommitError::Unknown(answer_lost())),
+            CommitFault::AppliedLate => {
+                let mut arrive = self.faults.0.late_commits_arrive.subscribe();
+                let session = self.inner;
+                self.faults.0.late_commits.lock().spawn(async move {
+                    // Fails only when the switch is gone, and this task with it.
+                    let _ = arrive.wait_for(|arrive| *arrive).await;
+                    let _ = session.commit(batch).await;
+                });
+                Err(CommitError::Unknown(answer_lost()))
+            }
             CommitFault::Refused(error) => Err(CommitError::NotCommitted(error)),
         }
     }

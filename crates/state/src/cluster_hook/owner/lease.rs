@@ -3,11 +3,16 @@
 //! Invariant: by its own clocks a server holds its lease for no longer than the database does, since it counts from the
 //! last renewal that it sent.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use foldhash::fast::FixedState;
 
 use super::{Event, Owner, Slot, SlotState};
 use crate::cluster_hook::points;
-use crate::driver::{DriverError, HookLoad, ServerHook, ServerId, ServerLoad, ServerRow};
+use crate::cluster_hook::run::RunControl;
+use crate::driver::{DriverError, Fence, HookLoad, ServerHook, ServerId, ServerLoad, ServerRow, SlotId};
 use crate::revision::Timestamp;
 use crate::testing::points::Pass;
 
@@ -252,8 +257,39 @@ impl Owner {
     }
 
     /// Forgets a slot whose token no longer holds, and cancels its runs.
-    pub(super) fn drop_slot(&mut self, id: crate::driver::SlotId) {
-        let Some(Slot { fence, state, runs, .. }) = self.slots.remove(&id) else { return };
+    pub(super) fn drop_slot(&mut self, id: SlotId) {
+        let Some(runs) = self.forget_slot(id) else { return };
+        if !runs.is_empty() {
+            self.spawn(end_runs(runs));
+        }
+    }
+
+    /// Nothing of a slot can be stored, though its token may hold: it is released for others once its runs have ended. Its
+    /// lease goes on with this server's, so nobody else could have it otherwise.
+    pub(super) fn abandon_slot(&mut self, fence: Fence) {
+        if self.slots.get(&fence.slot).is_none_or(|slot| slot.fence != fence) {
+            return;
+        }
+        let Some(runs) = self.forget_slot(fence.slot) else { return };
+        self.settlements.forget(fence);
+        let server = self.core.server.clone();
+        tracing::error!(%server, hook = fence.slot.hook.0, slot = fence.slot.slot, "nothing can be stored for a slot; it is given up");
+        let core = self.core.clone();
+        self.spawn(async move {
+            end_runs(runs).await;
+            while !core.stop.is_cancelled()
+                && let Err(error) = core.driver.release_slots(&[fence]).await
+            {
+                tracing::debug!(%error, "a slot that was given up can't be released yet");
+                tokio::time::sleep(AGAIN).await;
+            }
+        });
+        self.look_soon();
+    }
+
+    /// Takes a slot out of what this server has; gives its runs, which are told to end.
+    fn forget_slot(&mut self, id: SlotId) -> Option<HashMap<u32, Arc<RunControl>, FixedState>> {
+        let Slot { fence, state, runs, .. } = self.slots.remove(&id)?;
         self.core.options.recorder.slot_lost(&self.core.server, fence);
         for control in runs.values() {
             control.revoke();
@@ -265,15 +301,18 @@ impl Owner {
                 hook.permits = hook.permits.saturating_sub(1);
             }
         }
-        // Whoever is cancelled may clean up for a while; then its task ends.
-        if !runs.is_empty() {
-            self.spawn(async move {
-                tokio::time::sleep(super::giving_up::GRACE).await;
-                for control in runs.values() {
-                    control.abort();
-                }
-            });
-        }
+        Some(runs)
+    }
+}
+
+/// Whoever is cancelled may clean up for a while; then its task ends.
+async fn end_runs(runs: HashMap<u32, Arc<RunControl>, FixedState>) {
+    if runs.is_empty() {
+        return;
+    }
+    tokio::time::sleep(super::giving_up::GRACE).await;
+    for control in runs.values() {
+        control.abort();
     }
 }
 

@@ -38,12 +38,13 @@ const ENTER: &str = concat!(
          draining = excluded.draining, applied = excluded.applied, hooks = excluded.hooks, load = excluded.load"
 );
 
-/// Judged when the row is locked: a taking over that has begun before is seen.
+/// Judged when the row is locked: a taking over that has begun before is seen. One that lands late neither takes back what
+/// a later one has renewed nor lets a server that drains have slots again.
 const HEARTBEAT: &str = "
-    UPDATE servers SET name = $2, lease_until = $3 + coalesce($4, (extract(epoch FROM clock_timestamp()) * 1000)::bigint),
-        draining = $5, applied = $6, hooks = $7, load = $8
+    UPDATE servers SET name = $2, draining = draining OR $5, applied = $6, hooks = $7, load = $8,
+        lease_until = greatest(lease_until, $3 + coalesce($4, (extract(epoch FROM clock_timestamp()) * 1000)::bigint))
     WHERE id = $1 AND lease_until > coalesce($4, (extract(epoch FROM clock_timestamp()) * 1000)::bigint)
-    RETURNING lease_until - $3";
+    RETURNING coalesce($4, (extract(epoch FROM clock_timestamp()) * 1000)::bigint)";
 
 /// No heartbeat of an owner, or of this server, comes in between.
 const OWNERS: &str = concat!(

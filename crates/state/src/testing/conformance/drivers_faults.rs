@@ -223,6 +223,39 @@ pub async fn d19_unknown_past_the_limit_says_unknown(case: Case) {
     cluster.finish().await;
 }
 
+/// D19: a write whose commit is unknown when writing stops is said to be unknown, and not to have been refused.
+pub async fn d19_unknown_stays_unknown_when_writing_stops(case: Case) {
+    let cluster = case.cluster(1).await;
+    let counter: Ref<Counter> = Ref::root(case.id("n")).unwrap();
+    let head = put_counter(&case, cluster.server(0), &counter, 1).await;
+    let committed = cluster.points(0).hold(point::COMMIT_AFTER_COMMIT);
+    cluster.faults(0).next_commits([CommitFault::AppliedAnswerLost]);
+    let id = SubmissionId::random();
+    let (write, target) = (cluster.server(0).transaction().submission(id), counter.clone());
+    let unknown =
+        tokio::spawn(async move { write.write(move |tx: &mut Transaction| tx.put(&target, Counter { n: 2 })).await });
+    committed.reached().await;
+    let again = cluster.points(0).hold(point::COMMIT_BEFORE_LOCK);
+    committed.release();
+    again.reached().await;
+    let lower = DriverError::SetBack { head: Revision(0), seen: head };
+    cluster.faults(0).next_errors(Call::ReadLog, [lower]);
+    within("the notice", async {
+        while cluster.server(0).writes_stopped().is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    again.cut();
+    let answer = within("the answer", unknown).await.unwrap();
+    assert!(matches!(&answer, Err(WriteError::Unknown { submission, .. }) if *submission == id), "{answer:?}");
+    assert!(cluster.server(0).find_submission(id).await.unwrap().is_some());
+    cluster.server(0).confirm_lower_head().await.unwrap();
+    put_counter(&case, cluster.server(0), &counter, 3).await;
+    agree(&cluster, None).await;
+    cluster.finish().await;
+}
+
 /// D20: each kind of error, once where a transaction begins, once where it commits: retried to its end or reported with
 /// whether a retry makes sense, never half applied; and the next write works.
 pub async fn d20_each_error_of_the_store_is_retried_or_reported(case: Case) {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::cluster_hook::points;
-use crate::driver::StoredState;
+use crate::driver::{Call, CommitFault, StoredState};
 use crate::testing::history::HistoryEvent;
 use crate::testing::points::name as point;
 use crate::{Outcome, QueueFilter, Record, RequestState, Run, Timestamp, TransactionError};
@@ -64,6 +64,43 @@ pub async fn k11_writes_and_receipt_are_one_wherever_a_completion_is_cut(case: C
             world.finish().await;
         }
     }
+}
+
+/// K11: a completion whose answer is lost while its commit is under way takes effect once, whichever comes first.
+pub async fn k11_a_completion_that_is_committed_late_takes_effect_once(case: Case) {
+    let mut world = World::configured(&case, 2, |server, mut options| {
+        if server == 0 {
+            options.write_limit = Duration::from_secs(1);
+        }
+        options
+    })
+    .await;
+    let probe = Probe::answering(counted);
+    world.register(0, &per_store("hook").slots(1), 4, &probe).await;
+    world.spread("hook", 1).await;
+    probe.hold("a");
+    world.set(1, "a", 1).await;
+    probe.started("a", 1).await;
+    let unknown = world.cluster.points(0).hold(points::RUN_OUTCOME_UNKNOWN);
+    world.cluster.faults(0).next_commits([CommitFault::AppliedLate]);
+    probe.release("a");
+    unknown.reached().await;
+    let _ = world.cluster.faults(0).take_calls();
+    unknown.release();
+    // It does something about it, while the commit still holds the write lock.
+    let mut asks = false;
+    world
+        .eventually("it asks for the write lock", || {
+            asks |= world.cluster.faults(0).take_calls().contains_key(&Call::Begin);
+            std::future::ready(asks)
+        })
+        .await;
+    world.cluster.faults(0).let_late_commits_arrive();
+    assert!(world.hooks_finish(1).await.finished);
+    assert_eq!(count_of(&world, 1, "a").await, 1);
+    let stored = world.cluster.stored().await;
+    assert_eq!((records::<Ledger>(&stored).len(), stored.receipts.len(), probe.seen().len()), (1, 1, 1));
+    world.finish().await;
 }
 
 /// K11: the same where what the run writes is there already, so that only its receipt is new.
