@@ -8,6 +8,7 @@
 //! | module | has |
 //! |---|---|
 //! | [`manifest`] | the manifest of an artifact: parts, schema, statistics |
+//! | [`access`] | tokens, roles and the audit trail |
 //! | [`error`] | the one shape of errors |
 //! | [`store`] | stores, their schemas, versions and hook settings |
 //! | [`push`] | starting, feeding and following a push |
@@ -19,6 +20,7 @@
 //! | [`region`] | regions and what they hold and serve |
 //! | [`read`] | look-ups, one by one and in batches |
 //! | [`config`] | the hooks configuration in force |
+//! | [`cluster`] | servers, what they lease, and what waits |
 //! | [`queue`] | requests of cluster hooks |
 //! | [`watch`] | events of the watch streams |
 //!
@@ -29,6 +31,8 @@
 //! so that an older client can still show the rest. Times are [`EpochMs`]. Optional fields that
 //! are absent are left out.
 
+pub mod access;
+pub mod cluster;
 pub mod config;
 pub mod error;
 pub mod freeze;
@@ -44,6 +48,8 @@ pub mod upload;
 pub mod view;
 pub mod watch;
 
+pub use access::{AuditOutcome, AuditPage, AuditView, Role, TokenCreate, TokenCreated, TokenStatus, TokenView};
+pub use cluster::{ClusterHookView, ClusterView, ServerHookView, ServerStatus, ServerView};
 pub use config::{
     ConfigView, HookSettingsView, HooksConfigUpdate, HooksConfigView, ServerConfigView, Setting, SettingOrigin,
 };

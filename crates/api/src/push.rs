@@ -32,6 +32,12 @@ pub struct PushStart {
     /// Whether this version may be without records, beside what the store allows.
     #[serde(default)]
     pub allow_empty: bool,
+    /// Release the data of this version again, as a new version: nothing is built or sent, and every gate is asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_version: Option<u64>,
+    /// Gates to be opened by hand whatever their hooks say, as `pre-creation@a`, each with the reason: on record.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub overrides: BTreeMap<String, String>,
 }
 
 /// A push was started or found, and this is what its client needs to know.

@@ -1,8 +1,9 @@
 //! The connection to a server: addresses, requests, answers.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use reqwest::header::{HeaderMap, HeaderValue};
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -10,6 +11,7 @@ use tidegate_api::ErrorBody;
 
 use crate::error::Error;
 use crate::retry::{Attempts, Repeat};
+use crate::token::Token;
 
 /// Says who acts.
 const USER_HEADER: &str = "tidegate-user";
@@ -17,13 +19,22 @@ const USER_HEADER: &str = "tidegate-user";
 /// The longest answer that is read, but for watch streams.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
+/// How long an idle connection is kept. Shorter than the server keeps one, so that no request meets
+/// a connection that is being closed.
+const IDLE_MAX: Duration = Duration::from_secs(20);
+
 /// How a [`Client`] behaves.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The server's address, for example `http://127.0.0.1:7600`.
     pub url: String,
-    /// Who acts, for the record.
+    /// Who acts, for the record, where the server asks nobody for a token.
     pub user: Option<String>,
+    /// What the client proves itself with.
+    pub token: Option<Token>,
+    /// A file with the certificates (PEM) that the server's leads to. Absent: those that this
+    /// machine trusts.
+    pub ca: Option<PathBuf>,
     /// How long a request is repeated while the server can't be reached.
     pub patience: Duration,
     /// How long one attempt may take, from connecting to the end of the answer. Parts and watch
@@ -40,6 +51,8 @@ impl Options {
         Self {
             url: url.into(),
             user: std::env::var("USER").ok(),
+            token: None,
+            ca: None,
             patience: Duration::from_secs(10),
             request_limit: Duration::from_secs(30),
             connect_limit: Duration::from_secs(5),
@@ -85,7 +98,8 @@ impl Client {
     /// A client with these options.
     ///
     /// # Errors
-    /// [`Error::Url`] if the address is no `http` or `https` URL.
+    /// [`Error::Url`] if the address is no `http` or `https` URL, [`Error::Local`] if the file with
+    /// certificates can't be read.
     pub fn with_options(options: Options) -> Result<Self, Error> {
         let bad = |reason: String| Error::Url { url: options.url.clone(), reason };
         let base = Url::parse(&options.url).map_err(|error| bad(error.to_string()))?;
@@ -97,8 +111,19 @@ impl Client {
         if let Some(user) = user {
             headers.insert(USER_HEADER, user);
         }
-        let http = reqwest::Client::builder()
+        if let Some(token) = &options.token {
+            if base.scheme() == "http" && !is_loopback(&base) {
+                tracing::warn!(url = %base, "the token travels in the clear: the address begins with http://");
+            }
+            headers.insert(AUTHORIZATION, token.header());
+        }
+        let mut builder = reqwest::Client::builder();
+        if let Some(path) = &options.ca {
+            builder = builder.tls_certs_only(read_certificates(path)?);
+        }
+        let http = builder
             .connect_timeout(options.connect_limit)
+            .pool_idle_timeout(IDLE_MAX)
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
             .default_headers(headers)
@@ -260,7 +285,9 @@ impl Error {
 pub(crate) fn refusal(url: &Url, status: StatusCode, bytes: &[u8], repeat: Repeat) -> Failed {
     match serde_json::from_slice::<ErrorBody>(bytes) {
         Ok(body) => {
-            let again = body.retryable && repeat == Repeat::Always;
+            // What was over the limit was not looked at: it can be made again in any case.
+            let is_unseen = status == StatusCode::TOO_MANY_REQUESTS;
+            let again = body.retryable && (repeat == Repeat::Always || is_unseen);
             let error = Error::Refused { status: status.as_u16(), body: Box::new(body) };
             if again { Failed::Again(error) } else { Failed::Final(error) }
         }
@@ -310,6 +337,23 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+/// Whether what is sent to this address stays on the machine.
+fn is_loopback(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+fn read_certificates(path: &Path) -> Result<Vec<reqwest::Certificate>, Error> {
+    let failed =
+        |reason: String| Error::Local { what: format!("the certificates in {} can't be used", path.display()), reason };
+    let pem = std::fs::read(path).map_err(|error| failed(error.to_string()))?;
+    let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| failed(chain(&error)))?;
+    if certificates.is_empty() {
+        return Err(failed("there is none in it".to_owned()));
+    }
+    Ok(certificates)
 }
 
 /// Percent-encodes everything but the characters that RFC 3986 calls unreserved.

@@ -77,7 +77,8 @@ impl Lifecycle {
         for (name, value) in &update.set {
             let (hook, key) = split(store, name)?;
             let Some(descriptor) = self.registry().get(hook) else {
-                return Err(refuse_override(store, &self.unknown_hook(published, hook), Some(self.known_hooks())));
+                let to_do = format!("Name one of the hooks there are: {}", self.known_hooks());
+                return Err(refuse_override(store, &self.unknown_hook(published, hook), Some(to_do)));
             };
             if value.len() > OVERRIDE_BYTES_MAX {
                 let why = format!("{name}: {} bytes (limit {OVERRIDE_BYTES_MAX})", value.len());

@@ -14,10 +14,11 @@ use tidegate_state::{Snapshot, State};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
+use crate::access::{self, Access, Bearer, Refusal};
 use crate::config::ServerLimits;
 use crate::http::errors::ApiError;
 use crate::http::extract::Actor;
-use crate::http::guard::Room;
+use crate::http::guard::{Hosts, Room};
 use crate::http::metrics::HttpMetrics;
 use crate::uploads::Uploads;
 use crate::views::Scene;
@@ -46,6 +47,8 @@ pub(crate) struct Inner {
     /// Why the server can't do its work (yet).
     pub(crate) not_ready: RwLock<Option<String>>,
     pub(crate) closing: CancellationToken,
+    pub(crate) access: Access,
+    pub(crate) hosts: Arc<Hosts>,
 }
 
 impl App {
@@ -57,17 +60,27 @@ impl App {
         &self.0.state
     }
 
-    pub(crate) fn operations(&self) -> &Operations {
-        &self.0.operations
-    }
-
-    /// Operations whose transactions say who asked for them, and in which request.
+    /// Operations whose transactions say who asked for them, and in which request, and that leave their mark in the audit
+    /// trail.
     pub(crate) fn operations_of(&self, actor: &Actor) -> Operations {
-        self.0.operations.with_attributes(actor.attributes())
+        let operations = self.0.operations.with_attributes(actor.attributes());
+        match actor.beside() {
+            Some(beside) => operations.with_beside(beside),
+            None => operations,
+        }
     }
 
-    pub(crate) fn registry(&self) -> Arc<Registry> {
-        Arc::clone(&self.0.registry)
+    pub(crate) fn access(&self) -> &Access {
+        &self.0.access
+    }
+
+    /// Whose token this is.
+    pub(crate) fn bearer_of_text(&self, token: &str) -> Result<Bearer, Refusal> {
+        access::bearer_of_text(token, &self.0.state.snapshot(), self.0.state.now())
+    }
+
+    pub(crate) fn hosts(&self) -> Arc<Hosts> {
+        Arc::clone(&self.0.hosts)
     }
 
     pub(crate) fn lifecycle(&self) -> &Lifecycle {
@@ -123,8 +136,16 @@ impl App {
         if let Some(why) = self.0.not_ready.read().clone() {
             return Some(why);
         }
-        let stopped = self.0.state.writes_stopped()?;
-        Some(format!("Writes are stopped: {stopped}"))
+        if let Some(stopped) = self.0.state.writes_stopped() {
+            return Some(format!("Writes are stopped: {stopped}"));
+        }
+        if let Some(full) = self.0.state.store_full() {
+            return Some(format!("Reads are answered, and nothing can be written: {full}."));
+        }
+        let troubles = self.0.regions.troubles();
+        let texts: Vec<String> =
+            troubles.iter().map(|(region, why)| format!("of region {region}'s agent, {why}")).collect();
+        (!texts.is_empty()).then(|| format!("Not all regions are looked after: {}.", texts.join("; ")))
     }
 
     pub(crate) fn set_not_ready(&self, why: Option<&str>) {

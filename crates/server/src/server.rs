@@ -2,12 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, TryLockError};
-use std::future::IntoFuture;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::RwLock;
 use prometheus_client::registry::Registry as MetricsRegistry;
@@ -15,25 +14,28 @@ use tidegate_api::{Setting, SettingOrigin};
 use tidegate_dataset::artifact::ArtifactError;
 use tidegate_dataset::location::{Environment, LocationError, StorePlan};
 use tidegate_lifecycle::{
-    CallRecord, FirstPublished, HooksConfiguration, HooksFile, Lifecycle, LifecycleOptions, LogSink, PublishError,
-    Refusal, Registry, Surroundings,
+    FirstPublished, HooksConfiguration, HooksFile, Lifecycle, LifecycleOptions, LogSink, PublishError, Refusal,
+    Registry, Surroundings,
 };
-use tidegate_rollout::entities::{Availability, Call, Region};
-use tidegate_rollout::operations::OperatorAction;
+use tidegate_rollout::entities::{Availability, Call, Region, RegistrationCall};
 use tidegate_rollout::region::RegionHost;
 use tidegate_rollout::region::host::{HostError, HostOptions, RegionSetup};
 use tidegate_rollout::{OperationError, Operations, RolloutDependencies, RolloutHooks, RolloutMetrics};
-use tidegate_state::driver::sqlite::{SqliteOptions, SqliteStore};
-use tidegate_state::{DriverError, HookHandle, OpenError, RegisterError, State, StateOptions};
+use tidegate_state::{DriverError, HookHandle, OpenError, RegisterError, State};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::access::config::{AccessLimits, Authentication};
+use crate::access::{self, Access, AccessMetrics, Clerk};
 use crate::app::{App, Inner};
 use crate::artifacts;
 use crate::config::{ConfigError, ConfigFile, RegionSection, ServerLimits, default_regions};
-use crate::http::guard::Room;
+use crate::database;
+use crate::http::guard::{Hosts, Room};
 use crate::http::metrics::HttpMetrics;
+use crate::http::serve::{ConnectionLimits, ConnectionMetrics, Service, serve};
+use crate::http::tls::{Certificate, TlsError, TlsMetrics};
 use crate::routes;
 use crate::uploads::Uploads;
 
@@ -43,16 +45,18 @@ pub const DEFAULT_LISTEN: &str = "127.0.0.1:7600";
 /// How long open requests have to end when the server stops.
 const DRAIN: Duration = Duration::from_secs(10);
 
-/// How long a server that has ended in this process may take to let go of the database.
-const LET_GO: Duration = Duration::from_secs(5);
-
 /// What a server is started with.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The folder that everything is kept in. Made if it is not there.
     pub data: PathBuf,
-    /// Where to listen; loopback only. Port 0: any free one. Absent: as the file says, or
-    /// [`DEFAULT_LISTEN`].
+    /// A PostgreSQL that servers share (`postgres://…`), for their state. Absent: as the file says, or a file of this
+    /// server's own below the data folder.
+    pub database: Option<String>,
+    /// The schema of that database that the installation is in. Absent: as the file says, or `tidegate`.
+    pub schema: Option<String>,
+    /// Where to listen. Beyond loopback TLS and authentication are needed, unless `[access]` says
+    /// otherwise by name. Port 0: any free one. Absent: as the file says, or [`DEFAULT_LISTEN`].
     pub listen: Option<SocketAddr>,
     /// The configuration.
     pub config: ConfigFile,
@@ -72,6 +76,8 @@ impl Options {
     pub fn new(data: impl Into<PathBuf>) -> Self {
         Self {
             data: data.into(),
+            database: None,
+            schema: None,
             listen: None,
             config: ConfigFile::default(),
             config_path: None,
@@ -86,16 +92,12 @@ impl Options {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// The address is not a loopback address.
-    #[error(
-        "the server can't listen on {address}: there is no access control yet, so whoever reaches \
-         it may do anything; choose a loopback address, such as {DEFAULT_LISTEN}, and bring users \
-         to it through something that knows them"
-    )]
-    NotLoopback {
-        /// The address.
-        address: SocketAddr,
-    },
+    /// The server would be open, or in the clear, beyond loopback.
+    #[error("{0}")]
+    Exposed(access::Exposed),
+    /// The certificate can't be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The address can't be listened on.
     #[error("the server can't listen on {address}: {source}; another one may be running")]
     Listen {
@@ -176,6 +178,10 @@ pub struct Handle {
     closing: CancellationToken,
     serving: JoinHandle<io::Result<()>>,
     hooks: Option<(RolloutHooks, Vec<HookHandle>)>,
+    /// The clerk, and what looks after the certificate; they end when the server closes.
+    tasks: Vec<JoinHandle<()>>,
+    has_tls: bool,
+    first_token: Option<String>,
     _lock: File,
 }
 
@@ -195,23 +201,27 @@ impl Server {
     /// # Errors
     /// See [`StartError`].
     pub async fn start(options: Options) -> Result<Handle, StartError> {
-        let address = listen_address(&options)?;
+        let address = listen_address(&options);
+        let has_tls = options.config.tls.pair().is_some();
+        let authentication =
+            access::authentication(address, &options.config.access, has_tls).map_err(StartError::Exposed)?;
+        let certificate = match options.config.tls.pair() {
+            Some((certificate, key)) => Some(Certificate::read(certificate, key).await?),
+            None => None,
+        };
         let lock = open_data(&options.data)?;
         let listener = TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
         let address = listener.local_addr().map_err(|source| StartError::Listen { address, source })?;
 
-        let state = open_state(&options).await?;
-        match host(&options, address, &state).await {
-            Ok((app, hooks)) => {
-                let closing = app.closing();
-                let stop = closing.clone();
-                let service = axum::serve(listener, routes::router(app.clone()))
-                    .with_graceful_shutdown(async move { stop.cancelled().await })
-                    .into_future();
-                let serving = tokio::spawn(service);
-                app.set_not_ready(None);
+        let state = database::open(&options, address).await?;
+        match open(&options, address, authentication, certificate, &state, listener).await {
+            Ok(opened) => {
+                opened.app.set_not_ready(None);
                 tracing::info!(%address, data = %options.data.display(), "serving");
-                Ok(Handle { address, app, closing, serving, hooks: Some(hooks), _lock: lock })
+                let Opened { app, hooks, serving, tasks, first_token } = opened;
+                let closing = app.closing();
+                let hooks = Some(hooks);
+                Ok(Handle { address, app, closing, serving, hooks, tasks, has_tls, first_token, _lock: lock })
             }
             Err(error) => {
                 state.close().await;
@@ -231,7 +241,15 @@ impl Handle {
     /// Its address for clients.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        let scheme = if self.has_tls { "https" } else { "http" };
+        format!("{scheme}://{}", self.address)
+    }
+
+    /// The admin token of an installation that had none, once: to be shown to whoever started the
+    /// server, and kept nowhere.
+    #[must_use]
+    pub fn take_first_token(&mut self) -> Option<String> {
+        self.first_token.take()
     }
 
     /// The state that it works on.
@@ -255,6 +273,12 @@ impl Handle {
             tracing::warn!("requests were cut off: they did not end within {DRAIN:?}");
             self.serving.abort();
         }
+        for task in self.tasks.drain(..) {
+            // They end as soon as they see that the server closes.
+            if let Err(error) = task.await {
+                tracing::warn!(%error, "a task of the server did not end in order");
+            }
+        }
         drop(self.hooks.take());
         // Regions report into the state until they are stopped, so the state goes last.
         self.app.regions().stop().await;
@@ -266,15 +290,61 @@ impl Drop for Handle {
     fn drop(&mut self) {
         self.closing.cancel();
         self.serving.abort();
+        for task in &self.tasks {
+            task.abort();
+        }
     }
 }
 
-fn listen_address(options: &Options) -> Result<SocketAddr, StartError> {
-    let address = options
-        .listen
-        .or(options.config.server.listen)
-        .unwrap_or_else(|| DEFAULT_LISTEN.parse().expect("a constant address"));
-    if address.ip().is_loopback() { Ok(address) } else { Err(StartError::NotLoopback { address }) }
+fn listen_address(options: &Options) -> SocketAddr {
+    let address = options.listen.or(options.config.server.listen);
+    address.unwrap_or_else(|| DEFAULT_LISTEN.parse().expect("a constant address"))
+}
+
+/// What serves.
+struct Opened {
+    app: App,
+    hooks: (RolloutHooks, Vec<HookHandle>),
+    serving: JoinHandle<io::Result<()>>,
+    tasks: Vec<JoinHandle<()>>,
+    first_token: Option<String>,
+}
+
+/// Everything from an open state to connections that are served.
+async fn open(
+    options: &Options,
+    address: SocketAddr,
+    authentication: Authentication,
+    certificate: Option<Certificate>,
+    state: &State,
+    listener: TcpListener,
+) -> Result<Opened, StartError> {
+    let closing = CancellationToken::new();
+    // Should the start fail, what has begun by then ends with it.
+    let failed = closing.clone().drop_guard();
+    let (clerk, clerking) = Clerk::start(state.clone(), closing.clone());
+    let mut metrics = MetricsRegistry::default();
+    let connection_metrics = ConnectionMetrics::register(&mut metrics);
+    let limits = AccessLimits::from_section(&options.config.access.limits);
+    let access_metrics = AccessMetrics::register(&mut metrics);
+    let guard = Access::new(authentication, &limits, certificate.is_some(), clerk, access_metrics);
+    let first_token = match authentication {
+        Authentication::Required => access::first_admin(state).await.map_err(StartError::Prepare)?,
+        Authentication::Off => None,
+    };
+    let tls = certificate.as_ref().map(Certificate::acceptor).transpose()?;
+    let mut tasks = vec![clerking];
+    if let Some(certificate) = certificate {
+        let looking = certificate.keep(TlsMetrics::register(&mut metrics), closing.clone());
+        tasks.push(tokio::spawn(looking));
+    }
+    let (app, hooks) = host(options, address, state, (guard, metrics, closing.clone())).await?;
+    let router = routes::router(app.clone()).map_err(|unruled| StartError::Prepare(unruled.to_string()))?;
+    let limits = ConnectionLimits::default();
+    let service = Service { router, tls, limits, metrics: connection_metrics };
+    let serving = tokio::spawn(serve(listener, service, closing));
+    failed.disarm();
+    Ok(Opened { app, hooks, serving, tasks, first_token })
 }
 
 /// Makes the data folder, for its owner alone, and takes it for this process.
@@ -297,32 +367,12 @@ fn open_data(path: &Path) -> Result<File, StartError> {
     }
 }
 
-async fn open_state(options: &Options) -> Result<State, StartError> {
-    let store = open_database(&options.data.join("state.sqlite")).await?;
-    let name = options.config.server.name.as_deref().unwrap_or("server");
-    let state = StateOptions::new(name).record::<CallRecord>().record::<OperatorAction>();
-    Ok(State::open(store.driver(), state).await?)
-}
-
-/// Opens the database. The data folder is ours by now, so whoever still has the file open in this
-/// process is a server that has ended and whose last tasks are letting go of it.
-async fn open_database(file: &Path) -> Result<SqliteStore, StartError> {
-    let started = Instant::now();
-    loop {
-        let file = file.to_path_buf();
-        let opened = tokio::task::spawn_blocking(move || SqliteStore::open(file, SqliteOptions::default())).await;
-        match opened.map_err(|error| StartError::Prepare(error.to_string()))? {
-            Err(DriverError::Held(_)) if started.elapsed() < LET_GO => tokio::time::sleep(LET_GO / 100).await,
-            opened => return Ok(opened?),
-        }
-    }
-}
-
 /// Everything between an open state and a service.
 async fn host(
     options: &Options,
     address: SocketAddr,
     state: &State,
+    (access, mut metrics, closing): (Access, MetricsRegistry, CancellationToken),
 ) -> Result<(App, (RolloutHooks, Vec<HookHandle>)), StartError> {
     let registry = Arc::new(options.registry.clone());
     let operations = Operations::new(state.clone(), Arc::clone(&registry));
@@ -338,7 +388,6 @@ async fn host(
     let uploads = Arc::new(uploads);
     artifacts::sweep_uploads(state, &uploads).await?;
 
-    let mut metrics = MetricsRegistry::default();
     let http = HttpMetrics::register(&mut metrics);
     state.metrics().register(&mut metrics);
     lifecycle.metrics().register(&mut metrics);
@@ -356,6 +405,8 @@ async fn host(
         RolloutHooks::register(state, dependencies).await.map_err(|error| StartError::Prepare(error.to_string()))?;
     let source = Arc::new(tidegate_rollout::context::PushContexts);
     let mut calls = lifecycle.register::<Call>(state, source).await?;
+    let source = Arc::new(tidegate_rollout::RegistrationContexts);
+    calls.extend(lifecycle.register::<RegistrationCall>(state, source).await?);
     calls.push(lifecycle.deliver_events(state, Arc::new(LogSink)).await?);
 
     let limits = ServerLimits::from_section(&options.config.server.limits);
@@ -369,12 +420,18 @@ async fn host(
         watches: Room::new("watches", limits.watches, Duration::MAX),
         metrics,
         http,
-        settings: settings(options, address, &limits, &plan),
+        settings: settings(options, address, &limits, &plan, access.is_required()),
         artifact_store: artifacts::view(&artifacts, &source_store),
         limits,
         file_differs,
         not_ready: RwLock::new(Some("The server is starting.".to_owned())),
-        closing: CancellationToken::new(),
+        closing,
+        hosts: Arc::new(Hosts::new(
+            &options.config.server.hosts,
+            !address.ip().is_loopback(),
+            options.config.tls.pair().is_some(),
+        )),
+        access,
     });
     Ok((app, (rollout, calls)))
 }
@@ -465,6 +522,7 @@ fn settings(
     address: SocketAddr,
     limits: &ServerLimits,
     plan: &StorePlan,
+    is_required: bool,
 ) -> BTreeMap<String, Setting> {
     let server = &options.config.server;
     let mut settings = limits.settings(&server.limits);
@@ -474,6 +532,9 @@ fn settings(
     {
         url.origin = SettingOrigin::Flag;
     }
+    let authentication = if is_required { Authentication::Required } else { Authentication::Off };
+    let (access, tls) = (&options.config.access, &options.config.tls);
+    settings.extend(access::config::settings(authentication, access, tls, &server.hosts));
     let mut set = |name: &str, value: String, origin: SettingOrigin| {
         settings.insert(name.to_owned(), Setting { value, origin });
     };
@@ -484,11 +545,16 @@ fn settings(
         (None, None) => SettingOrigin::Default,
     };
     set("server.listen", address.to_string(), listen);
-    let name = match &server.name {
-        Some(name) => (name.clone(), SettingOrigin::File),
-        None => ("server".to_owned(), SettingOrigin::Default),
+    let named = if server.name.is_some() { SettingOrigin::File } else { SettingOrigin::Default };
+    set("server.name", database::server_name(options, address), named);
+    let shared = match (&options.database, &server.database) {
+        (Some(_), _) => SettingOrigin::Flag,
+        (None, Some(_)) => SettingOrigin::File,
+        (None, None) => SettingOrigin::Default,
     };
-    set("server.name", name.0, name.1);
+    // The address may hold a password, so it is not shown.
+    let shown = if shared == SettingOrigin::Default { "sqlite, below server.data" } else { "postgres" };
+    set("server.database", shown.to_owned(), shared);
     if let Some(path) = &options.config_path {
         set("config", path.display().to_string(), SettingOrigin::Flag);
     }

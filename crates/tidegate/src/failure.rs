@@ -4,7 +4,7 @@ use tidegate_api::ErrorBody;
 use tidegate_client::Error as ClientError;
 
 use crate::exit::Exit;
-use crate::output::{Output, Paint, plain};
+use crate::output::{Output, Paint, plain, say};
 
 /// Why a command failed.
 #[derive(Debug)]
@@ -42,27 +42,33 @@ impl Failure {
         self.exit
     }
 
+    /// Why it failed.
+    #[cfg(test)]
+    pub(crate) fn why(&self) -> &str {
+        &self.body.why
+    }
+
     /// Prints it on standard error, as text or as one JSON object.
     pub(crate) fn print(&self, output: Output) {
         if output.is_json() {
             if let Ok(json) = serde_json::to_string(&self.body) {
-                eprintln!("{json}");
+                say(&json);
             }
             return;
         }
         let style = output.error_style;
-        eprintln!("{} {}", style.paint(Paint::Bad, "error:"), plain(&self.body.what));
+        say(&format!("{} {}", style.paint(Paint::Bad, "error:"), plain(&self.body.what)));
         for (title, text) in [
             ("why", &self.body.why),
             ("what follows", &self.body.consequences),
             ("what to do", &self.body.countermeasures),
         ] {
             if !text.is_empty() {
-                eprintln!("  {} {}", style.paint(Paint::Quiet, &format!("{title}:")), plain(text));
+                say(&format!("  {} {}", style.paint(Paint::Quiet, &format!("{title}:")), plain(text)));
             }
         }
         if !self.body.subjects.is_empty() {
-            eprintln!("  {} {}", style.paint(Paint::Quiet, "about:"), plain(&self.body.subjects.join(", ")));
+            say(&format!("  {} {}", style.paint(Paint::Quiet, "about:"), plain(&self.body.subjects.join(", "))));
         }
     }
 }

@@ -1,5 +1,7 @@
 //! One method per route, a file per subject.
 
+pub(crate) mod access;
+mod cluster;
 mod config;
 mod direct;
 mod pushes;

@@ -21,6 +21,7 @@ mod leftovers;
 mod probe;
 mod transfer;
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -35,6 +36,7 @@ pub use copy::Copied;
 pub use direct::chunk_bytes;
 pub use error::ArtifactError;
 
+use crate::build::BuildOptions;
 use crate::digest::{artifact_id, sha256};
 use crate::location::S3;
 use crate::progress::Cancel;
@@ -89,7 +91,9 @@ fn is_part_name(name: &str) -> bool {
 }
 
 /// Checks that a manifest is one that this release can work with and that it is at one with
-/// itself: known format, safe and distinct part names, usable schema, sums, and its artifact id.
+/// itself: known format, no more parts than there may be, safe and distinct part names, usable
+/// schema, sums, and its artifact id. Takes time in proportion to the manifest's size; a big one is
+/// for a thread that may be blocked.
 ///
 /// # Errors
 /// [`ArtifactError::BadManifest`], saying what is wrong.
@@ -107,10 +111,20 @@ pub fn check_manifest(manifest: &Manifest) -> Result<(), ArtifactError> {
     if manifest.parts.len() != manifest.partition_count as usize {
         return refuse(format!("it has {} parts for {} partitions", manifest.parts.len(), manifest.partition_count));
     }
-    for (position, part) in manifest.parts.iter().enumerate() {
-        let repeated = manifest.parts[..position].iter().any(|p| p.name == part.name);
-        if !is_part_name(&part.name) || !is_sha256(&part.sha256) || repeated {
-            return refuse(format!("part `{}` has no usable name or digest", part.name));
+    if manifest.partition_count > BuildOptions::PARTITIONS_MAX {
+        return refuse(format!(
+            "it has {} partitions, there are at most {}",
+            manifest.partition_count,
+            BuildOptions::PARTITIONS_MAX
+        ));
+    }
+    let mut names = HashSet::with_capacity(manifest.parts.len());
+    for part in &manifest.parts {
+        if !is_part_name(&part.name) || !is_sha256(&part.sha256) {
+            return refuse(format!("part `{}` has no usable name or digest", crate::key::shorten(&part.name)));
+        }
+        if !names.insert(part.name.as_str()) {
+            return refuse(format!("part `{}` is in it twice", part.name));
         }
     }
     let rows: u128 = manifest.parts.iter().map(|part| u128::from(part.rows)).sum();

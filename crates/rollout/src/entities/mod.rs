@@ -10,6 +10,8 @@
 //! | `/stores/{s}/pushes/{id}/client/client` | [`PushClient`] | the push client, through the API |
 //! | `/stores/{s}/pushes/{id}/gates/{gate}` | [`Gate`] | rollout |
 //! | `/stores/{s}/pushes/{id}/gates/{gate}/calls/{hook}` | [`Call`] | asked by rollout, answered by `lifecycle-call` |
+//! | `/stores/{s}/registrations/{id}` | [`SchemaRegistration`] | begun by users, then rollout |
+//! | `…/gates/{gate}`, `…/calls/{hook}` below it | [`RegistrationGate`], [`RegistrationCall`] | as those of a push |
 //! | `/stores/{s}/wake/{cause}` | [`Wake`] | fan-out |
 //! | `/push-names/{id}` | [`PushName`] | starting a push |
 //! | `/freezes/{id}` | [`Freeze`] | users |
@@ -32,6 +34,7 @@ mod push_client;
 mod push_name;
 mod push_region;
 mod region;
+mod registration;
 mod report;
 mod schema;
 mod source_store;
@@ -52,6 +55,7 @@ pub use push_client::{BuildPhase, BuildProgress, PushClient};
 pub use push_name::PushName;
 pub use push_region::{Milestone, RegionFailure, RegionPush, RegionState};
 pub use region::{AgentHeartbeat, Availability, Region};
+pub use registration::{RegistrationCall, RegistrationGate, RegistrationState, SchemaRegistration};
 pub use report::{EmbeddedCounts, EmbeddedVersionCounts, FailureKind, HeldReport, IngestionStatus, Pin, Report};
 pub use schema::RegisteredSchema;
 pub use source_store::SourceStore;

@@ -5,8 +5,10 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Deserialize;
 use tidegate_api::{BatchAnswer, BatchRequest, ErrorBody, KeyAnswer, KeyValue, code};
+use tidegate_rollout::entities::{Assignment, Region};
 use tidegate_rollout::region::RegionHost;
 use tidegate_rollout::region::host::ReadError;
+use tidegate_state::Ref;
 
 use crate::app::App;
 use crate::http::errors::{ApiError, ApiResult, NOTHING_CHANGED};
@@ -109,17 +111,23 @@ fn in_region<T>(
     })
 }
 
+/// What the region is to serve, whether or not it does.
+fn assigned(app: &App, store: &str, region: &str) -> Option<u64> {
+    let place = Ref::<Region>::root(region).and_then(|region| region.child::<Assignment>(store)).ok()?;
+    app.state().snapshot().get(&place).ok()??.serve
+}
+
 fn not_read(app: &App, store: &str, error: ReadError) -> ApiError {
     match error {
         ReadError::NoSuchRegion { region, known } => ApiError::region_unknown(&region, &known),
-        ReadError::NoSuchStore { region, .. } => {
+        // A region may hold a store that was deleted for a moment longer.
+        ReadError::NoSuchStore { region, .. } | ReadError::NoVersion { region, .. } => {
             let snapshot = app.state().snapshot();
             match app.scene(&snapshot).find_store(store) {
-                Ok(_) => not_served(store, &region),
+                Ok(_) => not_served(app, store, &region),
                 Err(error) => error,
             }
         }
-        ReadError::NoVersion { region, .. } => not_served(store, &region),
         ReadError::BadKey { message } => ApiError::invalid(
             format!("This is no key of store `{store}`."),
             format!("{message}."),
@@ -130,7 +138,15 @@ fn not_read(app: &App, store: &str, error: ReadError) -> ApiError {
     }
 }
 
-fn not_served(store: &str, region: &str) -> ApiError {
+fn not_served(app: &App, store: &str, region: &str) -> ApiError {
+    if let Some(version) = assigned(app, store, region) {
+        return ApiError::unavailable(
+            format!("Region `{region}` can't answer for store `{store}` at the moment."),
+            format!(
+                "It is to serve version {version}, and none of its nodes serves it now; its agent is putting that right."
+            ),
+        );
+    }
     ApiError::new(
         StatusCode::NOT_FOUND,
         ErrorBody::new(

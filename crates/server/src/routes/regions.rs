@@ -4,6 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use tidegate_api::{AvailabilityRequest, ErrorBody, RegionView};
 
+use crate::access::Asked;
 use crate::app::App;
 use crate::http::errors::ApiResult;
 use crate::http::extract::{Actor, Body, Path};
@@ -11,9 +12,13 @@ use crate::http::extract::{Actor, Body, Path};
 /// All regions, with what each holds and serves.
 #[utoipa::path(get, path = "/v1/regions", tag = "regions",
     responses((status = 200, body = Vec<RegionView>)))]
-pub(crate) async fn list(State(app): State<App>) -> ApiResult<Json<Vec<RegionView>>> {
+pub(crate) async fn list(State(app): State<App>, asked: Asked) -> ApiResult<Json<Vec<RegionView>>> {
     let snapshot = app.state().snapshot();
-    Ok(Json(app.scene(&snapshot).regions()?))
+    let mut regions = app.scene(&snapshot).regions()?;
+    for region in &mut regions {
+        region.stores.retain(|store, _| asked.sees_store(store, &snapshot));
+    }
+    Ok(Json(regions))
 }
 
 /// Marks a region as available or not. Pushes leave out what is not.

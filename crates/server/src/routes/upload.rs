@@ -1,5 +1,7 @@
 //! Parts and the manifest: what a push client sends.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::{Request, State};
 use serde::Deserialize;
@@ -10,7 +12,8 @@ use tidegate_api::{
 
 use crate::app::App;
 use crate::http::errors::{ApiError, ApiResult, NOTHING_CHANGED};
-use crate::http::extract::{Body, Path, Query};
+use crate::http::extract::{Actor, Body, Path, Query};
+use crate::uploads::check_part_count;
 
 use super::protocol::answer;
 
@@ -104,21 +107,32 @@ pub(crate) async fn sent(
         (status = 503, description = "Its parts are still being checked; ask again", body = ErrorBody)))]
 pub(crate) async fn complete(
     State(app): State<App>,
+    actor: Actor,
     Path(push): Path<String>,
     Body(manifest): Body<Manifest>,
 ) -> ApiResult<Json<PushState>> {
     let state = current(&app, &push)?;
+    let manifest = Arc::new(manifest);
     let manifest_sha256 = if state.phase == PushPhase::Upload {
+        check_part_count(&manifest, partitions(&app, &state.store)?)?;
         app.uploads().complete(&push, &manifest).await?
     } else {
         // Complete already, ended, or not so far: which of them is the operation's to say.
         String::new()
     };
-    let completed = app.operations().complete_push(&push, manifest, manifest_sha256).await?;
+    let operations = app.operations_of(&actor);
+    let completed = operations.complete_push(&push, Arc::unwrap_or_clone(manifest), manifest_sha256).await?;
     if let Err(error) = app.uploads().remove(&push).await {
         tracing::warn!(push, %error, "what is left of an upload could not be removed; the clean-up will");
     }
     answer(&app, &push, &completed)
+}
+
+fn partitions(app: &App, store: &str) -> ApiResult<u32> {
+    let snapshot = app.state().snapshot();
+    let scene = app.scene(&snapshot);
+    let (_, store) = scene.find_store(store)?;
+    Ok(store.partitions)
 }
 
 fn current(app: &App, push: &str) -> ApiResult<PushState> {

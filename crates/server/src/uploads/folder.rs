@@ -13,7 +13,7 @@
 //! - a part moves into an artifact only under a manifest that names it with that SHA-256;
 //! - the manifest is written after all of them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -136,7 +136,10 @@ impl FolderUploads {
     /// is written. Its SHA-256. May be repeated.
     pub(crate) async fn complete(&self, push: &str, manifest: &Manifest) -> ApiResult<String> {
         let _alone = self.completing.lock().await;
-        let arrived = self.list(push).await?;
+        let mut arrived: HashMap<String, Vec<PartView>> = HashMap::new();
+        for part in self.list(push).await? {
+            arrived.entry(part.name.clone()).or_default().push(part);
+        }
         let id = &manifest.artifact_id;
         let there = self.store.has_parts(id, &manifest.parts).await.map_err(store_failed)?;
         let mut missing = Vec::new();
@@ -144,16 +147,15 @@ impl FolderUploads {
         let root = self.store.folder().ok_or_else(|| ApiError::internal("the artifact store is no local folder"))?;
         let artifact = root.join("artifacts").join(id);
         for (part, is_there) in manifest.parts.iter().zip(there) {
-            let mut sent = arrived.iter().filter(|sent| sent.name == part.name);
-            let fits = sent.clone().find(|sent| sent.sha256 == part.sha256 && sent.bytes == part.bytes);
-            match fits {
-                Some(_) => moves.push((
+            let sent = arrived.get(&part.name).map_or(&[][..], Vec::as_slice);
+            if sent.iter().any(|sent| sent.sha256 == part.sha256 && sent.bytes == part.bytes) {
+                moves.push((
                     self.of_push(push).join(format!("{}-{}", part.sha256, part.name)),
                     artifact.join(&part.name),
-                )),
-                // Put there by an earlier attempt, or by another push of the same data.
-                None if is_there => {}
-                None => missing.push((part.name.clone(), why_missing(part, sent.next_back()))),
+                ));
+            } else if !is_there {
+                // Else it was put there by an earlier attempt, or by another push of the same data.
+                missing.push((part.name.clone(), why_missing(part, sent.last())));
             }
         }
         if !missing.is_empty() {

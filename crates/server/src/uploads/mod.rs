@@ -9,6 +9,7 @@ mod refusals;
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use axum::body::BodyDataStream;
 use tidegate_api::manifest::Manifest;
@@ -19,6 +20,7 @@ use crate::http::errors::{ApiError, ApiResult};
 use bucket::BucketUploads;
 use folder::FolderUploads;
 use names::{check_part_name, check_sha256, folder_name};
+pub(crate) use refusals::check_part_count;
 use refusals::{manifest_refused, other_way};
 
 /// How many parts one push may have sent, whole or not.
@@ -102,8 +104,12 @@ impl Uploads {
 
     /// Puts an artifact together of parts that have arrived, and writes its manifest last. Its SHA-256. May be
     /// repeated.
-    pub(crate) async fn complete(&self, push: &str, manifest: &Manifest) -> ApiResult<String> {
-        check_manifest(manifest).map_err(|error| manifest_refused(&error))?;
+    pub(crate) async fn complete(&self, push: &str, manifest: &Arc<Manifest>) -> ApiResult<String> {
+        let checked = Arc::clone(manifest);
+        tokio::task::spawn_blocking(move || check_manifest(&checked))
+            .await
+            .map_err(ApiError::internal)?
+            .map_err(|error| manifest_refused(&error))?;
         match self {
             Self::Folder(uploads) => uploads.complete(push, manifest).await,
             Self::Bucket(uploads) => uploads.complete(push, manifest).await,

@@ -1,10 +1,11 @@
 //! What a sender of parts is told when something is wrong with them.
 
 use axum::http::StatusCode;
+use tidegate_api::manifest::Manifest;
 use tidegate_api::{ErrorBody, PartView, code};
 use tidegate_dataset::artifact::ArtifactError;
 
-use crate::http::errors::ApiError;
+use crate::http::errors::{ApiError, ApiResult};
 
 pub(super) fn broken(name: &str, bytes: u64, why: &str) -> ApiError {
     ApiError::new(
@@ -64,13 +65,26 @@ pub(super) fn parts_missing(missing: &[(String, String)]) -> ApiError {
     )
 }
 
+/// Refuses a manifest that does not have the parts that the store's versions have, before anything looks at each of them.
+pub(crate) fn check_part_count(manifest: &Manifest, partitions: u32) -> ApiResult<()> {
+    let (parts, said) = (manifest.parts.len(), manifest.partition_count);
+    if parts == partitions as usize && said == partitions {
+        return Ok(());
+    }
+    Err(refused_manifest(format!("It has {parts} parts for {said} partitions, and the store has {partitions}.")))
+}
+
 pub(super) fn manifest_refused(error: &ArtifactError) -> ApiError {
+    refused_manifest(format!("{error}."))
+}
+
+fn refused_manifest(why: String) -> ApiError {
     ApiError::new(
         StatusCode::UNPROCESSABLE_ENTITY,
         ErrorBody::new(
             code::MANIFEST_REFUSED,
             "The manifest is refused.",
-            format!("{error}."),
+            why,
             "The artifact is not complete, and no region will load it.",
             "Build the artifact again with a client of this release.",
         ),
@@ -86,7 +100,13 @@ pub(super) fn store_failed(error: ArtifactError) -> ApiError {
             parts_missing(&missing)
         }
         ArtifactError::Disk { source, .. } => ApiError::disk("The artifact could not be kept.", source),
-        _ => ApiError::unavailable("The artifact store does not answer as it should.", format!("{error}.")),
+        _ => {
+            tracing::error!(%error, "the artifact store failed");
+            ApiError::unavailable(
+                "The artifact store does not answer as it should.",
+                "The server's log says what it said.",
+            )
+        }
     }
 }
 

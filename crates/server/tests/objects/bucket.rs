@@ -20,7 +20,8 @@ use tidegate_dataset::location::{Environment, StorePlan, StoreSettings};
 use tokio::net::TcpListener;
 use tower::Service;
 
-pub(crate) const BUCKET: &str = "datasets";
+/// Short, as the prefix is: the tests' server makes names of files from bucket and key, and they may have 255 bytes.
+pub(crate) const BUCKET: &str = "dat";
 pub(crate) const KEY: &str = "the-access-key";
 pub(crate) const SECRET: &str = "the-secret-that-nobody-may-see";
 
@@ -55,6 +56,8 @@ impl Asked {
 pub(crate) enum Fault {
     /// This status, and an error in S3's form.
     Status(u16),
+    /// The same with this code in it.
+    Refusal(u16, &'static str),
     /// Nothing ever comes.
     Silence,
     /// Of the answer's body only so many bytes come, then the connection breaks.
@@ -101,7 +104,7 @@ impl Bucket {
     /// Settings by which a server reaches it; the credentials are in [`environment`].
     pub(crate) fn settings(&self) -> StoreSettings {
         StoreSettings {
-            url: Some(format!("s3://{BUCKET}/tidegate")),
+            url: Some(format!("s3://{BUCKET}/t")),
             endpoint: Some(self.endpoint.clone()),
             allow_http: Some(true),
             ..StoreSettings::default()
@@ -118,7 +121,7 @@ impl Bucket {
 
     /// The file that an object is kept in.
     pub(crate) fn file(&self, object: &str) -> PathBuf {
-        self.folder.path().join(BUCKET).join("tidegate").join(object)
+        self.folder.path().join(BUCKET).join("t").join(object)
     }
 
     /// What was asked since this was last called.
@@ -165,10 +168,8 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
     let fault = shared.rule.lock().as_mut().and_then(|rule| rule(&asked));
     match fault {
         None => pass(&shared, request).await,
-        Some(Fault::Status(status)) => {
-            let body = "<?xml version=\"1.0\"?><Error><Code>Told</Code><Message>as told</Message></Error>";
-            (StatusCode::from_u16(status).unwrap(), body).into_response()
-        }
+        Some(Fault::Status(status)) => refuse(status, "Told"),
+        Some(Fault::Refusal(status, code)) => refuse(status, code),
         Some(Fault::Silence) => std::future::pending().await,
         Some(Fault::CutAnswer(bytes)) => cut(pass(&shared, request).await, bytes),
         Some(Fault::CutRequest(bytes)) => {
@@ -184,6 +185,11 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
             cut(StatusCode::INTERNAL_SERVER_ERROR.into_response(), 0)
         }
     }
+}
+
+fn refuse(status: u16, code: &str) -> Response {
+    let body = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>as told</Message></Error>");
+    (StatusCode::from_u16(status).unwrap(), body).into_response()
 }
 
 async fn pass(shared: &Shared, request: Request) -> Response {

@@ -62,7 +62,7 @@ async fn what_is_told_about_the_store_lets_an_agent_tell_it_from_others() {
     let world = World::start().await;
     let told = reqwest::get(format!("{}/v1/artifact-store", world.client.url())).await.unwrap();
     let told: tidegate_api::ArtifactStoreView = told.json().await.unwrap();
-    assert!(told.is_bucket && told.name.starts_with("s3://datasets/tidegate at "), "{told:?}");
+    assert!(told.is_bucket && told.name.starts_with("s3://dat/t at "), "{told:?}");
     world.bucket.store().check_probe(&told.probe).await.unwrap();
     assert!(Bucket::start().await.store().check_probe(&told.probe).await.is_err());
     world.end().await;
@@ -88,7 +88,7 @@ async fn config_show_says_what_is_in_force_and_where_it_came_from_without_secret
         let setting = &config.server.settings[&format!("artifacts.{name}")];
         (setting.value.as_str(), setting.origin)
     };
-    assert_eq!(of("url"), ("s3://datasets/tidegate", SettingOrigin::Flag));
+    assert_eq!(of("url"), ("s3://dat/t", SettingOrigin::Flag));
     assert_eq!(of("endpoint"), (bucket.endpoint.as_str(), SettingOrigin::File));
     assert_eq!(of("region"), ("eu-central-1", SettingOrigin::Environment));
     assert_eq!(of("retries"), ("10", SettingOrigin::Default));

@@ -30,6 +30,7 @@ fn read(name: &str) -> String {
     std::fs::read_to_string(deploy().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
+#[allow(clippy::print_stderr)]
 fn skip(test: &str, why: &str) {
     eprintln!("skipped: {test}: {why}");
     if let Some(path) = std::env::var_os("TIDEGATE_SKIP_LOG") {

@@ -101,9 +101,22 @@ fn region_line(region: &PushRegionView, view: &PushView, width: usize, style: St
         | RegionStage::Waiting
         | RegionStage::Unknown => Paint::Quiet,
     };
-    let serving = region.serving.map_or("serves nothing".to_owned(), |version| format!("serves v{version}"));
     let since =
         region.serving_since.map(|since| format!(" for {}", elapsed(difference(view.now, since)))).unwrap_or_default();
+    let serving = region.serving.map_or("serves nothing".to_owned(), |version| format!("serves v{version}"));
+    // Of a push that has ended it is of interest what it left; what came after it is another push's.
+    let left = match region.stage {
+        RegionStage::Done if view.state.status.is_terminal() => Some(view.state.version),
+        RegionStage::WentBack if view.state.status.is_terminal() => Some(region.previous_version),
+        _ => None,
+    };
+    let (serving, since) = match left {
+        Some(left) if left != region.serving => {
+            let left = left.map_or("nothing".to_owned(), |version| format!("v{version}"));
+            (format!("was left on {left}, {serving} now"), String::new())
+        }
+        _ => (serving, since),
+    };
     let stage = format!("{:<10}", region.stage.word().replace('_', " "));
     format!(
         "{} {:<width$}  {} {}",
@@ -143,7 +156,7 @@ fn worth_showing(gate: &GateView) -> bool {
         | GateStatus::Aborted
         | GateStatus::RolledBack
         | GateStatus::Overridden => true,
-        GateStatus::Open | GateStatus::Unknown => false,
+        GateStatus::Open | GateStatus::NotAskedAnyMore | GateStatus::Unknown => false,
     }
 }
 
@@ -152,6 +165,7 @@ fn gate_line(gate: &GateView, view: &PushView, style: Style) -> String {
         GateStatus::Open | GateStatus::Overridden => Paint::Good,
         GateStatus::Aborted | GateStatus::RolledBack => Paint::Bad,
         GateStatus::Asking | GateStatus::Waiting | GateStatus::Unknown => Paint::Held,
+        GateStatus::NotAskedAnyMore => Paint::Quiet,
     };
     let again = match gate.next_ask_at {
         Some(at) if at > view.now => format!(", asked again in {}", elapsed(difference(at, view.now))),

@@ -1,7 +1,9 @@
 //! What the command does as a process: its exit codes, its words, and that it survives being killed.
 #![allow(clippy::unwrap_used)]
 
+mod access;
 mod commands;
 mod demo;
+mod hostile;
 mod kill;
 mod process;

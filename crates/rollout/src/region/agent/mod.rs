@@ -24,16 +24,22 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use self::disk::{AgentDisk, StoreFile};
+use self::revival::{Deaths, outlive};
 use self::store::{Shared, StoreTask, Word};
 use super::link::{AssignmentWatch, LinkError, LinkItem, Position, RegionLink};
 use crate::entities::{AgentHeartbeat, Assignment, Report};
 
 mod disk;
 mod options;
+mod revival;
 mod steps;
 mod store;
 
 pub use options::{AgentLimits, AgentOptions, Jitter, RegionNode, random_jitter};
+
+/// What the agent's own tasks do, for people.
+const FOLLOWER: &str = "follows the control plane";
+const HEART: &str = "says that the agent lives";
 
 /// Why an agent can't start.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +67,7 @@ pub struct RegionAgent {
     region: String,
     shutdown: CancellationToken,
     follower: Mutex<Option<JoinHandle<()>>>,
+    deaths: Arc<Deaths>,
     nudges: Arc<Mutex<BTreeMap<String, Arc<Notify>>>>,
 }
 
@@ -90,11 +97,13 @@ impl RegionAgent {
         let region = options.region.clone();
         let shutdown = CancellationToken::new();
         let nudges = Arc::new(Mutex::new(BTreeMap::new()));
+        let deaths = Arc::new(Deaths::default());
         let shared = Arc::new(Shared {
             heavy: Arc::new(Semaphore::new(options.limits.heavy_steps.max(1))),
             figures: options.metrics.of_region(&region),
             node_names: options.nodes.iter().map(|node| node.name.clone()).collect(),
             shutdown: shutdown.clone(),
+            deaths: Arc::clone(&deaths),
             disk,
             link,
             options,
@@ -111,13 +120,19 @@ impl RegionAgent {
         };
         follower.take_files(files);
         let follower = tokio::spawn(follower.run());
-        Ok(RegionAgent { region, shutdown, follower: Mutex::new(Some(follower)), nudges })
+        Ok(RegionAgent { region, shutdown, follower: Mutex::new(Some(follower)), deaths, nudges })
     }
 
     /// The region.
     #[must_use]
     pub fn region(&self) -> &str {
         &self.region
+    }
+
+    /// What keeps the agent from its work, if one of its tasks has died and does not work again yet.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        self.deaths.text()
     }
 
     /// Has the agent look at its nodes now, instead of at the next time that it would: something has
@@ -262,8 +277,26 @@ impl Follower {
     }
 
     async fn run(mut self) {
+        let shared = Arc::clone(&self.shared);
+        let heart = tokio::spawn(async move {
+            let mut deaths = 0;
+            while !outlive(&shared, HEART, &mut deaths, beat(Arc::clone(&shared))).await {}
+        });
+        let shared = Arc::clone(&self.shared);
+        let mut deaths = 0;
+        while !outlive(&shared, FOLLOWER, &mut deaths, self.follow_on()).await {
+            // Whatever it was in the middle of: all there is is heard again.
+            self.position = None;
+        }
+        // Each task ends by the same token, within its limit.
+        while self.tasks.join_next().await.is_some() {}
+        heart.abort();
+        let _ = heart.await;
+    }
+
+    /// Follows one watch after the other until the agent is stopped.
+    async fn follow_on(&mut self) {
         let shutdown = self.shared.shutdown.clone();
-        let heart = tokio::spawn(beat(Arc::clone(&self.shared)));
         let mut failures = 0;
         loop {
             let error = tokio::select! {
@@ -287,10 +320,6 @@ impl Follower {
                 }
             }
         }
-        // Each task ends by the same token, within its limit.
-        while self.tasks.join_next().await.is_some() {}
-        heart.abort();
-        let _ = heart.await;
     }
 
     fn task_ended(&mut self, ended: Result<(Id, ()), tokio::task::JoinError>) {
@@ -324,6 +353,7 @@ impl Follower {
                 return error;
             }
             *failures = 0;
+            self.shared.deaths.works(FOLLOWER);
         }
     }
 
@@ -425,7 +455,10 @@ async fn beat(shared: Arc<Shared>) {
         let heartbeat = AgentHeartbeat { at: now, agent: agent.clone() };
         let beat = tokio::time::timeout(shared.options.limits.step, shared.link.heartbeat(heartbeat)).await;
         match beat {
-            Ok(Ok(())) => failures = 0,
+            Ok(Ok(())) => {
+                failures = 0;
+                shared.deaths.works(HEART);
+            }
             Ok(Err(error)) => {
                 failures = failures.saturating_add(1);
                 // The first of a row: the follower logs the rest of the story.

@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use super::disk::{AgentDisk, StoreFile};
 use super::options::AgentOptions;
+use super::revival::Deaths;
 use super::steps::{NodeResult, Tools, VersionResult};
 use crate::engine::{EngineError, LoadProgress, StoreKey};
 use crate::entities::{Assignment, Report};
@@ -51,6 +52,7 @@ pub(super) struct Shared {
     pub(super) figures: RegionFigures,
     pub(super) node_names: Vec<String>,
     pub(super) shutdown: CancellationToken,
+    pub(super) deaths: Arc<Deaths>,
 }
 
 /// What runs beside the task's own loop.

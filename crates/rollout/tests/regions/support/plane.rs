@@ -25,6 +25,7 @@ struct Plane {
     removed: bool,
     refused: BTreeSet<String>,
     heartbeats: u64,
+    panics: bool,
 }
 
 /// The control plane as one region sees it.
@@ -50,6 +51,7 @@ impl ScriptedLink {
             removed: false,
             refused: BTreeSet::new(),
             heartbeats: 0,
+            panics: false,
         };
         ScriptedLink {
             region: region.to_owned(),
@@ -86,6 +88,18 @@ impl ScriptedLink {
         self.plane.lock().removed = removed;
         self.cut(true);
         self.cut(false);
+    }
+
+    /// From now on every call that follows the control plane, or says that the agent lives, panics; or none does.
+    pub fn panic(&self, panics: bool) {
+        self.plane.lock().panics = panics;
+        self.cut(true);
+        self.cut(false);
+    }
+
+    fn may_panic(&self) {
+        let panics = self.plane.lock().panics;
+        assert!(!panics, "the link is told to panic");
     }
 
     pub fn refuse_reports(&self, store: &str, refuse: bool) {
@@ -190,6 +204,7 @@ impl RegionLink for ScriptedLink {
     }
 
     async fn watch(&self, _from: Option<Position>) -> Result<Box<dyn AssignmentWatch>, LinkError> {
+        self.may_panic();
         self.up()?;
         let connection = self.plane.lock().connection;
         Ok(Box::new(ScriptedWatch { link: self.clone(), changes: self.changes.subscribe(), connection, at: None }))
@@ -213,6 +228,7 @@ impl RegionLink for ScriptedLink {
     }
 
     async fn heartbeat(&self, _: AgentHeartbeat) -> Result<(), LinkError> {
+        self.may_panic();
         self.up()?;
         self.plane.lock().heartbeats += 1;
         Ok(())

@@ -13,8 +13,9 @@ use crate::testing::points::Pass;
 
 /// How many heartbeats there are in a lease.
 const HEARTBEATS: u32 = 4;
-/// How soon a heartbeat or joining that failed is tried again.
+/// How soon a heartbeat or joining that failed is tried again. Joining backs off from there up to the longer one.
 const AGAIN: Duration = Duration::from_millis(100);
+const JOIN_AGAIN_MAX: Duration = Duration::from_secs(3);
 
 /// This server's place in the cluster.
 pub(super) struct Membership {
@@ -143,10 +144,11 @@ impl Owner {
         let row = self.row(id, until);
         let (core, sender) = (self.core.clone(), self.sender.clone());
         let sent = Instant::now();
+        let pause = AGAIN.saturating_mul(1 << self.joins_failed.min(8)).min(JOIN_AGAIN_MAX);
         self.spawn(async move {
             let result = core.driver.join(row).await;
             if result.is_err() {
-                tokio::time::sleep(AGAIN).await;
+                tokio::time::sleep(pause).await;
             }
             let _ = sender.send(Event::Joined { server: id, sent, until, result });
         });
@@ -155,9 +157,17 @@ impl Owner {
     pub(super) fn joined(&mut self, id: ServerId, sent: Instant, until: Timestamp, result: Result<(), DriverError>) {
         self.joining = false;
         if let Err(error) = result {
-            tracing::warn!(server = %self.core.server, %error, "this server can't join; it tries again");
+            self.joins_failed = self.joins_failed.saturating_add(1);
+            self.core.note_failed_write(&error);
+            // Once in a row: it says that it tries again, and it does.
+            if self.joins_failed == 1 {
+                tracing::warn!(server = %self.core.server, %error, "this server can't join; it tries again until it can");
+            } else {
+                tracing::debug!(server = %self.core.server, %error, failures = self.joins_failed, "this server can't join");
+            }
             return;
         }
+        self.joins_failed = 0;
         let lease = self.core.options.lease;
         let pause = lease / HEARTBEATS;
         self.membership = Some(Membership {

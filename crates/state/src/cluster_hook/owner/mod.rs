@@ -194,6 +194,8 @@ pub(crate) struct Owner {
     slots: HashMap<SlotId, Slot, FixedState>,
     membership: Option<Membership>,
     joining: bool,
+    /// How often joining has failed in a row.
+    joins_failed: u32,
     settlements: Settlements,
     loads: HashMap<u64, Load>,
     next_load: u64,
@@ -267,6 +269,7 @@ impl Owner {
             slots: HashMap::default(),
             membership: None,
             joining: false,
+            joins_failed: 0,
             settlements: Settlements::default(),
             loads: HashMap::new(),
             next_load: 0,

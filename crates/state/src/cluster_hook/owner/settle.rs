@@ -335,13 +335,17 @@ impl Owner {
         let fenced = Fenced { fence, receipts, exceptions };
         let (core, sender) = (self.core.clone(), self.sender.clone());
         self.spawn(async move {
-            let _ = core.points.pass(points::RUN_BEFORE_COMPLETION).await;
-            if core.stop.is_cancelled() {
-                return;
-            }
             let attributes = run.write_attributes();
             let mut again = AGAIN;
             let end = loop {
+                let passed = core.points.pass(points::RUN_BEFORE_COMPLETION).await;
+                if core.stop.is_cancelled() {
+                    return;
+                }
+                if passed == Pass::Cut {
+                    tokio::time::sleep(again).await;
+                    continue;
+                }
                 let (writes, control) = (writes.clone(), run.control.clone());
                 let closure = move |transaction: &mut Transaction| {
                     // An operator may have cancelled the run since; its token holds all the same.
