@@ -8,22 +8,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use parking_lot::RwLock;
 use prometheus_client::registry::Registry as MetricsRegistry;
 use tidegate_api::{Setting, SettingOrigin};
-use tidegate_dataset::artifact::{ArtifactError, ArtifactStore};
+use tidegate_dataset::artifact::ArtifactError;
 use tidegate_dataset::location::{Environment, LocationError, StorePlan};
 use tidegate_lifecycle::{
     FirstPublished, HooksConfiguration, HooksFile, Lifecycle, LifecycleOptions, LogSink, PublishError, Refusal,
     Registry, Surroundings,
 };
-use tidegate_rollout::entities::{Availability, Call, Push, Region, RegistrationCall};
+use tidegate_rollout::entities::{Availability, Call, Region, RegistrationCall};
 use tidegate_rollout::region::RegionHost;
 use tidegate_rollout::region::host::{HostError, HostOptions, RegionSetup};
-use tidegate_rollout::{
-    ArtifactRemover, OperationError, Operations, RolloutDependencies, RolloutHooks, RolloutMetrics,
-};
+use tidegate_rollout::{OperationError, Operations, RolloutDependencies, RolloutHooks, RolloutMetrics};
 use tidegate_state::{DriverError, HookHandle, OpenError, RegisterError, State};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -383,13 +380,13 @@ async fn host(
     let lifecycle = Lifecycle::new(options.registry.clone(), LifecycleOptions::default());
     let file_differs = publish_hooks(options, state, &lifecycle).await?;
 
-    let plan = plan_artifacts(options)?;
+    let plan = artifacts::plan(options)?;
     let artifacts = plan.open()?;
     let source_store = artifacts::agree(state, &artifacts).await?;
     let uploads = Uploads::new(artifacts.clone())
         .map_err(|source| StartError::Data { path: options.data.join("artifacts"), source })?;
     let uploads = Arc::new(uploads);
-    sweep_uploads(state, &uploads).await?;
+    artifacts::sweep_uploads(state, &uploads).await?;
 
     let http = HttpMetrics::register(&mut metrics);
     state.metrics().register(&mut metrics);
@@ -401,7 +398,7 @@ async fn host(
     host_options.metrics.register(&mut metrics);
     let regions = RegionHost::start(state.clone(), host_options, setups).await?;
 
-    let remover = Remover { artifacts: artifacts.clone(), uploads: Arc::clone(&uploads) };
+    let remover = artifacts::Remover::new(artifacts.clone(), Arc::clone(&uploads));
     let dependencies =
         RolloutDependencies { registry: Arc::clone(&registry), remover: Arc::new(remover), metrics: rollout_metrics };
     let rollout =
@@ -519,35 +516,6 @@ async fn publish_hooks(options: &Options, state: &State, lifecycle: &Lifecycle) 
     }
 }
 
-/// What is in force about the artifact store.
-fn plan_artifacts(options: &Options) -> Result<StorePlan, StartError> {
-    let mut settings = options.config.artifacts.clone();
-    if let Some(url) = &options.artifacts {
-        settings.url = Some(url.clone());
-    }
-    Ok(StorePlan::new(&settings, &options.data.join("artifacts"), &options.environment)?)
-}
-
-/// Removes what pushes have sent that no longer take parts.
-async fn sweep_uploads(state: &State, uploads: &Uploads) -> Result<(), StartError> {
-    let taking = async || {
-        // Other servers start pushes too: what they have committed by now has to be seen.
-        state.flush().await.map_err(|error| error.to_string())?;
-        let pushes = state
-            .snapshot()
-            .all::<Push>()
-            .filter_map(Result::ok)
-            .filter(|(_, push)| push.needs_client())
-            .map(|(push, _)| push.id())
-            .collect();
-        Ok(pushes)
-    };
-    uploads
-        .sweep(taking)
-        .await
-        .map_err(|error| StartError::Prepare(format!("what is left of uploads can't be removed: {error}")))
-}
-
 /// Every setting with where it came from, by its name in the file.
 fn settings(
     options: &Options,
@@ -597,21 +565,4 @@ fn settings(
         set(&format!("regions.{}", region.name), value, origin);
     }
     settings
-}
-
-/// Removes bytes that nothing refers to any more.
-struct Remover {
-    artifacts: ArtifactStore,
-    uploads: Arc<Uploads>,
-}
-
-#[async_trait]
-impl ArtifactRemover for Remover {
-    async fn remove_artifact(&self, artifact: &str, _manifest_sha256: &str) -> Result<(), String> {
-        self.artifacts.delete(artifact).await.map_err(|error| error.to_string())
-    }
-
-    async fn remove_upload(&self, _store: &str, push: &str) -> Result<(), String> {
-        self.uploads.remove(push).await
-    }
 }

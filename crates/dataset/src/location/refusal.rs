@@ -30,7 +30,8 @@ pub(crate) fn describe(error: &Error) -> String {
         (_, Some("ExpiredToken" | "TokenRefreshRequired")) => {
             format!("the credentials have run out{quoted}; renew them")
         }
-        (Error::Unauthenticated { .. }, _) | (_, Some("InvalidAccessKeyId" | "SignatureDoesNotMatch")) => {
+        (Error::Unauthenticated { .. }, _)
+        | (_, Some("InvalidAccessKeyId" | "SignatureDoesNotMatch" | "NotSignedUp")) => {
             format!(
                 "it does not know these credentials{quoted}; `artifacts.credentials` of `tidegate config show` says \
                  which are used"

@@ -56,6 +56,8 @@ impl Asked {
 pub(crate) enum Fault {
     /// This status, and an error in S3's form.
     Status(u16),
+    /// The same with this code in it.
+    Refusal(u16, &'static str),
     /// Nothing ever comes.
     Silence,
     /// Of the answer's body only so many bytes come, then the connection breaks.
@@ -166,10 +168,8 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
     let fault = shared.rule.lock().as_mut().and_then(|rule| rule(&asked));
     match fault {
         None => pass(&shared, request).await,
-        Some(Fault::Status(status)) => {
-            let body = "<?xml version=\"1.0\"?><Error><Code>Told</Code><Message>as told</Message></Error>";
-            (StatusCode::from_u16(status).unwrap(), body).into_response()
-        }
+        Some(Fault::Status(status)) => refuse(status, "Told"),
+        Some(Fault::Refusal(status, code)) => refuse(status, code),
         Some(Fault::Silence) => std::future::pending().await,
         Some(Fault::CutAnswer(bytes)) => cut(pass(&shared, request).await, bytes),
         Some(Fault::CutRequest(bytes)) => {
@@ -185,6 +185,11 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
             cut(StatusCode::INTERNAL_SERVER_ERROR.into_response(), 0)
         }
     }
+}
+
+fn refuse(status: u16, code: &str) -> Response {
+    let body = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>as told</Message></Error>");
+    (StatusCode::from_u16(status).unwrap(), body).into_response()
 }
 
 async fn pass(shared: &Shared, request: Request) -> Response {

@@ -124,7 +124,7 @@ async fn what_is_left_of_a_download_and_is_not_its_beginning_is_thrown_away() {
 #[tokio::test]
 async fn errors_broken_connections_and_silence_are_tried_again() {
     let large = Large::new().await;
-    let store = large.store(|settings| settings.request_seconds = Some(1));
+    let store = large.store(|settings| settings.request_seconds = Some(3));
     let file = large.path("fetched");
     let faults = [Fault::Status(500), Fault::Status(503), Fault::CutAnswer(100_000), Fault::Silence];
     for fault in faults {
@@ -184,6 +184,8 @@ async fn wrong_credentials_are_told_once_with_what_to_do_and_without_a_secret() 
 #[tokio::test]
 async fn a_bucket_that_is_not_there_or_can_not_be_reached_is_told_by_name() {
     let bucket = Bucket::start().await;
+    // The server of these tests makes buckets that are written to; others do not.
+    bucket.fail(|asked| asked.path.starts_with("/absent").then_some(Fault::Refusal(404, "NoSuchBucket")));
     let absent = StoreSettings { url: Some("s3://absent/x".to_owned()), ..bucket.settings() };
     let error = refusal(&bucket, absent, environment()).await;
     assert!(error.contains("s3://absent/x") && error.contains("no such bucket"), "{error}");

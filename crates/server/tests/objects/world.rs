@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use futures::StreamExt;
 use tempfile::TempDir;
 use tidegate_client::api::{PushPhase, PushStart, PushState, StoreCreate};
 use tidegate_client::{Client, PushJob, PushOptions, PushOutcome};
@@ -78,6 +79,13 @@ impl World {
         let server = Server::start(options(self.folder.path(), &self.bucket)).await.unwrap();
         self.client = Client::new(&server.url()).unwrap();
         self.server = Some(server);
+    }
+
+    /// What lies in the bucket of parts on their way.
+    pub(crate) async fn left(&self, below: &str) -> Vec<String> {
+        let store = self.bucket.store();
+        let listed = store.objects().list(Some(&format!("uploads{below}").into()));
+        listed.map(|meta| meta.unwrap().location.to_string()).collect().await
     }
 
     pub(crate) async fn end(mut self) {
