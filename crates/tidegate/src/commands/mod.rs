@@ -9,6 +9,8 @@ mod region;
 mod server;
 mod store;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use clap::CommandFactory;
 use tidegate_client::Client;
 use tidegate_lifecycle::Registry;
@@ -17,14 +19,14 @@ use crate::arguments::{Arguments, Command};
 use crate::demo;
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::output::{Output, ask, plain};
+use crate::output::{Output, Paint, ask, plain, say};
 
 pub(crate) use push::follow_push;
 pub(crate) use server::start_server;
 
 /// Runs a command to its end.
 pub(crate) async fn run(arguments: Arguments, registry: Registry, output: Output) -> Result<Exit, Failure> {
-    let client = || Client::new(&arguments.global.url);
+    let client = || Client::new(&arguments.global.url).map(|client| with_notice(client, output));
     match arguments.command {
         Command::Demo(demo) => demo::run(demo, registry, output).await,
         Command::Server(server) => server::run(server, registry, output).await,
@@ -59,6 +61,18 @@ pub(crate) async fn run(arguments: Arguments, registry: Registry, output: Output
             Ok(Exit::Done)
         }
     }
+}
+
+/// Says soon, and once, that a server does not answer and is tried on.
+fn with_notice(client: Client, output: Output) -> Client {
+    let told = AtomicBool::new(output.is_json());
+    client.with_notice(move |error, patience| {
+        if error.is_unreachable() && !told.swap(true, Ordering::Relaxed) {
+            let style = output.error_style;
+            let limit = crate::output::elapsed(i64::try_from(patience.as_millis()).unwrap_or(i64::MAX));
+            say(&format!("{} the server does not answer; trying on for up to {limit}", style.mark(Paint::Held)));
+        }
+    })
 }
 
 /// Several key columns are written with commas on the command line, and as a JSON array in the API; the array itself is

@@ -67,11 +67,13 @@ impl<P: Clone> SlotQueue<P> {
     }
 
     /// The requests that a run's end finishes or holds, the one that it was given last; and whether an operator has
-    /// cancelled it. None if this is not the run that goes.
-    pub(crate) fn covered(&self, index: KeyIndex, run: u32) -> Option<(Vec<RequestId>, bool)> {
-        let key = self.keys.get(index as usize)?.as_ref()?;
-        match &key.phase {
-            Phase::Running { run: going, covered, cancelled, .. } if *going == run => {
+    /// cancelled it. None if this is not the run that goes. What comes from here on gets a further run, though the run's
+    /// snapshot has it: what its end stores is settled by now, and would lack that request's receipt.
+    pub(crate) fn covered(&mut self, index: KeyIndex, run: u32) -> Option<(Vec<RequestId>, bool)> {
+        let key = self.keys.get_mut(index as usize)?.as_mut()?;
+        match &mut key.phase {
+            Phase::Running { run: going, covered, cancelled, snapshot, .. } if *going == run => {
+                *snapshot = Revision::ZERO;
                 Some((key.queue.iter().take(*covered).map(|entry| entry.id).collect(), cancelled.is_some()))
             }
             Phase::Idle

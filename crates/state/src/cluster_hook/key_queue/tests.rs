@@ -133,6 +133,29 @@ fn k15_latest_state_runs_once_more_for_all_that_came_during_a_run() {
 }
 
 #[test]
+fn k15_what_comes_while_a_runs_end_is_being_committed_gets_a_receipt_of_its_own() {
+    for retry_at in [None, Some(Timestamp(NOW.0 + 5_000))] {
+        let mut bench = Bench::new(Delivery::LatestState);
+        bench.request(1, "x");
+        let run = bench.start_at(Revision(5)).unwrap();
+        bench.request(2, "x");
+        // What the commit settles is decided here.
+        assert_eq!(bench.queue.covered(run.key, run.run), Some((vec![id(1), id(2)], false)));
+        bench.request(3, "x");
+        bench.queue.committed(run.key, run.run, retry_at, &mut bench.out);
+        bench.store();
+        assert!(bench.queue.watermark() < Revision(3), "nobody has settled it");
+        let next = bench.start().expect("it is not forgotten");
+        assert_eq!(next.request, id(3));
+        bench.end(&next, RunEnd::Done);
+        let stored = bench.store();
+        let settled = |item: &Item<u64>| matches!(item, Item::Receipt { request, .. } if *request == id(3));
+        assert!(stored.iter().any(settled), "{stored:?}");
+        assert!(bench.queue.watermark() >= Revision(3));
+    }
+}
+
+#[test]
 fn k15_a_run_covers_what_its_snapshot_has_even_if_the_tail_brings_it_later() {
     let mut bench = Bench::new(Delivery::LatestState);
     bench.request(1, "a");
