@@ -1,6 +1,7 @@
 //! The connection to a server: addresses, requests, answers.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
@@ -69,6 +70,25 @@ pub struct Client {
     base: Url,
     patience: Duration,
     request_limit: Duration,
+    notice: Notice,
+}
+
+/// Who is told that a request has failed and is made again.
+#[derive(Clone, Default)]
+struct Notice(Option<Arc<dyn Fn(&Error, Duration) + Send + Sync>>);
+
+impl Notice {
+    fn tell(&self, error: &Error, patience: Duration) {
+        if let Some(tell) = &self.0 {
+            tell(error, patience);
+        }
+    }
+}
+
+impl std::fmt::Debug for Notice {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_tuple("Notice").field(&self.0.is_some()).finish()
+    }
 }
 
 /// What a request carries.
@@ -135,13 +155,27 @@ impl Client {
             .redirect(reqwest::redirect::Policy::none())
             .build()
             .map_err(|error| bad(chain(&error)))?;
-        Ok(Self { http, anonymous, base, patience: options.patience, request_limit: options.request_limit })
+        Ok(Self {
+            http,
+            anonymous,
+            base,
+            patience: options.patience,
+            request_limit: options.request_limit,
+            notice: Notice::default(),
+        })
     }
 
     /// The same client with another [`Options::patience`].
     #[must_use]
     pub fn with_patience(&self, patience: Duration) -> Self {
         Self { patience, ..self.clone() }
+    }
+
+    /// The same client, which tells of each failure after which a request is made again: what failed, and for how long it
+    /// is tried in all. It must be quick.
+    #[must_use]
+    pub fn with_notice(&self, notice: impl Fn(&Error, Duration) + Send + Sync + 'static) -> Self {
+        Self { notice: Notice(Some(Arc::new(notice))), ..self.clone() }
     }
 
     /// The server's address.
@@ -203,14 +237,25 @@ impl Client {
     /// Makes a request, again where that may help. Status and body of an answer that is no error.
     pub(crate) async fn request_bytes(&self, request: &Request<'_>) -> Result<(u16, Vec<u8>), Error> {
         let mut attempts = Attempts::new(self.patience);
+        let mut never_sent = true;
         loop {
-            let error = match self.attempt(request).await {
+            let (mut error, is_final) = match self.attempt(request).await {
                 Ok(answer) => return Ok(answer),
-                Err(Failed::Final(error)) => return Err(error),
-                Err(Failed::Again(error)) => error,
+                Err(Failed::Final(error)) => (error, true),
+                Err(Failed::Again(error)) => (error, false),
             };
+            if let Error::Unreachable { surely_not_sent, .. } = &mut error {
+                never_sent &= *surely_not_sent;
+                *surely_not_sent = never_sent;
+            } else {
+                never_sent = false;
+            }
+            if is_final {
+                return Err(error);
+            }
             match attempts.failed() {
                 Some(pause) => {
+                    self.notice.tell(&error, self.patience);
                     tracing::debug!(url = %request.url, %error, ?pause, "trying again");
                     tokio::time::sleep(pause).await;
                 }
@@ -253,8 +298,12 @@ impl Client {
     }
 
     pub(crate) fn transport(&self, error: &reqwest::Error, repeat: Repeat) -> Failed {
-        let unreachable =
-            Error::Unreachable { url: self.url().to_owned(), tried_for: Duration::ZERO, reason: chain(error) };
+        let unreachable = Error::Unreachable {
+            url: self.url().to_owned(),
+            tried_for: Duration::ZERO,
+            reason: chain(error),
+            surely_not_sent: error.is_connect(),
+        };
         if repeat == Repeat::Always || error.is_connect() {
             Failed::Again(unreachable)
         } else {
@@ -275,7 +324,9 @@ impl Error {
     /// Says how long was tried, where that matters.
     pub(crate) fn after(self, attempts: &Attempts) -> Self {
         match self {
-            Self::Unreachable { url, reason, .. } => Self::Unreachable { url, reason, tried_for: attempts.elapsed() },
+            Self::Unreachable { url, reason, surely_not_sent, .. } => {
+                Self::Unreachable { url, reason, tried_for: attempts.elapsed(), surely_not_sent }
+            }
             other => other,
         }
     }

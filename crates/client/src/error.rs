@@ -26,6 +26,8 @@ pub enum Error {
         tried_for: Duration,
         /// The last failure.
         reason: String,
+        /// Whether it is certain that no attempt was sent: no connection was ever made.
+        surely_not_sent: bool,
     },
     /// The server refused the request, and says why.
     #[error("{body}")]

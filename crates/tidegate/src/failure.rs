@@ -4,7 +4,7 @@ use tidegate_api::ErrorBody;
 use tidegate_client::Error as ClientError;
 
 use crate::exit::Exit;
-use crate::output::{Output, Paint, plain, say};
+use crate::output::{Output, Paint, plain, say, sentence};
 
 /// Why a command failed.
 #[derive(Debug)]
@@ -57,14 +57,18 @@ impl Failure {
             return;
         }
         let style = output.error_style;
-        say(&format!("{} {}", style.paint(Paint::Bad, "error:"), plain(&self.body.what)));
+        say(&format!(
+            "{} {}",
+            style.paint(Paint::Bad, "error:"),
+            plain(self.body.what.trim_end().trim_end_matches('.'))
+        ));
         for (title, text) in [
             ("why", &self.body.why),
             ("what follows", &self.body.consequences),
             ("what to do", &self.body.countermeasures),
         ] {
             if !text.is_empty() {
-                say(&format!("  {} {}", style.paint(Paint::Quiet, &format!("{title}:")), plain(text)));
+                say(&format!("  {} {}", style.paint(Paint::Quiet, &format!("{title}:")), plain(&sentence(text))));
             }
         }
         if !self.body.subjects.is_empty() {
@@ -78,10 +82,14 @@ impl From<ClientError> for Failure {
         let text = error.to_string();
         match error {
             ClientError::Refused { body, .. } => Failure { body, exit: Exit::Failed },
-            ClientError::Unreachable { url, reason, tried_for } => Failure::new(
+            ClientError::Unreachable { url, reason, tried_for, surely_not_sent } => Failure::new(
                 format!("no server could be reached at {url}"),
                 format!("{reason} (tried for {:.1} s)", tried_for.as_secs_f64()),
-                "It is not known whether the server got the request.",
+                if surely_not_sent {
+                    "The server did not get the request, so nothing was changed."
+                } else {
+                    "It is not known whether the server got the request."
+                },
                 "Start one with `tidegate server --data DIR`, or name another with --url or TIDEGATE_URL.",
             )
             .with_exit(Exit::Unreachable),

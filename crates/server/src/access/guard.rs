@@ -123,9 +123,7 @@ impl From<Refusal> for Stopped {
 
 async fn enter(gate: &Gate, rule: &'static Rule, request: Request) -> Result<(Request, Asked), Stopped> {
     let app = &gate.app;
-    let peer = request.extensions().get::<Peer>().map(|peer| peer.0.ip());
-    let caller = identify(app, rule, &request, peer)?;
-    admit(gate, &caller, peer)?;
+    let caller = identify(gate, rule, &request)?;
     let (mut parts, body) = request.into_parts();
     let path = RawPathParams::from_request_parts(&mut parts, &()).await.ok();
     let mut subject = Subject::of_address(path.as_ref(), &parts.uri);
@@ -157,37 +155,44 @@ async fn enter(gate: &Gate, rule: &'static Rule, request: Request) -> Result<(Re
     Ok((request, asked))
 }
 
-/// Who asks, if their role may.
-fn identify(app: &App, rule: &'static Rule, request: &Request, peer: Option<IpAddr>) -> Result<Caller, Refusal> {
-    let Who::Roles(roles) = rule.who else { return Ok(Caller::Anyone) };
-    let access = app.access();
+/// Who asks, if they may ask now and their role may ask this. Whoever is refused has asked all the same: it counts.
+fn identify(gate: &Gate, rule: &'static Rule, request: &Request) -> Result<Caller, Refusal> {
+    let (app, access) = (&gate.app, gate.app.access());
+    let peer = request.extensions().get::<Peer>().map(|peer| peer.0.ip());
+    let Who::Roles(roles) = rule.who else { return admit(gate, Caller::Anyone, peer) };
     if !access.is_required() {
-        return Ok(Caller::Anyone);
+        return admit(gate, Caller::Anyone, peer);
     }
     let snapshot = app.state().snapshot();
     let now = app.state().now();
-    let bearer = bearer_of(request.headers(), request.method().is_safe(), &snapshot, now);
-    let bearer = bearer.map_err(|refusal| match peer {
-        Some(peer) if refusal.is_wrong_token() => access.wrong_token(peer, refusal),
-        _ => refusal,
-    })?;
+    let bearer = match bearer_of(request.headers(), request.method().is_safe(), &snapshot, now) {
+        Ok(bearer) => bearer,
+        Err(refusal) => {
+            return Err(match peer {
+                Some(peer) if refusal.is_wrong_token() => access.wrong_token(peer, refusal),
+                _ => admit(gate, Caller::Anyone, peer).err().unwrap_or(refusal),
+            });
+        }
+    };
+    let caller = admit(gate, Caller::Bearer(bearer.clone()), peer)?;
     if !roles.contains(&bearer.role) {
         let Bearer { name, role, .. } = bearer;
         return Err(Refusal::Role { name, role, needed: roles });
     }
     access.clerk.used(&bearer.token, &snapshot, now);
-    Ok(Caller::Bearer(bearer))
+    Ok(caller)
 }
 
 /// Counts the request against its caller's limit. Programs of the same machine that show no token have none: there is nobody
 /// to protect from them.
-fn admit(gate: &Gate, caller: &Caller, peer: Option<IpAddr>) -> Result<(), Refusal> {
-    let asker = match (caller, peer) {
+fn admit(gate: &Gate, caller: Caller, peer: Option<IpAddr>) -> Result<Caller, Refusal> {
+    let asker = match (&caller, peer) {
         (Caller::Bearer(bearer), _) => Asker::Token(bearer.token.clone()),
         (Caller::Anyone, Some(peer)) if !peer.to_canonical().is_loopback() => Asker::peer(peer),
-        (Caller::Anyone, _) => return Ok(()),
+        (Caller::Anyone, _) => return Ok(caller),
     };
-    gate.app.access().admit(asker, gate.is_look_up).map_err(|wait| Refusal::TooManyRequests { wait })
+    gate.app.access().admit(asker, gate.is_look_up).map_err(|wait| Refusal::TooManyRequests { wait })?;
+    Ok(caller)
 }
 
 /// Reads the body for what it names, and puts it back.

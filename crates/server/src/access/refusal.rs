@@ -54,7 +54,7 @@ impl Refusal {
 
     /// Whether somebody may be trying tokens.
     pub(crate) fn is_wrong_token(&self) -> bool {
-        matches!(self, Self::NoTokenForm | Self::WrongToken | Self::SessionOver)
+        matches!(self, Self::NoTokenForm | Self::WrongToken)
     }
 
     fn wait(&self) -> Option<Duration> {

@@ -24,11 +24,11 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
+use super::guard::HEAD_BYTES_MAX;
 use super::serve::{Peer, Service};
 use super::unstalled::Unstalled;
 
-/// The largest head of a request, in bytes, and the most headers in it.
-const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// The most headers of a request.
 const HEADERS_MAX: usize = 100;
 
 /// Requests at once on one connection, with HTTP/2.

@@ -25,6 +25,9 @@ pub(crate) const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-requ
 /// The longest id that is taken from the caller.
 const REQUEST_ID_BYTES_MAX: usize = 128;
 
+/// The largest head of a request: its target and its headers, in bytes.
+pub(crate) const HEAD_BYTES_MAX: usize = 64 * 1024;
+
 #[derive(Clone, Debug)]
 pub(crate) struct RequestId(pub(crate) String);
 
@@ -85,15 +88,41 @@ impl Hosts {
     }
 }
 
-/// Refuses requests that are meant for another host, or come from a page of another site.
-pub(crate) async fn check_host(State(hosts): State<Arc<Hosts>>, request: Request, next: Next) -> Response {
-    match judge_host(&hosts, request.method(), request.uri(), request.headers()) {
+/// Refuses requests with too large a head, those that are meant for another host, and those that come from a page of another
+/// site.
+pub(crate) async fn check_head(State(hosts): State<Arc<Hosts>>, request: Request, next: Next) -> Response {
+    let judged = judge_size(request.uri(), request.headers())
+        .and_then(|()| judge_host(&hosts, request.method(), request.uri(), request.headers()));
+    match judged {
         Ok(()) => next.run(request).await,
         Err(error) => error.into_response(),
     }
 }
 
+/// What reads a connection bounds its buffer, which may hold twice as much before that is noticed: here the limit is exact.
+fn judge_size(uri: &Uri, headers: &HeaderMap) -> Result<(), ApiError> {
+    let target = uri.path().len() + uri.query().map_or(0, str::len);
+    let size = headers.iter().fold(target, |size, (name, value)| size + name.as_str().len() + value.len());
+    if size <= HEAD_BYTES_MAX {
+        return Ok(());
+    }
+    Err(ApiError::new(
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+        ErrorBody::new(
+            code::TOO_LARGE,
+            "The request's head is too large.",
+            format!("Its target and headers have {size} bytes; there may be {HEAD_BYTES_MAX}."),
+            NOTHING_CHANGED,
+            "Send what is large in the body.",
+        ),
+    ))
+}
+
 fn judge_host(hosts: &Hosts, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), ApiError> {
+    // Whoever stands in between may have gone by another of them (RFC 9112, 3.2).
+    if headers.get_all(header::HOST).iter().count() > 1 {
+        return Err(host_refused("The request names several hosts.".to_owned(), "A request is for one host."));
+    }
     let host = headers
         .get(header::HOST)
         .map(|value| value.to_str().unwrap_or("?"))
@@ -285,6 +314,27 @@ mod tests {
         {
             assert!(!hosts.has(host), "{host}");
         }
+    }
+
+    #[test]
+    fn a_request_is_for_one_host() {
+        let mut headers = HeaderMap::new();
+        headers.append(header::HOST, HeaderValue::from_static("127.0.0.1:7600"));
+        let judge = |headers: &HeaderMap| judge_host(&Hosts::default(), &Method::GET, &Uri::from_static("/"), headers);
+        assert!(judge(&headers).is_ok());
+        headers.append(header::HOST, HeaderValue::from_static("localhost"));
+        assert!(judge(&headers).is_err());
+    }
+
+    #[test]
+    fn a_head_has_a_size() {
+        let judge = |bytes: usize| {
+            let mut headers = HeaderMap::new();
+            headers.insert("x", HeaderValue::from_str(&"x".repeat(bytes)).unwrap());
+            judge_size(&Uri::from_static("/"), &headers).is_ok()
+        };
+        assert!(judge(HEAD_BYTES_MAX - 2));
+        assert!(!judge(HEAD_BYTES_MAX - 1));
     }
 
     #[test]

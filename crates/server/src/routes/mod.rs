@@ -204,7 +204,7 @@ fn build(app: App, routes: Vec<Route>) -> Result<Router, Unruled> {
     let router = router
         .fallback(guard::no_route)
         .layer(CatchPanicLayer::custom(guard::panicked))
-        .layer(from_fn_with_state(hosts, guard::check_host))
+        .layer(from_fn_with_state(hosts, guard::check_head))
         .layer(from_fn_with_state(http, metrics::count))
         .layer(from_fn(guard::identify))
         .with_state(app);

@@ -154,14 +154,17 @@ async fn a_certificate_that_can_not_be_used_keeps_the_server_from_starting() {
 async fn heads_have_a_size() {
     let world = World::start().await;
     let address = world.server.as_ref().unwrap().address();
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    let head = format!("GET /healthz HTTP/1.1\r\nhost: {address}\r\nx: {}\r\n\r\n", "x".repeat(1_000_000));
-    // The server may close before it has read all of it.
-    let _ = stream.write_all(head.as_bytes()).await;
-    let mut answer = Vec::new();
-    let _ = tokio::time::timeout(LIMIT, stream.read_to_end(&mut answer)).await.unwrap();
-    let answer = String::from_utf8_lossy(&answer);
-    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
+    for size in [66_000, 100_000, 1_000_000] {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let head =
+            format!("GET /healthz HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\nx: {}\r\n\r\n", "x".repeat(size));
+        // The server may close before it has read all of it.
+        let _ = stream.write_all(head.as_bytes()).await;
+        let mut answer = Vec::new();
+        let _ = tokio::time::timeout(LIMIT, stream.read_to_end(&mut answer)).await.unwrap();
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
+    }
     world.client.stores().await.unwrap();
     world.end().await;
 }

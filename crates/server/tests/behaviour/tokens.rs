@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use sha2::{Digest, Sha256};
 use tidegate_client::Client;
 use tidegate_client::api::{Role, TokenCreate, TokenStatus, code};
 use tidegate_server::Server;
@@ -45,15 +46,15 @@ async fn a_secret_is_shown_once_and_kept_nowhere() {
     let made = world.token("reader", Role::Reader, None).await;
     let secret = made.secret.rsplit_once('_').unwrap().1.to_owned();
     assert_eq!(secret.len(), 64);
+    // What is kept in its place is shown to nobody either.
+    let digest = hex::encode(Sha256::digest(secret.as_bytes()));
     let http = reqwest::Client::new();
     let admin = world.token("other admin", Role::Admin, None).await.secret;
     for path in ["/v1/tokens", "/v1/config", "/metrics", "/v1/audit", "/"] {
         let response = http.get(format!("{}{path}", world.url())).bearer_auth(&admin).send().await.unwrap();
         assert_eq!(response.status(), 200, "{path}");
         let text = response.text().await.unwrap();
-        // The configuration of the hooks has a digest of its own.
-        let tells_digest = path != "/v1/config" && text.contains("digest\":\"");
-        assert!(!text.contains(&secret) && !tells_digest, "{path}: {text}");
+        assert!(!text.contains(&secret) && !text.contains(&digest), "{path}: {text}");
     }
     assert!(!format!("{made:?}").contains(&secret));
     // Nor is it in any file of the server's.
@@ -65,7 +66,12 @@ async fn a_secret_is_shown_once_and_kept_nowhere() {
             files.extend(std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
             continue;
         }
-        let bytes = std::fs::read(&path).unwrap();
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            // The store's log goes with its last connection, which may be now.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => panic!("{}: {error}", path.display()),
+        };
         let found = bytes.windows(secret.len()).any(|window| window == secret.as_bytes());
         assert!(!found, "{}", path.display());
     }

@@ -13,6 +13,8 @@ mod token;
 
 use std::time::Duration;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use clap::CommandFactory;
 use tidegate_lifecycle::Registry;
 
@@ -21,14 +23,14 @@ use crate::connection;
 use crate::demo;
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::output::{Output, ask, plain};
+use crate::output::{Output, Paint, ask, plain, say};
 
 pub(crate) use push::follow_push;
 pub(crate) use server::start_server;
 
 /// Runs a command to its end.
 pub(crate) async fn run(arguments: Arguments, registry: Registry, output: Output) -> Result<Exit, Failure> {
-    let client = || connection::client(&arguments.global);
+    let client = || connection::client(&arguments.global).map(|client| with_notice(client, output));
     match arguments.command {
         Command::Demo(demo) => demo::run(demo, registry, output).await,
         Command::Server(server) => server::run(server, registry, output).await,
@@ -71,6 +73,18 @@ pub(crate) async fn run(arguments: Arguments, registry: Registry, output: Output
             Ok(Exit::Done)
         }
     }
+}
+
+/// Says soon, and once, that a server does not answer and is tried on.
+fn with_notice(client: Client, output: Output) -> Client {
+    let told = AtomicBool::new(output.is_json());
+    client.with_notice(move |error, patience| {
+        if error.is_unreachable() && !told.swap(true, Ordering::Relaxed) {
+            let style = output.error_style;
+            let limit = crate::output::elapsed(i64::try_from(patience.as_millis()).unwrap_or(i64::MAX));
+            say(&format!("{} the server does not answer; trying on for up to {limit}", style.mark(Paint::Held)));
+        }
+    })
 }
 
 /// Several key columns are written with commas on the command line, and as a JSON array in the API; the array itself is

@@ -1,5 +1,7 @@
 //! `tidegate store …`.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value};
 use tidegate_api::{OverridesUpdate, RollbackRequest, StoreCreate, StorePatch, StoreView, VersionView};
 use tidegate_client::Client;
@@ -56,6 +58,10 @@ pub(super) async fn run(command: StoreCommand, client: &Client, output: Output) 
                     (store, OverridesUpdate { set, unset: Vec::new() })
                 }
                 HooksCommand::Unset { store, keys } => {
+                    let there = client.overrides(&store).await?.overrides;
+                    if let Some(absent) = keys.iter().find(|key| !there.contains_key(*key)) {
+                        return Err(not_set(&store, absent, &there));
+                    }
                     (store, OverridesUpdate { set: Default::default(), unset: keys })
                 }
             };
@@ -135,6 +141,16 @@ fn patch_of(settings: &[(String, String)]) -> Result<StorePatch, Failure> {
             "There are team, schema_mode, auto_register_schemas, allow_empty, retention, keep_rejected_ms, grace_ms, keep_pushes, golden_keys, on_new_push, embedded_swap, embedded_dead_percent_max, limits.… and freshness.….",
         )
     })
+}
+
+fn not_set(store: &str, key: &str, there: &BTreeMap<String, String>) -> Failure {
+    let keys: Vec<&str> = there.keys().map(String::as_str).collect();
+    let why = if keys.is_empty() {
+        format!("Store {store} has no hook settings of its own.")
+    } else {
+        format!("Store {store} has {}.", keys.join(", "))
+    };
+    Failure::new(format!("{key} is not set"), why, "Nothing was changed.", "Name settings that the store has.")
 }
 
 /// What the reader of JSON says about a setting, with the setting's name and value as they were typed.

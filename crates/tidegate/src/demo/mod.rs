@@ -111,7 +111,10 @@ fn invite(url: &str, output: Output) {
         "push calls demo-3",
         "get airports EDDF --region a",
         "store hooks set airports region-order.delay=30s",
-        "push airports demo/airports.csv.zst --watch",
+        "push airports demo/airports.csv.zst --id mine --watch",
+        "push explain mine",
+        "push kill mine --reason 'seen enough'",
+        "store rollback airports --reason 'I liked it before'",
     ] {
         say(&format!("  tidegate {command}"));
     }

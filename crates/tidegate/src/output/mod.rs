@@ -119,6 +119,18 @@ pub(crate) fn count(number: u64) -> String {
     text
 }
 
+/// A number of things: `1 record`, `28 298 records`.
+pub(crate) fn counted(number: u64, thing: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{} {thing}{plural}", count(number))
+}
+
+/// A text as a sentence: with one full stop at its end, whoever wrote it.
+pub(crate) fn sentence(text: &str) -> String {
+    let text = text.trim_end();
+    if text.is_empty() || text.ends_with(['.', '!', '?', '…']) { text.to_owned() } else { format!("{text}.") }
+}
+
 /// Elapsed time for people: `4s`, `12m30s`, `3h05m`, `2d4h`.
 pub(crate) fn elapsed(milliseconds: i64) -> String {
     let seconds = milliseconds.max(0) / 1_000;
@@ -142,6 +154,8 @@ mod tests {
         assert_eq!(count(28_298), "28 298");
         assert_eq!(count(7), "7");
         assert_eq!(moment(1_782_909_005_000), "2026-07-01 12:30:05");
+        assert_eq!((counted(1, "record"), counted(1_234, "part")), ("1 record".to_owned(), "1 234 parts".to_owned()));
+        assert_eq!(["a", "a.", "a…", ""].map(sentence), ["a.", "a.", "a…", ""]);
         assert_eq!(elapsed(750), "750ms");
         assert_eq!(elapsed(3_725_000), "1h02m");
     }

@@ -5,19 +5,28 @@ use tidegate_api::{
     Verdict,
 };
 
-use super::{Paint, Style, bytes, count, elapsed, plain};
+use super::{Paint, Style, bytes, count, counted, elapsed, plain};
 
 /// The whole tree, a line each, without a line end after the last.
 pub(crate) fn push(view: &PushView, style: Style) -> String {
+    let mut lines = without_reason(view, style);
+    if let (true, Some(reason)) = (view.state.status.is_terminal(), &view.state.reason) {
+        lines.push_str(&format!("\n  {}", plain(reason)));
+    }
+    lines
+}
+
+/// The tree for where the reason of its end is told beside it.
+pub(crate) fn without_reason(view: &PushView, style: Style) -> String {
     let mut lines = vec![heading(view, style)];
     if let Some(artifact) = &view.artifact {
         let duplicates =
             if artifact.duplicates == 0 { String::new() } else { format!(", {} repeated", count(artifact.duplicates)) };
         let text = format!(
-            "artifact {} · {} records{duplicates} · {} parts · {}",
+            "artifact {} · {}{duplicates} · {} · {}",
             short(&artifact.id),
-            count(artifact.records),
-            artifact.parts,
+            counted(artifact.records, "record"),
+            counted(artifact.parts, "part"),
             bytes(artifact.bytes)
         );
         lines.push(format!("  {}", style.paint(Paint::Quiet, &text)));
@@ -48,9 +57,6 @@ pub(crate) fn push(view: &PushView, style: Style) -> String {
     }
     for hold in view.holds.iter().filter(|hold| hold.region.is_none() && !view.state.status.is_terminal()) {
         lines.push(format!("  {}", hold_line(hold, view, style)));
-    }
-    if let (true, Some(reason)) = (view.state.status.is_terminal(), &view.state.reason) {
-        lines.push(format!("  {}", plain(reason)));
     }
     lines.join("\n")
 }

@@ -169,6 +169,31 @@ fn d9_nothing_is_left_on_the_clients_disk_by_a_push_that_ended() {
 }
 
 #[test]
+fn f11_a_server_that_is_not_there_is_told_soon_and_surely_got_nothing() {
+    let output = tidegate().args(["store", "list", "--url", "http://127.0.0.1:9"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{}", describe(&output));
+    let said = stderr(&output);
+    assert!(said.starts_with(".. the server does not answer; trying on for up to 10s\n"), "{said}");
+    assert!(said.contains("did not get the request"), "{said}");
+}
+
+#[test]
+fn hook_settings_that_are_not_set_are_named_beside_those_that_are() {
+    let server = Server::start();
+    server.json(&["store", "create", "things", "--key", "id"]);
+    server.json(&["store", "hooks", "set", "things", "region-order.order=a, b, c"]);
+    let output = server.run(&["store", "hooks", "unset", "things", "nothing.here"]);
+    assert_eq!(output.status.code(), Some(1), "{}", describe(&output));
+    assert!(stderr(&output).contains("region-order.order"), "{}", describe(&output));
+    let output = server.run(&["store", "hooks", "set", "things", "nothing.here=1"]);
+    assert!(
+        stderr(&output).contains("what to do: Name a hook that this server was built with"),
+        "{}",
+        describe(&output)
+    );
+}
+
+#[test]
 fn a_pipe_as_input_is_refused_and_not_waited_for() {
     let folder = tempfile::tempdir().unwrap();
     let (pipe, file) = (folder.path().join("pipe.csv"), folder.path().join("file.csv"));

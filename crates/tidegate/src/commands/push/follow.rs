@@ -11,7 +11,7 @@ use tidegate_client::push::{BuildPhase, PushError, PushEvent, PushJob, PushOptio
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::live::Live;
-use crate::output::{Output, Paint, Style, bytes, count, elapsed, plain, say, tree};
+use crate::output::{Output, Paint, Style, bytes, counted, elapsed, plain, say, tree};
 
 /// Runs a job to its end, showing it. Ctrl-C ends the command and not the push, and says how the push stands.
 pub(super) async fn run(client: &Client, job: PushJob, redraw: bool, output: Output) -> Result<PushOutcome, Failure> {
@@ -134,6 +134,10 @@ pub(crate) async fn follow_push(
 /// The end of a followed push: the whole tree where there is one.
 pub(super) fn print_end(outcome: &PushOutcome, output: Output) -> Result<(), Failure> {
     match &outcome.view {
+        // On one terminal the reason is told once, below.
+        Some(view) if output.style.terminal && output.error_style.terminal && exit_of(outcome, true) != Exit::Done => {
+            output.result(view, tree::without_reason)?;
+        }
         Some(view) => output.result(view, tree::push)?,
         None => output.result(&outcome.state, |state, style| {
             format!("push {}: {}", plain(&state.push), tree::status(state, style))
@@ -296,18 +300,23 @@ impl Shown {
                     BuildPhase::Reading => "reading",
                     BuildPhase::Writing => "building",
                 };
-                self.progress(what, done, of, &format!("{} records", count(records)));
+                self.progress(what, done, of, &counted(records, "record"));
             }
             PushEvent::Built { artifact, records, bytes: size, reused } => {
                 self.end_bar();
                 let word = if reused { "found again" } else { "built" };
                 self.line(
                     Paint::Good,
-                    &format!("artifact {} {word}: {} records, {}", tree::short(&artifact), count(records), bytes(size)),
+                    &format!(
+                        "artifact {} {word}: {}, {}",
+                        tree::short(&artifact),
+                        counted(records, "record"),
+                        bytes(size)
+                    ),
                 );
             }
             PushEvent::Uploading { bytes: sent, of, parts, parts_of, .. } => {
-                self.progress("sending", sent, of, &format!("{parts} of {parts_of} parts"));
+                self.progress("sending", sent, of, &format!("{parts} of {}", counted(parts_of, "part")));
             }
             PushEvent::Completed => {
                 self.end_bar();

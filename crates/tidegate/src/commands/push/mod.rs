@@ -143,7 +143,7 @@ fn call_list(calls: &[CallView], style: Style) -> String {
                 call.hook.clone(),
                 call.attempt.to_string(),
                 outcome,
-                format!("{} ms", call.ended_at.saturating_sub(call.started_at)),
+                elapsed(i64::try_from(call.ended_at.saturating_sub(call.started_at)).unwrap_or(i64::MAX)),
                 call.reason.clone().unwrap_or_default(),
             ]
         })
