@@ -16,6 +16,7 @@ use serde_json::{Map, Value};
 use crate::driver::StoredDocument;
 use crate::entity::Entity;
 use crate::float_check;
+use crate::path::Path;
 use crate::record::Record;
 use crate::revision::Revision;
 
@@ -24,13 +25,15 @@ pub(crate) const DOCUMENT_BYTES_MAX: usize = 8 << 20;
 /// The longest JSON text of one record.
 pub(crate) const RECORD_BYTES_MAX: usize = 32 << 20;
 
-/// The content of an entity at one revision: JSON, read as a type on demand. Cheap to clone.
+/// The content of an entity at one revision: JSON, read as a type on demand. It knows the path that it stands under, so
+/// that a map of documents needs no other key. Cheap to clone.
 #[derive(Clone)]
 pub struct Document(Arc<Inner>);
 
 // In this order: what a read looks at first lies first, next to the count of the `Arc`.
 #[repr(C)]
 struct Inner {
+    path: Path,
     decoded: OnceLock<Decoded>,
     json: Arc<str>,
     written_at: Revision,
@@ -91,14 +94,14 @@ impl Decoded {
 
 impl Document {
     /// What a driver stored, read apart from the tree.
-    pub(crate) fn stored(document: &StoredDocument) -> Document {
-        Document::stored_at(document, Revision::ZERO)
+    pub(crate) fn stored(path: Path, document: &StoredDocument) -> Document {
+        Document::stored_at(path, document, Revision::ZERO)
     }
 
     /// What a driver stored, written by the transaction of this revision.
-    pub(crate) fn stored_at(document: &StoredDocument, written_at: Revision) -> Document {
+    pub(crate) fn stored_at(path: Path, document: &StoredDocument, written_at: Revision) -> Document {
         let StoredDocument { format, json } = document.clone();
-        Document(Arc::new(Inner { format, written_at, json, decoded: OnceLock::new() }))
+        Document(Arc::new(Inner { path, format, written_at, json, decoded: OnceLock::new() }))
     }
 
     /// What a driver is to store.
@@ -109,6 +112,7 @@ impl Document {
     /// Encodes a value. Fields of `before` that the type does not know are carried over (design: documents survive
     /// rolling upgrades).
     pub(crate) fn encode<E: Entity>(
+        path: Path,
         value: E,
         before: Option<&Document>,
         written_at: Revision,
@@ -124,7 +128,7 @@ impl Document {
         };
         let exact = Arc::ptr_eq(&json, &known);
         let decoded = Decoded { value: Arc::new(value), next: OnceLock::new(), exact };
-        Ok(Document(Arc::new(Inner { format, written_at, json, decoded: OnceLock::from(decoded) })))
+        Ok(Document(Arc::new(Inner { path, format, written_at, json, decoded: OnceLock::from(decoded) })))
     }
 
     /// The text with the fields that `E` does not know, or none if there are no such fields.
@@ -145,6 +149,11 @@ impl Document {
             return None;
         }
         Some(serde_json::to_string(&now).ok()?.into())
+    }
+
+    /// Where it stands.
+    pub(crate) fn path(&self) -> &Path {
+        &self.0.path
     }
 
     /// The JSON text as stored.
@@ -178,6 +187,10 @@ impl Document {
 
     /// The value, decoded at most once; the error is the reason.
     pub(crate) fn get<E: Entity>(&self) -> Result<&E, Arc<str>> {
+        // Nearly always it has been read before, and as this type.
+        if let Some(value) = self.0.decoded.get().and_then(|decoded| decoded.value.downcast_ref::<E>()) {
+            return Ok(value);
+        }
         let decoded = self.decoded::<E>();
         match decoded.value.downcast_ref::<E>() {
             Some(value) => Ok(value),

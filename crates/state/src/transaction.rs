@@ -279,12 +279,12 @@ impl Transaction {
             && original.document.get::<E>().is_ok_and(|was| *was == value)
         {
             let original = original.clone();
-            self.tree.insert(path, original);
+            self.tree.insert(original.document);
             return Ok(());
         }
         let before = current.or(original).map(|node| &node.document);
-        let document =
-            Document::encode(value, before, self.revision).map_err(|error| encode_error(path.to_string(), error))?;
+        let document = Document::encode(path.clone(), value, before, self.revision)
+            .map_err(|error| encode_error(path.to_string(), error))?;
         let size = document.json().len();
         if size > DOCUMENT_BYTES_MAX {
             let what = format!("the document of {path}, in bytes,");
@@ -292,7 +292,7 @@ impl Transaction {
         }
         self.grow(size)?;
         self.touch(path)?;
-        self.tree.insert(path, Node { document });
+        self.tree.insert(document);
         Ok(())
     }
 
@@ -492,7 +492,7 @@ impl Transaction {
                 (None, Some(after)) => changed.push((path, None, Some(after))),
                 (Some(before), Some(after)) => {
                     if before.document.same(&after) {
-                        self.tree.insert(&path, before);
+                        self.tree.insert(before.document);
                     } else {
                         changed.push((path, Some(before.document), Some(after)));
                     }

@@ -3,13 +3,16 @@
 //! Invariants: a node's parent is there (kept by transactions, which refuse a write under an absent parent and delete
 //! whole subtrees); `children` lists exactly the paths of `nodes`, per parent and collection, in id order.
 //!
+//! A node is its own key: behind one pointer lie its path and its document, so that the map's entries are small, and what
+//! finds a node brings its document along.
+//!
 //! Order of ids: canonical decimal numbers (`7`, not `07`) come first, as numbers; then all other ids, by the bytes of
 //! their text. This needs no entity type, so it is the same on servers that do not know a collection. A listing by a
 //! type whose ids are text puts number-like ids at their place by bytes.
 
-use std::borrow::Cow;
+use std::borrow::{Borrow, Cow};
 use std::cmp::Ordering;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::sync::Arc;
 
 use imbl::shared_ptr::DefaultSharedPtr;
@@ -23,6 +26,23 @@ use crate::revision::Revision;
 #[derive(Debug, Clone)]
 pub(crate) struct Node {
     pub(crate) document: Document,
+}
+
+impl PartialEq for Node {
+    fn eq(&self, other: &Self) -> bool {
+        self.document.path() == other.document.path()
+    }
+}
+impl Eq for Node {}
+impl Hash for Node {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        self.document.path().hash(hasher);
+    }
+}
+impl Borrow<Path> for Node {
+    fn borrow(&self) -> &Path {
+        self.document.path()
+    }
 }
 
 impl Node {
@@ -53,7 +73,7 @@ pub(crate) type ByPath<V> = GenericHashMap<Path, V, BuildHasherDefault<CarriedHa
 /// See the module's text.
 #[derive(Clone, Default)]
 pub(crate) struct Tree {
-    nodes: ByPath<Node>,
+    nodes: GenericHashMap<Node, (), BuildHasherDefault<CarriedHash>, DefaultSharedPtr>,
     children: ByPath<Arc<[Collection]>>,
 }
 
@@ -138,7 +158,7 @@ pub(crate) fn compare_paths_children_first(left: &Path, right: &Path) -> Orderin
 
 impl Tree {
     pub(crate) fn get(&self, path: &Path) -> Option<&Node> {
-        self.nodes.get(path)
+        self.nodes.get_key_value(path).map(|(node, ())| node)
     }
 
     pub(crate) fn contains(&self, path: &Path) -> bool {
@@ -151,12 +171,13 @@ impl Tree {
 
     /// All nodes, in no order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&Path, &Node)> {
-        self.nodes.iter()
+        self.nodes.keys().map(|node| (node.document.path(), node))
     }
 
     /// Sets a node; its parent is the caller's concern.
-    pub(crate) fn insert(&mut self, path: &Path, node: Node) {
-        if self.nodes.insert(path.clone(), node).is_none() {
+    pub(crate) fn insert(&mut self, document: Document) {
+        let path = &document.path().clone();
+        if self.nodes.insert(Node { document }, ()).is_none() {
             let Some(parent) = path.parent() else { return };
             let collections = self.children.get(&parent).map_or(&[][..], |collections| collections);
             let updated = with_member(collections, path);
@@ -166,7 +187,7 @@ impl Tree {
 
     /// Removes one node, not what is below it.
     pub(crate) fn remove(&mut self, path: &Path) -> Option<Node> {
-        let removed = self.nodes.remove(path)?;
+        let (removed, ()) = self.nodes.remove_with_key(path)?;
         if let Some(parent) = path.parent() {
             let remaining = self.children.get(&parent).and_then(|collections| without_member(collections, path));
             match remaining {
@@ -235,14 +256,12 @@ impl Tree {
     /// then the rest, parents before children, in id order.
     pub(crate) fn diff(&self, new: &Tree) -> Vec<(Path, Option<Document>, Option<Document>)> {
         let mut removed: Vec<(Path, Option<Document>, Option<Document>)> = self
-            .nodes
             .iter()
             .filter(|(path, _)| !new.contains(path))
             .map(|(path, node)| (path.clone(), Some(node.document.clone()), None))
             .collect();
         removed.sort_by(|left, right| compare_paths_children_first(&left.0, &right.0));
         let mut changed: Vec<(Path, Option<Document>, Option<Document>)> = new
-            .nodes
             .iter()
             .filter_map(|(path, node)| match self.get(path) {
                 Some(old) if old.document.same(&node.document) => None,

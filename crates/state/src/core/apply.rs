@@ -11,7 +11,7 @@ use crate::driver::{Driver, DriverError, LogEntry, LogRow};
 use crate::path::Path;
 use crate::revision::{Epoch, Revision};
 use crate::snapshot::Snapshot;
-use crate::tree::{Node, Tree};
+use crate::tree::Tree;
 
 /// How many rows are read at once.
 pub(super) const PAGE_ROWS: usize = 1_000;
@@ -24,11 +24,11 @@ pub(crate) fn apply_row(tree: &mut Tree, row: &LogRow, epoch: Epoch) -> Arc<Appl
         let sequence = u32::try_from(sequence).unwrap_or(u32::MAX);
         match entry {
             LogEntry::Change { path, before: _, after, hooks } => {
-                let after = after.as_ref().map(|after| Document::stored_at(after, row.revision));
+                let after = after.as_ref().map(|after| Document::stored_at(path.clone(), after, row.revision));
                 let before = match &after {
                     Some(after) => {
                         let before = tree.get(path).map(|node| node.document.clone());
-                        tree.insert(path, Node { document: after.clone() });
+                        tree.insert(after.clone());
                         before
                     }
                     None => tree.remove(path).map(|node| node.document),
@@ -92,8 +92,8 @@ async fn load_once(driver: &dyn Driver) -> Result<Loaded, DriverError> {
     let stored = driver.load().await?;
     let from = stored.revision;
     for row in stored.entities {
-        let document = Document::stored_at(&row.document, row.revision);
-        tree.insert(&row.path, Node { document });
+        let document = Document::stored_at(row.path.clone(), &row.document, row.revision);
+        tree.insert(document);
     }
     let mut revision = from;
     let mut touched = Vec::new();

@@ -37,7 +37,9 @@ pub(crate) fn entries<'a>(
             LogEntry::Change { path, before, after, hooks } if hooks.contains(&hook) => {
                 let (slot, key) = definitions.slot_of(path, id)?;
                 let documents = move || {
-                    let stored = |document: &Option<_>| document.as_ref().map(Document::stored);
+                    let stored = |document: &Option<_>| {
+                        document.as_ref().map(|document| Document::stored(path.clone(), document))
+                    };
                     if every_change { cause(path, stored(before), stored(after)) } else { cause(path, None, None) }
                 };
                 Some(Entry::Request { id, slot, key, cause: Box::new(documents) })
@@ -59,11 +61,14 @@ pub(crate) fn entries<'a>(
 pub(crate) fn cause_of(exception: &Exception) -> Arc<Cause> {
     let stored = &exception.change;
     let request = exception.request;
+    let document = |stored_form: &Option<_>| {
+        stored_form.as_ref().map(|stored_form| Document::stored(stored.path.clone(), stored_form))
+    };
     let change = Change {
         path: stored.path.clone(),
         revision: request.revision,
-        before: stored.before.as_ref().map(Document::stored),
-        after: stored.after.as_ref().map(Document::stored),
+        before: document(&stored.before),
+        after: document(&stored.after),
         sequence: request.sequence,
         hooks: [request.hook].into(),
     };
