@@ -15,11 +15,13 @@
 //! | [`freeze`] | freezes |
 //! | [`pause`] | gates that are held for a person |
 //! | [`job`] | the status of a push in the words of VIP-4's `/job` |
+//! | [`agent`] | who hosts a region |
 //! | [`region`] | regions and what they hold and serve |
 //! | [`read`] | look-ups, one by one and in batches |
 //! | [`config`] | the hooks configuration in force |
 //! | [`queue`] | requests of cluster hooks |
 //! | [`watch`] | events of the watch streams |
+//! | [`sse`] | the text form that they travel in |
 //!
 //! # Compatibility
 //!
@@ -28,6 +30,7 @@
 //! so that an older client can still show the rest. Times are [`EpochMs`]. Optional fields that
 //! are absent are left out.
 
+pub mod agent;
 pub mod config;
 pub mod error;
 pub mod freeze;
@@ -38,10 +41,12 @@ pub mod push;
 pub mod queue;
 pub mod read;
 pub mod region;
+pub mod sse;
 pub mod store;
 pub mod view;
 pub mod watch;
 
+pub use agent::{HostClaim, HostGrant, HostNode, HostView, PinView};
 pub use config::{
     ConfigView, HookSettingsView, HooksConfigUpdate, HooksConfigView, ServerConfigView, Setting, SettingOrigin,
 };
@@ -55,7 +60,7 @@ pub use push::{
 };
 pub use queue::{QueueAction, QueueEntryState, QueueEntryView};
 pub use read::{BatchAnswer, BatchRequest, KeyAnswer, KeyValue};
-pub use region::{AvailabilityRequest, HeldVersionView, RegionStoreView, RegionView};
+pub use region::{AvailabilityRequest, HeldVersionView, RegionSettings, RegionStoreView, RegionView};
 pub use store::{
     EmbeddedSwap, Freshness, Limits, LimitsPatch, OnNewPush, OverridesUpdate, OverridesView, RollbackAnswer,
     RollbackRequest, SchemaMode, SchemaView, StoreCreate, StorePatch, StoreView, VersionStatus, VersionView,

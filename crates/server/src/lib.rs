@@ -25,6 +25,7 @@
 //! | from a snapshot to what the API shows | `views` (pure) |
 //! | parts on their way into the artifact store | `uploads` |
 //! | the page | `page`, `assets/` |
+//! | a region's agent as a process of its own | [`agent`] |
 //!
 //! # Invariants
 //! - Handlers decide nothing about rollouts: they call [`tidegate_rollout::Operations`], each one
@@ -37,6 +38,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod agent;
 mod app;
 pub mod config;
 mod http;

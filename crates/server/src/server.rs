@@ -317,11 +317,12 @@ async fn host(
     let rollout_metrics = RolloutMetrics::default();
     rollout_metrics.register(&mut metrics, state.clone());
 
-    let host_options = HostOptions::new(options.data.join("regions"), artifacts.clone());
+    let mut host_options = HostOptions::new(options.data.join("regions"), artifacts.clone());
+    host_options.name = format!("server {}", state.server());
     host_options.metrics.register(&mut metrics);
     let regions = RegionHost::start(state.clone(), host_options, setups).await?;
 
-    let remover = Remover { artifacts, uploads: Arc::clone(&uploads) };
+    let remover = Remover { artifacts: artifacts.clone(), uploads: Arc::clone(&uploads) };
     let dependencies =
         RolloutDependencies { registry: Arc::clone(&registry), remover: Arc::new(remover), metrics: rollout_metrics };
     let rollout =
@@ -339,6 +340,8 @@ async fn host(
         regions,
         uploads,
         watches: Room::new("watches", limits.watches, Duration::MAX),
+        downloads: Room::new("downloads", limits.uploads, Duration::MAX),
+        artifacts,
         metrics,
         http,
         settings: settings(options, address, &limits),
@@ -369,22 +372,26 @@ async fn register_regions(
     };
     if sections.is_empty() {
         // The file names none: those that exist go on.
-        return Ok(known.iter().map(|(name, region)| setup(name, region)).collect());
+        let ours = known.iter().filter(|(_, region)| !region.agent);
+        return Ok(ours.map(|(name, region)| setup(name, region)).collect());
     }
     let named: BTreeSet<&String> = sections.iter().map(|section| &section.name).collect();
-    for name in known.keys().filter(|name| !named.contains(name)) {
+    for (name, _) in known.iter().filter(|(name, region)| !named.contains(name) && !region.agent) {
         tracing::warn!(region = name, "a region that the configuration does not name is not hosted here");
     }
     let mut setups = Vec::new();
     for section in &sections {
         let region = region_of(section);
         let changed = known.get(&section.name).is_none_or(|there| {
-            (there.nodes, there.enough, there.shares_source) != (region.nodes, region.enough, region.shares_source)
+            (there.nodes, there.enough, there.shares_source, there.agent)
+                != (region.nodes, region.enough, region.shares_source, region.agent)
         });
         if changed {
             operations.register_region(&section.name, region.clone(), state.server()).await?;
         }
-        setups.push(setup(&section.name, &region));
+        if !region.agent {
+            setups.push(setup(&section.name, &region));
+        }
     }
     Ok(setups)
 }
@@ -394,6 +401,7 @@ fn region_of(section: &RegionSection) -> Region {
         nodes: section.nodes,
         enough: section.enough(),
         shares_source: section.shares_source,
+        agent: section.agent,
         availability: Availability::Available,
         added_at: tidegate_state::Timestamp::default(),
     }

@@ -15,6 +15,7 @@
 
 mod error;
 mod leftovers;
+mod serve;
 mod transfer;
 
 use std::path::Path;
@@ -27,6 +28,7 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use tidegate_api::manifest::{HASH_FUNCTION, MANIFEST_FORMAT, Manifest, Part};
 
 pub use error::ArtifactError;
+pub use serve::{ArtifactFile, FileError, FileRange};
 
 use crate::digest::{artifact_id, sha256};
 use crate::progress::{Cancel, OnProgress, Phase, Progress};

@@ -51,6 +51,7 @@ mod view;
 pub use gather::{Source, apply, gates as gates_of, gather};
 pub use holds::{Hold, HoldKind, holds};
 pub use plan::{CallWrite, Plan, Write};
+pub(crate) use region::time_text;
 pub use version::overall_status;
 pub use view::{GateFacts, HookSettings, PushFacts, PushView, RegionFacts};
 

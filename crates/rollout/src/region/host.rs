@@ -12,7 +12,8 @@ use tidegate_state::{Clock, PathError, State};
 use super::agent::{AgentError, AgentLimits, AgentOptions, Jitter, RegionAgent, RegionNode, random_jitter};
 use super::artifacts::RegionArtifacts;
 use super::clients::{EmbeddedClients, NoClients};
-use super::link::StateLink;
+use super::hosting::Standing;
+use super::link::{RegionLink, StateLink};
 use super::metrics::{NodeFigures, RegionMetrics};
 use crate::engine::embedded::{EmbeddedEngine, NodeOpenError, NodeReadError};
 use crate::engine::file::encode_name;
@@ -48,6 +49,10 @@ pub struct HostOptions {
     pub limits: AgentLimits,
     /// Where the regions count.
     pub metrics: RegionMetrics,
+    /// What people call whoever hosts the regions.
+    pub name: String,
+    /// Where it answers reads; absent where it is a server.
+    pub address: Option<String>,
 }
 
 impl HostOptions {
@@ -62,9 +67,14 @@ impl HostOptions {
             jitter: random_jitter(),
             limits: AgentLimits::default(),
             metrics: RegionMetrics::default(),
+            name: "server".to_owned(),
+            address: None,
         }
     }
 }
+
+/// Makes the link of a region.
+type Links = Arc<dyn Fn(&str) -> Result<Arc<dyn RegionLink>, PathError> + Send + Sync>;
 
 /// Why a region can't be started.
 #[derive(Debug, thiserror::Error)]
@@ -137,6 +147,16 @@ pub enum ReadError {
         /// Those there are.
         known: Vec<String>,
     },
+    /// Another agent hosts the region.
+    #[error("region {region} is hosted by {by}")]
+    HostedElsewhere {
+        /// The region.
+        region: String,
+        /// Who hosts it, in words.
+        by: String,
+        /// Where that one answers reads.
+        address: Option<String>,
+    },
     /// The region has nothing to do with this store.
     #[error("region {region} knows no store {store:?}")]
     NoSuchStore {
@@ -183,7 +203,8 @@ struct HostedNode {
     figures: NodeFigures,
 }
 
-struct HostedRegion {
+/// A region of this process.
+pub struct HostedRegion {
     name: String,
     nodes: Vec<HostedNode>,
     next: AtomicUsize,
@@ -195,7 +216,8 @@ struct HostedRegion {
 pub struct RegionHost(Arc<Host>);
 
 struct Host {
-    state: State,
+    links: Links,
+    clock: Arc<dyn Clock>,
     options: HostOptions,
     regions: ArcSwap<BTreeMap<String, Arc<HostedRegion>>>,
     /// One start or stop at a time.
@@ -212,8 +234,24 @@ impl RegionHost {
         options: HostOptions,
         regions: impl IntoIterator<Item = RegionSetup>,
     ) -> Result<Self, HostError> {
+        let clock = Arc::clone(state.clock());
+        let links: Links = Arc::new(move |region| Ok(Arc::new(StateLink::new(state.clone(), region)?)));
+        Self::start_linked(links, clock, options, regions).await
+    }
+
+    /// As [`start`](RegionHost::start), with links and a clock of the caller's.
+    ///
+    /// # Errors
+    /// See [`HostError`].
+    pub async fn start_linked(
+        links: Arc<dyn Fn(&str) -> Result<Arc<dyn RegionLink>, PathError> + Send + Sync>,
+        clock: Arc<dyn Clock>,
+        options: HostOptions,
+        regions: impl IntoIterator<Item = RegionSetup>,
+    ) -> Result<Self, HostError> {
         let host = RegionHost(Arc::new(Host {
-            state,
+            links,
+            clock,
             options,
             regions: ArcSwap::default(),
             changing: tokio::sync::Mutex::new(()),
@@ -250,8 +288,7 @@ impl RegionHost {
         let name = setup.name.clone();
         let bad_name = |why: String| HostError::Name { region: setup.name.clone(), why };
         let encoded = encode_name(&name).ok_or_else(|| bad_name("it is empty or too long".to_owned()))?;
-        let link = StateLink::new(self.0.state.clone(), name.clone());
-        let link = link.map_err(|error: PathError| bad_name(error.to_string()))?;
+        let link = (self.0.links)(&name).map_err(|error| bad_name(error.to_string()))?;
         let folder = options.folder.join(encoded);
         let mut nodes = Vec::new();
         for number in 1..=setup.nodes {
@@ -272,13 +309,15 @@ impl RegionHost {
             .iter()
             .map(|node| RegionNode { name: node.name.to_string(), engine: Arc::new(node.engine.clone()) })
             .collect();
-        let clock = options.clock.clone().unwrap_or_else(|| Arc::clone(self.0.state.clock()));
+        let clock = options.clock.clone().unwrap_or_else(|| Arc::clone(&self.0.clock));
         let mut agent = AgentOptions::new(name.clone(), folder.join("agent"), region_nodes, artifacts, clock);
         agent.clients = Arc::clone(&options.clients);
         agent.jitter = Arc::clone(&options.jitter);
         agent.limits = options.limits.clone();
         agent.metrics = options.metrics.clone();
-        let agent = RegionAgent::start(agent, Arc::new(link)).await?;
+        agent.name.clone_from(&options.name);
+        agent.address.clone_from(&options.address);
+        let agent = RegionAgent::start(agent, link).await?;
         Ok(HostedRegion { name, nodes, next: AtomicUsize::new(0), agent })
     }
 
@@ -307,6 +346,12 @@ impl RegionHost {
     #[must_use]
     pub fn regions(&self) -> Vec<String> {
         self.0.regions.load().keys().cloned().collect()
+    }
+
+    /// A region of this process, if there is one of this name.
+    #[must_use]
+    pub fn hosted(&self, region: &str) -> Option<Arc<HostedRegion>> {
+        self.0.regions.load().get(region).cloned()
     }
 
     /// The regions' figures.
@@ -354,12 +399,38 @@ impl RegionHost {
 }
 
 impl HostedRegion {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its agent.
+    #[must_use]
+    pub fn agent(&self) -> &RegionAgent {
+        &self.agent
+    }
+
+    fn hosted_elsewhere(&self) -> ReadError {
+        let region = self.name.clone();
+        match &*self.agent.standing().borrow() {
+            Standing::Replaced { by, address, .. } => {
+                ReadError::HostedElsewhere { region, by: by.clone(), address: address.clone() }
+            }
+            // It has come to be hosted here between the two looks.
+            other => ReadError::HostedElsewhere { region, by: other.words(), address: None },
+        }
+    }
+
     /// Asks nodes in turn: first those that are sound, then those that may still have the record.
     fn ask<T>(
         &self,
         store: &str,
         read: impl Fn(&EmbeddedEngine) -> Result<T, NodeReadError>,
     ) -> Result<(Arc<str>, T), ReadError> {
+        if self.agent.is_elsewhere() {
+            return Err(self.hosted_elsewhere());
+        }
         let first = self.next.fetch_add(1, Ordering::Relaxed);
         let in_turn = || (0..self.nodes.len()).map(|step| &self.nodes[first.wrapping_add(step) % self.nodes.len()]);
         let mut damaged = None;

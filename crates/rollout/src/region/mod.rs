@@ -12,12 +12,17 @@ pub mod artifacts;
 mod capacity;
 pub mod clients;
 pub mod host;
+pub mod hosting;
 pub mod link;
 pub mod metrics;
+pub mod pin;
+pub mod remote;
 
 pub use agent::{AgentLimits, AgentOptions, RegionAgent, RegionNode};
 pub use artifacts::RegionArtifacts;
 pub use clients::{EmbeddedClients, NoClients};
 pub use host::RegionHost;
-pub use link::{RegionLink, StateLink};
+pub use hosting::Standing;
+pub use link::{HttpLink, HttpLinkOptions, RegionLink, StateLink};
 pub use metrics::RegionMetrics;
+pub use remote::{RemoteArtifacts, RemoteClient, RemoteOptions, TokenFile};

@@ -6,6 +6,7 @@ mod failures;
 mod gates;
 mod linter;
 mod operations;
+mod pins;
 mod property;
 mod regions;
 mod rollbacks;

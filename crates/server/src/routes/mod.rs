@@ -3,6 +3,8 @@
 //! Each handler is described where it stands; [`openapi`] gathers the descriptions, and a test
 //! sees to it that none is missing and none is left over.
 
+mod agent;
+pub(crate) mod artifacts;
 mod config;
 mod freezes;
 mod ops;
@@ -11,7 +13,7 @@ mod pauses;
 mod protocol;
 mod pushes;
 mod queue;
-mod reads;
+pub(crate) mod reads;
 mod regions;
 mod stores;
 mod upload;
@@ -114,7 +116,17 @@ pub(crate) fn all() -> Vec<Route> {
         Route::new("/v1/pushes/{push}/kill", Requests).on("post", protocol::kill),
         Route::new("/v1/pushes/{push}/proceed", Requests).on("post", protocol::proceed),
         Route::new("/v1/regions", Requests).on("get", regions::list),
+        Route::new("/v1/regions/{region}", Requests)
+            .on("get", regions::show)
+            .on("put", regions::set)
+            .on("delete", regions::remove),
         Route::new("/v1/regions/{region}/availability", Requests).on("put", regions::mark),
+        Route::new("/v1/regions/{region}/agent/host", Requests).on("put", agent::host).on("delete", agent::release),
+        Route::new("/v1/regions/{region}/agent/watch", Free).on("get", agent::watch),
+        Route::new("/v1/regions/{region}/agent/reports/{store}", Requests)
+            .on("put", agent::report)
+            .on("delete", agent::remove_report),
+        Route::new("/v1/artifacts/{artifact}/{file}", Free).on("get", artifacts::file),
         Route::new("/v1/freezes", Requests).on("get", freezes::list).on("post", freezes::set),
         Route::new("/v1/freezes/{freeze}", Requests).on("delete", freezes::lift),
         Route::new("/v1/pauses", Requests).on("get", pauses::list),

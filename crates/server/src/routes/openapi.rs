@@ -6,7 +6,10 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
 
-use super::{config, freezes, ops, page, pauses, protocol, pushes, queue, reads, regions, stores, upload, watch};
+use super::{
+    agent, artifacts, config, freezes, ops, page, pauses, protocol, pushes, queue, reads, regions, stores, upload,
+    watch,
+};
 
 /// Gathers what is described at each route.
 #[derive(OpenApi)]
@@ -45,7 +48,16 @@ use super::{config, freezes, ops, page, pauses, protocol, pushes, queue, reads, 
         upload::put,
         upload::complete,
         regions::list,
+        regions::show,
+        regions::set,
+        regions::remove,
         regions::mark,
+        agent::host,
+        agent::release,
+        agent::watch,
+        agent::report,
+        agent::remove_report,
+        artifacts::file,
         freezes::list,
         freezes::set,
         freezes::lift,

@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use serde::Deserialize;
 use tidegate_api::{BatchAnswer, BatchRequest, ErrorBody, KeyAnswer, KeyValue, code};
 use tidegate_rollout::region::RegionHost;
-use tidegate_rollout::region::host::ReadError;
+use tidegate_rollout::region::host::{ReadAnswer, ReadBatchAnswer, ReadError};
 
 use crate::app::App;
 use crate::http::errors::{ApiError, ApiResult, NOTHING_CHANGED};
@@ -32,14 +32,19 @@ pub(crate) async fn key(
     Query(query): Query<RegionQuery>,
 ) -> ApiResult<Json<KeyAnswer>> {
     let (region, answer) = in_region(&app, &store, query.region, |host, region| host.read(region, &store, &key))?;
+    key_answer(&store, key, region, answer).map(Json)
+}
+
+/// What a region answered about a key, as the API says it.
+pub(crate) fn key_answer(store: &str, key: String, region: String, answer: ReadAnswer) -> ApiResult<KeyAnswer> {
     match answer.value {
-        Some(value) => Ok(Json(KeyAnswer {
+        Some(value) => Ok(KeyAnswer {
             key,
             value,
             version: answer.version,
             region: Some(region),
             node: Some(answer.node.to_string()),
-        })),
+        }),
         None => Err(ApiError::absent(
             code::KEY_ABSENT,
             format!("Store `{store}` has no key `{key}`."),
@@ -64,19 +69,29 @@ pub(crate) async fn batch(
     Query(query): Query<RegionQuery>,
     Body(request): Body<BatchRequest>,
 ) -> ApiResult<Json<BatchAnswer>> {
-    let limit = app.limits().batch_keys;
+    check_batch(&request, app.limits().batch_keys)?;
+    let (region, answer) =
+        in_region(&app, &store, query.region, |host, region| host.read_batch(region, &store, &request.keys))?;
+    Ok(Json(batch_answer(request, region, answer)))
+}
+
+/// Refuses a batch of too many keys.
+pub(crate) fn check_batch(request: &BatchRequest, limit: usize) -> ApiResult<()> {
     if request.keys.len() > limit {
         return Err(too_large(format!("The batch has {} keys; a batch has {limit} at most.", request.keys.len())));
     }
-    let (region, answer) =
-        in_region(&app, &store, query.region, |host, region| host.read_batch(region, &store, &request.keys))?;
+    Ok(())
+}
+
+/// What a region answered about several keys, as the API says it.
+pub(crate) fn batch_answer(request: BatchRequest, region: String, answer: ReadBatchAnswer) -> BatchAnswer {
     let values = request.keys.into_iter().zip(answer.values);
-    Ok(Json(BatchAnswer {
+    BatchAnswer {
         version: answer.version,
         region: Some(region),
         node: Some(answer.node.to_string()),
         values: values.map(|(key, value)| KeyValue { key, value }).collect(),
-    }))
+    }
 }
 
 /// Asks the region that is named; where none is, one after the other until one serves the store.
@@ -97,9 +112,12 @@ fn in_region<T>(
     for region in host.regions() {
         match read(host, &region) {
             Ok(answer) => return Ok((region, answer)),
-            Err(error @ (ReadError::NoVersion { .. } | ReadError::NoSuchStore { .. } | ReadError::Damaged { .. })) => {
-                last = Some(error);
-            }
+            Err(
+                error @ (ReadError::NoVersion { .. }
+                | ReadError::NoSuchStore { .. }
+                | ReadError::HostedElsewhere { .. }
+                | ReadError::Damaged { .. }),
+            ) => last = Some(error),
             Err(error) => return Err(not_read(app, store, error)),
         }
     }
@@ -110,16 +128,31 @@ fn in_region<T>(
 }
 
 fn not_read(app: &App, store: &str, error: ReadError) -> ApiError {
-    match error {
-        ReadError::NoSuchRegion { region, known } => ApiError::region_unknown(&region, &known),
-        ReadError::NoSuchStore { region, .. } => {
-            let snapshot = app.state().snapshot();
-            match app.scene(&snapshot).find_store(store) {
-                Ok(_) => not_served(store, &region),
-                Err(error) => error,
+    let snapshot = app.state().snapshot();
+    let scene = app.scene(&snapshot);
+    match &error {
+        ReadError::NoSuchStore { .. } => {
+            if let Err(error) = scene.find_store(store) {
+                return error;
             }
         }
+        ReadError::NoSuchRegion { region, .. } => {
+            if let Ok(Some(host)) = scene.region(region).map(|region| region.host) {
+                return hosted_elsewhere(region, &format!("agent {} (id {})", host.name, host.agent), host.address);
+            }
+        }
+        _ => {}
+    }
+    read_failed(store, error)
+}
+
+/// Why a region did not answer a read, as the API says it.
+pub(crate) fn read_failed(store: &str, error: ReadError) -> ApiError {
+    match error {
+        ReadError::NoSuchRegion { region, known } => ApiError::region_unknown(&region, &known),
+        ReadError::NoSuchStore { region, .. } => not_served(store, &region),
         ReadError::NoVersion { region, .. } => not_served(store, &region),
+        ReadError::HostedElsewhere { region, by, address } => hosted_elsewhere(&region, &by, address),
         ReadError::BadKey { message } => ApiError::invalid(
             format!("This is no key of store `{store}`."),
             format!("{message}."),
@@ -128,6 +161,23 @@ fn not_read(app: &App, store: &str, error: ReadError) -> ApiError {
         ReadError::TooManyKeys { .. } => too_large(format!("{error}.")),
         ReadError::Damaged { .. } => ApiError::unavailable("The record can't be read.", format!("{error}.")),
     }
+}
+
+fn hosted_elsewhere(region: &str, by: &str, address: Option<String>) -> ApiError {
+    let there = address
+        .as_ref()
+        .map_or("Ask the agent that hosts it.".to_owned(), |address| format!("Ask its agent, at {address}."));
+    ApiError::new(
+        StatusCode::MISDIRECTED_REQUEST,
+        ErrorBody::new(
+            code::REGION_HOSTED,
+            format!("Region `{region}` is not hosted here."),
+            format!("It is hosted by {by}."),
+            NOTHING_CHANGED,
+            there,
+        )
+        .with_subjects(std::iter::once(by.to_owned()).chain(address)),
+    )
 }
 
 fn not_served(store: &str, region: &str) -> ApiError {

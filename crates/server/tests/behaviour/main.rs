@@ -1,6 +1,7 @@
 //! A real server on a free port, spoken to by the real client.
 #![allow(clippy::unwrap_used)]
 
+mod agents;
 mod config;
 mod errors;
 mod faults;

@@ -1,5 +1,6 @@
 //! What each command does. One file per group.
 
+mod agent;
 mod config;
 mod diff;
 mod push;
@@ -27,6 +28,7 @@ pub(crate) async fn run(arguments: Arguments, registry: Registry, output: Output
     match arguments.command {
         Command::Demo(demo) => demo::run(demo, registry, output).await,
         Command::Server(server) => server::run(server, registry, output).await,
+        Command::Agent(agent) => agent::run(agent, output).await,
         Command::Store(command) => store::run(command, &client()?, output).await,
         Command::Push(push) => push::run(push, &client()?, output).await,
         Command::Get { store, key, region } => {

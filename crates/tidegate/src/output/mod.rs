@@ -96,6 +96,12 @@ pub(crate) fn count(number: u64) -> String {
     text
 }
 
+/// A time for people, in UTC: `2026-03-01 12:00:00`.
+pub(crate) fn time(epoch_ms: u64) -> String {
+    let at = i64::try_from(epoch_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+    at.map_or_else(|| format!("{epoch_ms} ms"), |at| at.strftime("%Y-%m-%d %H:%M:%S").to_string())
+}
+
 /// Elapsed time for people: `4s`, `12m30s`, `3h05m`, `2d4h`.
 pub(crate) fn elapsed(milliseconds: i64) -> String {
     let seconds = milliseconds.max(0) / 1_000;
@@ -120,6 +126,7 @@ mod tests {
         assert_eq!(count(7), "7");
         assert_eq!(elapsed(750), "750ms");
         assert_eq!(elapsed(3_725_000), "1h02m");
+        assert_eq!(time(0), "1970-01-01 00:00:00");
     }
 
     #[test]

@@ -43,8 +43,10 @@ pub struct AgentLimits {
     pub observe_every: Duration,
     /// How often progress alone is reported.
     pub progress_every: Duration,
-    /// How often the agent says that it lives.
+    /// How often the agent says that it lives, and renews its region's lease.
     pub heartbeat_every: Duration,
+    /// How long after it was last heard of another agent may host the region.
+    pub lease: Duration,
     /// How often what is held is read back from end to end.
     pub scrub_every: Duration,
     /// How many copies, loads and verifications run at a time, over all stores.
@@ -64,6 +66,7 @@ impl Default for AgentLimits {
             observe_every: Duration::from_secs(15),
             progress_every: Duration::from_secs(1),
             heartbeat_every: Duration::from_secs(10),
+            lease: Duration::from_secs(30),
             scrub_every: Duration::from_secs(6 * 60 * 60),
             heavy_steps: 4,
         }
@@ -100,6 +103,12 @@ pub fn random_jitter() -> Jitter {
 pub struct AgentOptions {
     /// The region.
     pub region: String,
+    /// What people call the agent.
+    pub name: String,
+    /// Where the agent answers reads; absent where it is part of a server.
+    pub address: Option<String>,
+    /// The agent's id if its folder has none yet.
+    pub new_id: Uuid,
     /// Where the agent keeps what it was told. One agent at a time uses it.
     pub folder: PathBuf,
     /// The region's nodes.
@@ -128,8 +137,12 @@ impl AgentOptions {
         artifacts: RegionArtifacts,
         clock: Arc<dyn Clock>,
     ) -> Self {
+        let region = region.into();
         AgentOptions {
-            region: region.into(),
+            name: region.clone(),
+            region,
+            address: None,
+            new_id: Uuid::new_v4(),
             folder: folder.into(),
             nodes,
             artifacts,

@@ -9,23 +9,28 @@ use std::sync::Arc;
 
 use tidegate_api::manifest::Manifest;
 use tidegate_state::Timestamp;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+pub(super) use self::pinning::Ask;
+use self::pinning::Asking;
 use super::disk::{AgentDisk, StoreFile};
 use super::options::AgentOptions;
 use super::steps::{NodeResult, Tools, VersionResult};
 use crate::engine::{EngineError, LoadProgress, StoreKey};
 use crate::entities::{Assignment, Report};
 use crate::region::clients::ClientOrders;
+use crate::region::hosting::Standing;
 use crate::region::link::{LinkError, Position, RegionLink};
 use crate::region::metrics::RegionFigures;
+use crate::region::pin::Pins;
 use crate::region::plan::{Check, NodeTask, NodeView, VersionTask, View};
 
 mod begin;
 mod ended;
+mod pinning;
 mod told;
 mod wanted;
 
@@ -42,10 +47,23 @@ pub(super) struct Word {
     pub(super) reported: Option<(u64, Option<Report>)>,
 }
 
+/// How the rest of the agent reaches a store's task.
+#[derive(Clone)]
+pub(super) struct StoreHandle {
+    /// Has it look at its nodes now.
+    pub(super) nudge: Arc<Notify>,
+    pub(super) asks: mpsc::Sender<Ask>,
+    pub(super) pins: watch::Sender<Pins>,
+}
+
 /// What the tasks of one agent share.
 pub(super) struct Shared {
     pub(super) options: AgentOptions,
     pub(super) link: Arc<dyn RegionLink>,
+    /// How the agent stands with hosting the region.
+    pub(super) standing: watch::Receiver<Standing>,
+    /// Has the region claimed again at once.
+    pub(super) claim_again: Arc<Notify>,
     pub(super) disk: AgentDisk,
     pub(super) heavy: Arc<Semaphore>,
     pub(super) figures: RegionFigures,
@@ -62,6 +80,7 @@ enum Job {
     Report(Box<Report>),
     RemoveReport,
     Save,
+    SavePins,
     Orders(Option<ClientOrders>),
 }
 
@@ -109,6 +128,9 @@ pub(super) struct StoreTask {
     written: Option<Report>,
     written_at: Timestamp,
     report_trouble: Option<(u32, Timestamp)>,
+    asks: mpsc::Receiver<Ask>,
+    asking: Option<Asking>,
+    pins: watch::Sender<Pins>,
     /// What clients were told, once they were told anything.
     told: Option<Option<ClientOrders>>,
     unsaved: bool,
@@ -121,7 +143,13 @@ pub(super) struct StoreTask {
 
 impl StoreTask {
     /// The task of the store that this file is about; what it says is what was known before.
-    pub(super) fn new(shared: Arc<Shared>, file: StoreFile, words: watch::Receiver<Word>, nudge: Arc<Notify>) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        file: StoreFile,
+        words: watch::Receiver<Word>,
+        handle: &StoreHandle,
+        asks: mpsc::Receiver<Ask>,
+    ) -> Self {
         let options = &shared.options;
         let now = options.clock.now();
         let tools = Tools {
@@ -136,7 +164,10 @@ impl StoreTask {
         let mut task = StoreTask {
             tools,
             words,
-            nudge,
+            nudge: Arc::clone(&handle.nudge),
+            asks,
+            asking: None,
+            pins: handle.pins.clone(),
             view: View::default(),
             manifests: BTreeMap::new(),
             reached: Vec::new(),
@@ -162,6 +193,7 @@ impl StoreTask {
             file,
         };
         task.begin_view();
+        task.show_pins();
         task
     }
 
@@ -200,6 +232,7 @@ impl StoreTask {
     pub(super) async fn run(mut self) {
         let shutdown = self.shared.shutdown.clone();
         let mut clients = self.shared.options.clients.changes();
+        let mut standing = self.shared.standing.clone();
         self.take_word();
         loop {
             self.advance();
@@ -216,7 +249,9 @@ impl StoreTask {
                     Err(_) => break,
                 },
                 Some(ended) = self.jobs.join_next_with_id() => self.end(ended),
+                Some(ask) = self.asks.recv(), if !self.is_asked() => self.take_ask(ask),
                 () = self.nudge.notified() => self.look_again(),
+                Ok(()) = standing.changed() => {}
                 Ok(()) = clients.changed() => {}
                 () = clock.sleep_until(wake_at) => self.wake(),
             }
@@ -281,6 +316,11 @@ impl StoreTask {
         let now = self.now();
         let mut at = self.observe_at.min(self.scrub_at);
         at = at.min(self.view.next_attempt_at(now).unwrap_or(at));
+        if let Some(asked_at) = self.asking_wakes_at()
+            && asked_at > now
+        {
+            at = at.min(asked_at);
+        }
         if let Some((_, until)) = self.report_trouble
             && until > now
         {

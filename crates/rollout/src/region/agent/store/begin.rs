@@ -11,6 +11,10 @@ use crate::region::plan::{NodeTask, Step, VersionTask, plan};
 
 impl StoreTask {
     pub(super) fn advance(&mut self) {
+        if !self.shared.standing.borrow().commands() {
+            self.stand_still();
+            return;
+        }
         if let Some(next) = self.next_incarnation {
             if self.running.values().any(|running| matches!(running.job, Job::Node(..) | Job::Version(..))) {
                 return;
@@ -25,9 +29,19 @@ impl StoreTask {
         for step in plan(&self.view, now) {
             self.begin(step);
         }
+        self.answer_asked();
         self.track_trouble();
         self.tell_clients();
         self.report(now);
+        self.save();
+    }
+
+    /// Another agent hosts the region, or that is not known yet: nodes are commanded no more, and nothing is reported.
+    /// What was heard is kept.
+    fn stand_still(&mut self) {
+        self.cancel(|job| matches!(job, Job::Node(..) | Job::Version(..)));
+        self.refuse_asked();
+        self.track_trouble();
         self.save();
     }
 
@@ -92,6 +106,16 @@ impl StoreTask {
         let step = self.tools.clone().node(node, task, artifact, progress, cancelled.clone());
         let job = Job::Node(place, task, self.ended[place]);
         self.spawn(job, cancelled, async move { Outcome::Node(step.await) });
+    }
+
+    /// Reads a version back without waiting for a turn: someone waits for it.
+    pub(super) fn verify_at_once(&mut self, place: usize, number: u64) {
+        let task = NodeTask::Verify(number);
+        let node = self.shared.options.nodes[place].clone();
+        self.view.nodes[place].running.insert(task);
+        let step = self.tools.clone().verify_at_once(node, number);
+        let job = Job::Node(place, task, self.ended[place]);
+        self.spawn(job, CancellationToken::new(), async move { Outcome::Node(step.await) });
     }
 
     pub(super) fn start_version(&mut self, number: u64, task: VersionTask) {

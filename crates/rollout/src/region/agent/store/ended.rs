@@ -53,6 +53,10 @@ impl StoreTask {
                     tracing::error!(store = %self.file.store, %error, "what is wanted could not be kept on the agent's disk");
                 }
             }
+            Job::SavePins => match outcome {
+                Some(Outcome::Save(saved)) => self.pins_saved(saved),
+                _ => self.pins_saved(Err(std::io::Error::other("the task panicked"))),
+            },
             Job::Orders(orders) => self.told = Some(orders),
         }
     }
@@ -68,6 +72,14 @@ impl StoreTask {
         self.view.nodes[place].running.remove(&task);
         if let NodeTask::Load(number) = task {
             self.load_progress.remove(&(place, number));
+        }
+        if let NodeTask::Verify(number) = task {
+            let read = match &result {
+                Ok(NodeResult::Verified(verification)) => Ok(verification.clone()),
+                Ok(_) => Err(EngineError::retry("it was not read back")),
+                Err(error) => Err(error.clone()),
+            };
+            self.read_back(place, number, &read);
         }
         if self.next_incarnation.is_some() {
             return;
