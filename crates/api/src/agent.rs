@@ -140,3 +140,25 @@ pub struct StorePins {
     #[serde(default)]
     pub past: Vec<PinView>,
 }
+
+/// A node says to its agent where it is.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NodeAnnouncement {
+    /// Its address.
+    pub address: String,
+    /// With which it is to be commanded.
+    pub secret: String,
+}
+
+impl std::fmt::Debug for NodeAnnouncement {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("NodeAnnouncement").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+/// The agent has taken the node into its region.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NodeWelcome {
+    /// The region.
+    pub region: String,
+}

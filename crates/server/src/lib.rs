@@ -25,7 +25,7 @@
 //! | from a snapshot to what the API shows | `views` (pure) |
 //! | parts on their way into the artifact store | `uploads` |
 //! | the page | `page`, `assets/` |
-//! | a region's agent as a process of its own | [`agent`] |
+//! | a region's agent, and a node of it, as processes of their own | [`agent`], [`node`] |
 //!
 //! # Invariants
 //! - Handlers decide nothing about rollouts: they call [`tidegate_rollout::Operations`], each one
@@ -42,6 +42,7 @@ pub mod agent;
 mod app;
 pub mod config;
 mod http;
+pub mod node;
 mod page;
 mod routes;
 mod schemas;

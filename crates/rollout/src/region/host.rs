@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 use tidegate_dataset::artifact::{ArtifactError, ArtifactStore};
@@ -53,6 +53,10 @@ pub struct HostOptions {
     pub name: String,
     /// Where it answers reads; absent where it is a server.
     pub address: Option<String>,
+    /// Nodes that every region has beside those within the process.
+    pub more_nodes: Vec<RegionNode>,
+    /// Where the token goes by which a region is hosted, see [`AgentOptions::token`].
+    pub token: Arc<AtomicU64>,
 }
 
 impl HostOptions {
@@ -69,6 +73,8 @@ impl HostOptions {
             metrics: RegionMetrics::default(),
             name: "server".to_owned(),
             address: None,
+            more_nodes: Vec::new(),
+            token: Arc::default(),
         }
     }
 }
@@ -207,6 +213,7 @@ struct HostedNode {
 pub struct HostedRegion {
     name: String,
     nodes: Vec<HostedNode>,
+    artifacts: ArtifactStore,
     next: AtomicUsize,
     agent: RegionAgent,
 }
@@ -305,9 +312,15 @@ impl RegionHost {
             let own = own.map_err(|source| HostError::Artifacts { region: name.clone(), source })?;
             RegionArtifacts::copied(options.source.clone(), own)
         };
+        let region_store = artifacts.region_store();
         let region_nodes = nodes
             .iter()
-            .map(|node| RegionNode { name: node.name.to_string(), engine: Arc::new(node.engine.clone()) })
+            .map(|node| RegionNode {
+                name: node.name.to_string(),
+                address: None,
+                engine: Arc::new(node.engine.clone()),
+            })
+            .chain(options.more_nodes.iter().cloned())
             .collect();
         let clock = options.clock.clone().unwrap_or_else(|| Arc::clone(&self.0.clock));
         let mut agent = AgentOptions::new(name.clone(), folder.join("agent"), region_nodes, artifacts, clock);
@@ -317,8 +330,9 @@ impl RegionHost {
         agent.metrics = options.metrics.clone();
         agent.name.clone_from(&options.name);
         agent.address.clone_from(&options.address);
+        agent.token = Arc::clone(&options.token);
         let agent = RegionAgent::start(agent, link).await?;
-        Ok(HostedRegion { name, nodes, next: AtomicUsize::new(0), agent })
+        Ok(HostedRegion { name, nodes, artifacts: region_store, next: AtomicUsize::new(0), agent })
     }
 
     /// Stops one region: it answers no more reads, and its agent ends. What it has stays on its disk.
@@ -403,6 +417,18 @@ impl HostedRegion {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Where its nodes load from.
+    #[must_use]
+    pub fn artifacts(&self) -> ArtifactStore {
+        self.artifacts.clone()
+    }
+
+    /// Whether one of its nodes within this process has this name.
+    #[must_use]
+    pub fn has_own_node(&self, name: &str) -> bool {
+        self.nodes.iter().any(|node| &*node.name == name)
     }
 
     /// Its agent.

@@ -3,6 +3,16 @@
 //! A region is a few nodes, each an [`Engine`](crate::engine::Engine), and one [`RegionAgent`] that
 //! follows the region's assignments over a [`RegionLink`] and reports what is. [`RegionHost`] keeps
 //! the regions of one process and answers reads from them.
+//!
+//! | module | has |
+//! |---|---|
+//! | [`link`] | what an agent and the control plane say to each other, in process and over HTTP |
+//! | [`hosting`] | a region is hosted by one agent at a time |
+//! | [`pin`] | break glass: a version pinned in the region itself |
+//! | [`agent`] | the agent: one task per store |
+//! | [`artifacts`], [`remote`] | the region's copies, and where they come from |
+//! | [`clients`] | embedded clients |
+//! | [`host`] | the regions of one process |
 
 pub(crate) mod plan;
 mod standing;

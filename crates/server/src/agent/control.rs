@@ -10,7 +10,7 @@ use std::path::Path as FilePath;
 use std::time::Duration;
 
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::StatusCode;
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
@@ -25,6 +25,7 @@ use tidegate_rollout::region::{RemoteClient, RemoteOptions, TokenFile};
 use tower_http::catch_panic::CatchPanicLayer;
 use uuid::Uuid;
 
+use super::folder::{LOCK_FILE, has_bearer, open_data, write_private};
 use super::{AgentApp, AgentStartError, offline};
 use crate::http::errors::{ApiError, ApiResult, NOTHING_CHANGED};
 use crate::http::extract::{Body, Path, Query};
@@ -53,8 +54,8 @@ pub(super) fn router(app: AgentApp, data: &FilePath, address: SocketAddr) -> std
         // Writing to a String does not fail.
         let _ = write!(secret, "{}", half.simple());
     }
-    super::write_private(&data.join(SECRET_FILE), &secret)?;
-    super::write_private(&data.join(ADDRESS_FILE), &format!("http://{address}"))?;
+    write_private(&data.join(SECRET_FILE), &secret)?;
+    write_private(&data.join(ADDRESS_FILE), &format!("http://{address}"))?;
     let control = Control { app, secret };
     Ok(Router::new()
         .route("/v1/pins", get(list).fallback(guard::no_method))
@@ -68,9 +69,7 @@ pub(super) fn router(app: AgentApp, data: &FilePath, address: SocketAddr) -> std
 }
 
 async fn check_secret(State(control): State<Control>, request: Request, next: Next) -> Response {
-    let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let given = given.and_then(|text| text.strip_prefix("Bearer ")).unwrap_or_default();
-    if is_equal(given.as_bytes(), control.secret.as_bytes()) {
+    if has_bearer(request.headers(), &control.secret) {
         return next.run(request).await;
     }
     ApiError::new(
@@ -84,11 +83,6 @@ async fn check_secret(State(control): State<Control>, request: Request, next: Ne
         ),
     )
     .into_response()
-}
-
-/// Takes as long for every guess of the same length.
-fn is_equal(a: &[u8], b: &[u8]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
 }
 
 async fn list(State(control): State<Control>) -> Json<Vec<StorePins>> {
@@ -257,25 +251,12 @@ fn retry_on_disk(data: &FilePath, error: RemoteError) -> Result<(), ControlError
     match error {
         // Something else listens at that port by now.
         RemoteError::Refused { status: 403 | 404, .. } | RemoteError::Unreachable { .. } => {
-            match super::open_data(data) {
+            match open_data(data, LOCK_FILE) {
                 Ok(_) => Ok(()),
                 Err(AgentStartError::DataInUse { .. }) => Err(ControlError::Unreachable { why: error.to_string() }),
                 Err(error) => Err(error.into()),
             }
         }
         RemoteError::Refused { body, .. } => Err(ControlError::Refused(body)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn secrets_are_compared_as_a_whole() {
-        assert!(is_equal(b"abc", b"abc"));
-        for other in [&b"abd"[..], b"ab", b"abcd", b""] {
-            assert!(!is_equal(other, b"abc"));
-        }
     }
 }

@@ -7,6 +7,8 @@
 //! |---|---|
 //! | this one | starting and stopping |
 //! | `routes` | its HTTP service: reads, health, metrics |
+//! | `nodes` | nodes that are processes of their own |
+//! | `folder` | its data folder |
 //! | `control` | break glass: pins, through the running agent or on its folder |
 //! | `offline` | an agent that nobody is connected to, for orders while none runs |
 //!
@@ -15,11 +17,11 @@
 //! - With the control plane gone the process starts, serves and answers as with it there.
 //! - It does not let go of its nodes: stopping stops commanding, then answering.
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::future::IntoFuture;
 use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,13 +38,18 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::check_region_name;
+use crate::http::guard::Room;
 use crate::http::metrics::HttpMetrics;
 
 mod control;
+pub(crate) mod folder;
+mod nodes;
 mod offline;
 mod routes;
 
 pub use control::{ControlError, pin_version, pins, unpin};
+use folder::{LOCK_FILE, open_data};
+use nodes::Nodes;
 use offline::{AgentFile, offline};
 
 /// Where an agent listens if nobody says.
@@ -50,6 +57,9 @@ pub const DEFAULT_LISTEN: &str = "127.0.0.1:7610";
 
 /// How long open requests have to end when the agent stops.
 const DRAIN: Duration = Duration::from_secs(10);
+
+/// How many files nodes may fetch at once.
+const DOWNLOADS_MAX: usize = 64;
 
 /// How many nodes one agent has within its process.
 const NODES_MAX: u32 = 64;
@@ -126,7 +136,7 @@ pub enum AgentStartError {
         source: io::Error,
     },
     /// Another agent uses the data folder.
-    #[error("another agent is running on {}; stop it, or choose another folder", path.display())]
+    #[error("another agent or node is running on {}; stop it, or choose another folder", path.display())]
     DataInUse {
         /// The folder.
         path: PathBuf,
@@ -173,6 +183,12 @@ struct Inner {
     hosted: Arc<HostedRegion>,
     metrics: MetricsRegistry,
     http: HttpMetrics,
+    nodes: Nodes,
+    /// The region's own copies, from which its nodes load.
+    artifacts: ArtifactStore,
+    downloads: Room,
+    /// The token that nodes have to show, if the agent has one itself.
+    token: Option<TokenFile>,
 }
 
 /// Starts agents.
@@ -187,7 +203,7 @@ impl Agent {
     /// See [`AgentStartError`].
     pub async fn start(setup: AgentSetup) -> Result<AgentHandle, AgentStartError> {
         check(&setup)?;
-        let lock = open_data(&setup.data)?;
+        let lock = open_data(&setup.data, LOCK_FILE)?;
         let listen = setup.listen;
         let failed = |source| AgentStartError::Listen { address: listen, source };
         let listener = TcpListener::bind(listen).await.map_err(failed)?;
@@ -265,6 +281,9 @@ fn check(setup: &AgentSetup) -> Result<(), AgentStartError> {
     if setup.nodes == 0 || setup.nodes > NODES_MAX {
         return Err(bad(&format!("{} nodes", setup.nodes), "an agent has 1 to 64 within its process"));
     }
+    if setup.control_planes.iter().any(String::is_empty) {
+        return Err(bad("an address of the control plane", "it is empty"));
+    }
     let leases = tidegate_rollout::region::hosting::LEASE_MIN..=tidegate_rollout::region::hosting::LEASE_MAX;
     if !leases.contains(&setup.lease) {
         return Err(bad(&format!("a lease of {:?}", setup.lease), "it has to be from 1 s to 10 min"));
@@ -273,37 +292,6 @@ fn check(setup: &AgentSetup) -> Result<(), AgentStartError> {
         return Err(AgentStartError::NotLoopback { address: setup.listen });
     }
     Ok(())
-}
-
-/// Makes the data folder, for its owner alone, and takes it for this process.
-fn open_data(path: &Path) -> Result<File, AgentStartError> {
-    let failed = |path: &Path, source: io::Error| AgentStartError::Data { path: path.to_path_buf(), source };
-    let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(path).map_err(|error| failed(path, error))?;
-    let lock_path = path.join("agent.lock");
-    let lock = File::create(&lock_path).map_err(|error| failed(&lock_path, error))?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => Err(AgentStartError::DataInUse { path: path.to_path_buf() }),
-        Err(TryLockError::Error(error)) => Err(failed(&lock_path, error)),
-    }
-}
-
-/// Replaces a file that only its owner may read.
-fn write_private(path: &Path, text: &str) -> io::Result<()> {
-    use std::io::Write;
-    let beside = path.with_extension("new");
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut file = options.open(&beside)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    std::fs::rename(&beside, path)
 }
 
 fn limits(setup: &AgentSetup) -> AgentLimits {
@@ -320,7 +308,11 @@ async fn host(setup: &AgentSetup, address: SocketAddr) -> Result<AgentApp, Agent
     let link = HttpLink::new(HttpLinkOptions { region: setup.region.clone(), client: client.clone() });
     let source = ArtifactStore::new(Arc::new(RemoteArtifacts::new(client)));
 
+    let nodes =
+        Nodes::open(&setup.data).map_err(|source| AgentStartError::Data { path: setup.data.clone(), source })?;
     let mut options = HostOptions::new(setup.data.join("regions"), source);
+    options.token = nodes.token();
+    options.more_nodes = nodes.known();
     options.limits = limits(setup);
     options.name = setup.name.clone().unwrap_or_else(machine_name);
     options.address = Some(setup.advertise.clone().unwrap_or_else(|| format!("http://{address}")));
@@ -332,7 +324,17 @@ async fn host(setup: &AgentSetup, address: SocketAddr) -> Result<AgentApp, Agent
     let region = RegionSetup { name: setup.region.clone(), nodes: setup.nodes, shares_source: false };
     let host = RegionHost::start_linked(links, clock, options, [region]).await?;
     let hosted = host.hosted(&setup.region).expect("it was started just now");
-    Ok(AgentApp(Arc::new(Inner { region: setup.region.clone(), host, hosted, metrics, http })))
+    Ok(AgentApp(Arc::new(Inner {
+        region: setup.region.clone(),
+        artifacts: hosted.artifacts(),
+        host,
+        hosted,
+        metrics,
+        http,
+        nodes,
+        downloads: Room::new("downloads", DOWNLOADS_MAX, Duration::MAX),
+        token: setup.token_file.as_ref().map(TokenFile::new),
+    })))
 }
 
 /// What this machine is called.

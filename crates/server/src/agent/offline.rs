@@ -17,6 +17,8 @@ use tidegate_rollout::region::{RegionHost, RegionLink, Standing};
 use tidegate_state::SystemClock;
 
 use super::AgentStartError;
+use super::folder::{LOCK_FILE, open_data, write_private};
+use super::nodes::Nodes;
 
 /// The format that this release writes.
 const FORMAT: u32 = 1;
@@ -45,7 +47,7 @@ impl AgentFile {
             return Err(io::Error::other(format!("it is that of an agent of region {}", before.region)));
         }
         let text = serde_json::to_string_pretty(self).map_err(io::Error::other)?;
-        super::write_private(&data.join(FILE), &text)
+        write_private(&data.join(FILE), &text)
     }
 
     fn read(data: &Path) -> io::Result<Self> {
@@ -80,9 +82,12 @@ pub(super) async fn offline(data: &Path) -> Result<OfflineAgent, AgentStartError
             _ => error,
         })
     })?;
-    let lock = super::open_data(data)?;
+    let lock = open_data(data, LOCK_FILE)?;
     let nowhere = ArtifactStore::new(Arc::new(object_store::memory::InMemory::new()));
-    let options = HostOptions::new(data.join("regions"), nowhere);
+    let nodes = Nodes::open(data).map_err(failed)?;
+    let mut options = HostOptions::new(data.join("regions"), nowhere);
+    options.token = nodes.token();
+    options.more_nodes = nodes.known();
     let setup = RegionSetup { name: file.region.clone(), nodes: file.nodes, shares_source: false };
     let links = Arc::new(|region: &str| Ok(Arc::new(NoLink(region.to_owned())) as Arc<dyn RegionLink>));
     let host = RegionHost::start_linked(links, Arc::new(SystemClock), options, [setup]).await?;

@@ -4,14 +4,14 @@ use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use serde::Deserialize;
 use tidegate_api::{BatchAnswer, BatchRequest, ErrorBody, KeyAnswer, code};
 use tidegate_rollout::region::Standing;
 use tower_http::catch_panic::CatchPanicLayer;
 
-use super::AgentApp;
+use super::{AgentApp, nodes};
 use crate::config::ServerLimits;
 use crate::http::errors::{ApiError, ApiResult, NOTHING_CHANGED};
 use crate::http::extract::{Body, Path, Query};
@@ -32,6 +32,11 @@ pub(super) fn router(app: AgentApp) -> Router {
                 .layer(DefaultBodyLimit::max(limits.body_bytes))
                 .layer(from_fn_with_state(batches, guard::limit)),
         )
+        .route(
+            "/v1/nodes/{name}",
+            put(nodes::announce).fallback(guard::no_method).layer(DefaultBodyLimit::max(64 * 1024)),
+        )
+        .route("/v1/artifacts/{artifact}/{file}", get(nodes::artifact).fallback(guard::no_method))
         .route("/healthz", get(health).fallback(guard::no_method))
         .route("/readyz", get(ready).fallback(guard::no_method))
         .route("/metrics", get(measures).fallback(guard::no_method))

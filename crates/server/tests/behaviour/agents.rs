@@ -284,6 +284,9 @@ async fn c17_c18_a_pin_is_given_on_the_agents_folder_and_shown_wherever_the_regi
     assert!(shown.left_out.as_ref().unwrap().contains("pinned to version 1 by ann"), "{shown:#?}");
     assert_eq!(shown.pin.as_ref().unwrap().version, 1);
     assert!(view.state.reason.as_ref().unwrap().contains("pinned"), "{:?}", view.state);
+    let explained = plane.world.client.explain_push("p3").await.unwrap();
+    let held = explained.holds.iter().find(|hold| hold.region.as_deref() == Some("b")).unwrap();
+    assert!(held.reason.contains("version 1 is pinned there by ann: bad data after all"), "{held:?}");
     let page = reqwest::get(plane.world.url()).await.unwrap().text().await.unwrap();
     assert!(page.contains("pinned to version 1 by ann"), "the page says nothing of the pin");
 

@@ -7,6 +7,7 @@ mod errors;
 mod faults;
 mod guards;
 mod job;
+mod nodes;
 mod page;
 mod protocol;
 mod watch;

@@ -87,3 +87,28 @@ pub(crate) enum AgentCommand {
         data: PathBuf,
     },
 }
+
+#[derive(Debug, Args)]
+pub(crate) struct NodeArguments {
+    /// The address of the region's agent.
+    #[arg(long, env = "TIDEGATE_AGENT", value_name = "URL")]
+    pub(crate) agent: String,
+    /// The node's name, its own within the region.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: String,
+    /// A file with the region's token. It is read again when it changes.
+    #[arg(long, env = "TIDEGATE_TOKEN_FILE", value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Certificates (PEM) to trust beside those of the machine.
+    #[arg(long, env = "TIDEGATE_CA_FILE", value_name = "FILE")]
+    pub(crate) ca_file: Option<PathBuf>,
+    /// Where the node keeps everything.
+    #[arg(long, env = "TIDEGATE_DATA", value_name = "DIR")]
+    pub(crate) data: PathBuf,
+    /// Where it answers reads and its agent's orders.
+    #[arg(long, env = "TIDEGATE_LISTEN", value_name = "ADDRESS", default_value = tidegate_server::node::DEFAULT_LISTEN)]
+    pub(crate) listen: SocketAddr,
+    /// Where the agent and others reach it, if that is not where it listens.
+    #[arg(long, value_name = "URL")]
+    pub(crate) advertise: Option<String>,
+}

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-pub(crate) use agent::{AgentArguments, AgentCommand, AgentRunArguments};
+pub(crate) use agent::{AgentArguments, AgentCommand, AgentRunArguments, NodeArguments};
 pub(crate) use push::{ProceedArguments, PushArguments, PushCommand};
 pub(crate) use server::{ConfigCommand, DemoArguments, QueueCommand, RegionCommand, ServerArguments};
 pub(crate) use store::{HooksCommand, SchemaCommand, StoreCommand};
@@ -68,6 +68,8 @@ pub(crate) enum Command {
     /// Run a region's agent with its nodes, or give it orders on this machine (`agent pin`, …).
     #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
     Agent(AgentArguments),
+    /// Run a serving node of a region, beside those within its agent's process.
+    Node(NodeArguments),
     /// Stores: what is pushed to.
     #[command(subcommand)]
     Store(StoreCommand),

@@ -115,12 +115,12 @@ impl From<AgentStartError> for Failure {
             AgentStartError::Setting { .. } => "Correct it and try again.",
             AgentStartError::NotLoopback { .. } => "Choose a loopback address, such as 127.0.0.1:7610.",
             AgentStartError::Listen { .. } => "Stop what listens there, or choose another address with --listen.",
-            AgentStartError::DataInUse { .. } => "Stop the other agent, or choose another folder with --data.",
+            AgentStartError::DataInUse { .. } => "Stop the other process, or choose another folder with --data.",
             AgentStartError::Data { .. } => "Choose the agent's own folder, which this user may write, with --data.",
             AgentStartError::ControlPlane(_) => "Write for instance --control-plane http://127.0.0.1:7600.",
             _ => "Mend what the text names, and try again.",
         };
-        Failure::new("the agent did not start", error.to_string(), "Nothing was changed.", to_do)
+        Failure::new("the process did not start", error.to_string(), "Nothing was changed.", to_do)
     }
 }
 

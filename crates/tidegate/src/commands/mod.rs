@@ -3,6 +3,7 @@
 mod agent;
 mod config;
 mod diff;
+mod node;
 mod push;
 mod queue;
 mod region;
@@ -29,6 +30,7 @@ pub(crate) async fn run(arguments: Arguments, registry: Registry, output: Output
         Command::Demo(demo) => demo::run(demo, registry, output).await,
         Command::Server(server) => server::run(server, registry, output).await,
         Command::Agent(agent) => agent::run(agent, output).await,
+        Command::Node(node) => node::run(node, output).await,
         Command::Store(command) => store::run(command, &client()?, output).await,
         Command::Push(push) => push::run(push, &client()?, output).await,
         Command::Get { store, key, region } => {

@@ -81,6 +81,7 @@ pub struct RegionAgent {
     handles: Handles,
     standing: watch::Receiver<Standing>,
     elsewhere: Arc<AtomicBool>,
+    nodes: watch::Sender<Arc<Vec<RegionNode>>>,
 }
 
 impl RegionAgent {
@@ -113,7 +114,9 @@ impl RegionAgent {
         let (standing, stands) = watch::channel(Keeper::first_standing(&identity, &*options.clock));
         let elsewhere = Arc::new(AtomicBool::new(stands.borrow().is_elsewhere()));
         let claim_again = Arc::new(Notify::new());
-        let names: Vec<String> = options.nodes.iter().map(|node| node.name.clone()).collect();
+        options.token.store(identity.token, Ordering::Relaxed);
+        let (nodes, node_list) = watch::channel(Arc::new(options.nodes.clone()));
+        let claimed = node_list.clone();
         let keeper = Keeper {
             region: region.clone(),
             name: options.name.clone(),
@@ -122,7 +125,11 @@ impl RegionAgent {
             clock: Arc::clone(&options.clock),
             jitter: Arc::clone(&options.jitter),
             limits: options.limits.clone(),
-            nodes: Arc::new(move || names.iter().map(|name| HostNode { name: name.clone(), address: None }).collect()),
+            nodes: Arc::new(move || {
+                let host_node = |node: &RegionNode| HostNode { name: node.name.clone(), address: node.address.clone() };
+                claimed.borrow().iter().map(host_node).collect()
+            }),
+            token: Arc::clone(&options.token),
             file,
             identity,
             standing,
@@ -135,7 +142,7 @@ impl RegionAgent {
             claim_again,
             heavy: Arc::new(Semaphore::new(options.limits.heavy_steps.max(1))),
             figures: options.metrics.of_region(&region),
-            node_names: options.nodes.iter().map(|node| node.name.clone()).collect(),
+            nodes: node_list,
             shutdown: shutdown.clone(),
             disk,
             link,
@@ -153,7 +160,15 @@ impl RegionAgent {
         };
         follower.take_files(files);
         let follower = tokio::spawn(follower.run(keeper));
-        Ok(RegionAgent { region, shutdown, follower: Mutex::new(Some(follower)), handles, standing: stands, elsewhere })
+        Ok(RegionAgent {
+            region,
+            shutdown,
+            follower: Mutex::new(Some(follower)),
+            handles,
+            standing: stands,
+            elsewhere,
+            nodes,
+        })
     }
 
     /// How the agent stands with hosting its region, now and whenever that changes.
@@ -172,6 +187,17 @@ impl RegionAgent {
     #[must_use]
     pub fn is_elsewhere(&self) -> bool {
         self.elsewhere.load(Ordering::Relaxed)
+    }
+
+    /// Takes one more node into the region. It is brought to where the others are. One whose name is taken is not.
+    pub fn add_node(&self, node: RegionNode) {
+        self.nodes.send_if_modified(|nodes| {
+            let is_new = nodes.iter().all(|known| known.name != node.name);
+            if is_new {
+                Arc::make_mut(nodes).push(node);
+            }
+            is_new
+        });
     }
 
     /// Has the agent look at its nodes now, instead of at the next time that it would: something has
@@ -524,7 +550,8 @@ impl Follower {
 
     async fn stores_of_nodes(&self) -> BTreeSet<String> {
         let mut names = BTreeSet::new();
-        for node in &self.shared.options.nodes {
+        let nodes = Arc::clone(&self.shared.nodes.borrow());
+        for node in nodes.iter() {
             let clock = &self.shared.options.clock;
             let deadline = clock.sleep_until(clock.now().after(self.shared.options.limits.step));
             tokio::select! {

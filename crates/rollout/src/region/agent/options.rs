@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use tidegate_state::Clock;
@@ -17,6 +18,8 @@ use crate::region::metrics::RegionMetrics;
 pub struct RegionNode {
     /// Its name, unique within the region.
     pub name: String,
+    /// Where it answers reads; absent for one within the agent's own process.
+    pub address: Option<String>,
     /// What it is made of.
     pub engine: Arc<dyn Engine>,
 }
@@ -125,6 +128,8 @@ pub struct AgentOptions {
     pub limits: AgentLimits,
     /// Where it counts.
     pub metrics: RegionMetrics,
+    /// Where the agent writes the token by which it hosts its region, for nodes that obey the highest alone.
+    pub token: Arc<AtomicU64>,
 }
 
 impl AgentOptions {
@@ -151,6 +156,7 @@ impl AgentOptions {
             jitter: random_jitter(),
             limits: AgentLimits::default(),
             metrics: RegionMetrics::default(),
+            token: Arc::default(),
         }
     }
 }

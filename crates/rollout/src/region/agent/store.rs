@@ -17,7 +17,7 @@ use uuid::Uuid;
 pub(super) use self::pinning::Ask;
 use self::pinning::Asking;
 use super::disk::{AgentDisk, StoreFile};
-use super::options::AgentOptions;
+use super::options::{AgentOptions, RegionNode};
 use super::steps::{NodeResult, Tools, VersionResult};
 use crate::engine::{EngineError, LoadProgress, StoreKey};
 use crate::entities::{Assignment, Report};
@@ -67,7 +67,8 @@ pub(super) struct Shared {
     pub(super) disk: AgentDisk,
     pub(super) heavy: Arc<Semaphore>,
     pub(super) figures: RegionFigures,
-    pub(super) node_names: Vec<String>,
+    /// The region's nodes. More may come, always behind those there are.
+    pub(super) nodes: watch::Receiver<Arc<Vec<RegionNode>>>,
     pub(super) shutdown: CancellationToken,
 }
 
@@ -110,6 +111,8 @@ pub(super) struct StoreTask {
     tools: Tools,
     words: watch::Receiver<Word>,
     nudge: Arc<Notify>,
+    /// The region's nodes, in the order of the view.
+    nodes: Arc<Vec<RegionNode>>,
     file: StoreFile,
     view: View,
     manifests: BTreeMap<u64, Arc<Manifest>>,
@@ -152,6 +155,7 @@ impl StoreTask {
     ) -> Self {
         let options = &shared.options;
         let now = options.clock.now();
+        let nodes = Arc::clone(&shared.nodes.borrow());
         let tools = Tools {
             key: StoreKey { name: file.store.clone(), incarnation: file.incarnation },
             clock: Arc::clone(&options.clock),
@@ -171,7 +175,8 @@ impl StoreTask {
             view: View::default(),
             manifests: BTreeMap::new(),
             reached: Vec::new(),
-            ended: vec![0; options.nodes.len()],
+            ended: vec![0; nodes.len()],
+            nodes,
             load_progress: BTreeMap::new(),
             copy_progress: BTreeMap::new(),
             jobs: JoinSet::new(),
@@ -199,41 +204,54 @@ impl StoreTask {
 
     /// Starts from what the file says: nothing is known about the nodes but what was found right before.
     fn begin_view(&mut self) {
-        let names = &self.shared.node_names;
         self.view = View::default();
-        self.view.nodes = names
-            .iter()
-            .map(|name| {
-                let sound = self.file.sound.get(name).cloned().unwrap_or_default();
-                NodeView {
-                    checked: sound.iter().map(|version| (*version, Check::Agrees)).collect(),
-                    // It was right when the agent last looked; the scrub looks again beside all else.
-                    scrub: sound,
-                    ..NodeView::default()
-                }
-            })
-            .collect();
-        self.reached = names
-            .iter()
-            .map(|name| {
-                let before = self.file.report.as_ref().filter(|report| {
-                    report.incarnation == self.file.incarnation && !report.lagging_nodes.contains(name)
-                });
-                Reached {
-                    known: before.is_some(),
-                    held: BTreeSet::new(),
-                    serving: before.and_then(|report| report.serving),
-                }
-            })
-            .collect();
+        self.view.nodes = self.nodes.iter().map(|node| self.first_view(&node.name)).collect();
+        self.reached = self.nodes.iter().map(|node| self.reached_before(&node.name)).collect();
         self.take_assignment();
+    }
+
+    /// What the file says of a node.
+    fn first_view(&self, name: &str) -> NodeView {
+        let sound = self.file.sound.get(name).cloned().unwrap_or_default();
+        NodeView {
+            checked: sound.iter().map(|version| (*version, Check::Agrees)).collect(),
+            // It was right when the agent last looked; the scrub looks again beside all else.
+            scrub: sound,
+            ..NodeView::default()
+        }
+    }
+
+    fn reached_before(&self, name: &str) -> Reached {
+        let before = self.file.report.as_ref().filter(|report| {
+            report.incarnation == self.file.incarnation && !report.lagging_nodes.iter().any(|node| node == name)
+        });
+        Reached { known: before.is_some(), held: BTreeSet::new(), serving: before.and_then(|report| report.serving) }
+    }
+
+    /// Takes in the nodes that have joined.
+    fn take_nodes(&mut self) {
+        let nodes = Arc::clone(&self.shared.nodes.borrow());
+        for node in nodes.iter().skip(self.nodes.len()) {
+            let first = self.first_view(&node.name);
+            self.view.nodes.push(first);
+            // Whatever it holds, it has not lost it here.
+            self.reached.push(Reached::default());
+            self.ended.push(0);
+        }
+        self.nodes = nodes;
+    }
+
+    fn node_names(&self) -> Vec<String> {
+        self.nodes.iter().map(|node| node.name.clone()).collect()
     }
 
     pub(super) async fn run(mut self) {
         let shutdown = self.shared.shutdown.clone();
         let mut clients = self.shared.options.clients.changes();
         let mut standing = self.shared.standing.clone();
+        let mut nodes = self.shared.nodes.clone();
         self.take_word();
+        self.take_nodes();
         loop {
             self.advance();
             if self.let_go && !self.words.has_changed().unwrap_or(false) {
@@ -252,6 +270,7 @@ impl StoreTask {
                 Some(ask) = self.asks.recv(), if !self.is_asked() => self.take_ask(ask),
                 () = self.nudge.notified() => self.look_again(),
                 Ok(()) = standing.changed() => {}
+                Ok(()) = nodes.changed() => self.take_nodes(),
                 Ok(()) = clients.changed() => {}
                 () = clock.sleep_until(wake_at) => self.wake(),
             }

@@ -24,6 +24,9 @@ pub(crate) struct Identity {
     /// Who hosts the region instead, in words, if the agent was told so and has not hosted it since.
     #[serde(default)]
     pub(crate) replaced_by: Option<String>,
+    /// The last token that the agent was given: nodes obey no lower one.
+    #[serde(default)]
+    pub(crate) token: u64,
 }
 
 /// Where an agent keeps its identity. All of this blocks.
@@ -51,7 +54,7 @@ impl IdentityFile {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
-        let identity = Identity { format: FORMAT, agent: new, replaced_by: None };
+        let identity = Identity { format: FORMAT, agent: new, replaced_by: None, token: 0 };
         file.save(&identity)?;
         Ok((file, identity))
     }

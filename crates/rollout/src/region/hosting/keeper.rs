@@ -1,7 +1,7 @@
 //! Takes a region's lease, renews it, and says how the agent stands with it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tidegate_api::agent::{HostClaim, HostNode};
@@ -29,6 +29,8 @@ pub(crate) struct Keeper {
     pub(crate) standing: watch::Sender<Standing>,
     /// Whether another agent hosts the region and this one has not, for those who ask with every read.
     pub(crate) elsewhere: Arc<AtomicBool>,
+    /// Where the token goes that nodes are commanded with.
+    pub(crate) token: Arc<AtomicU64>,
     /// Asks again at once: something was refused because another hosts the region, or the region is new.
     pub(crate) nudge: Arc<Notify>,
     pub(crate) shutdown: CancellationToken,
@@ -100,13 +102,21 @@ impl Keeper {
             }
         }
         let replaced_by = match &next {
+            // The next process of this very agent has its folder, and this one is about to be gone.
+            Standing::Replaced { by, .. } if by.contains(&self.identity.agent.to_string()) => None,
             Standing::Replaced { by, .. } => Some(by.clone()),
             Standing::Hosts(_) => None,
             Standing::Starting | Standing::Unconfirmed { .. } => self.identity.replaced_by.clone(),
         };
+        let token = match &next {
+            Standing::Hosts(holder) => holder.token,
+            _ => self.identity.token,
+        };
         // Only from one to the other: the words themselves change with every answer.
-        if replaced_by.is_some() != self.identity.replaced_by.is_some() {
+        if replaced_by.is_some() != self.identity.replaced_by.is_some() || token != self.identity.token {
             self.identity.replaced_by = replaced_by;
+            self.identity.token = token;
+            self.token.store(token, Ordering::Relaxed);
             let (file, identity) = (self.file.clone(), self.identity.clone());
             let saved = tokio::task::spawn_blocking(move || file.save(&identity)).await;
             if let Ok(Err(error)) = saved {

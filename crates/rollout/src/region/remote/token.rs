@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
-use reqwest::header::HeaderValue;
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 
 /// The largest token file, in bytes.
 const TOKEN_BYTES_MAX: u64 = 16 * 1024;
@@ -49,6 +49,16 @@ impl TokenFile {
     /// A token in this file. It is read when it is first needed.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         TokenFile(Arc::new(File { path: path.into(), last: Mutex::new(None) }))
+    }
+
+    /// Whether a request shows this token. Takes as long for every guess of the same length.
+    pub async fn is_shown(&self, headers: &HeaderMap) -> bool {
+        let Ok(token) = self.current().await else {
+            return false;
+        };
+        let given = headers.get(AUTHORIZATION).map_or(&[][..], HeaderValue::as_bytes);
+        let expected = token.0.as_bytes();
+        given.len() == expected.len() && given.iter().zip(expected).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
     }
 
     /// The token that the file has now.

@@ -82,7 +82,7 @@ impl StoreTask {
     }
 
     pub(super) fn start_node(&mut self, place: usize, task: NodeTask) {
-        let node = self.shared.options.nodes[place].clone();
+        let node = self.nodes[place].clone();
         let progress = Arc::new(LoadProgress::default());
         let mut artifact = None;
         if let NodeTask::Load(number) = task {
@@ -111,7 +111,7 @@ impl StoreTask {
     /// Reads a version back without waiting for a turn: someone waits for it.
     pub(super) fn verify_at_once(&mut self, place: usize, number: u64) {
         let task = NodeTask::Verify(number);
-        let node = self.shared.options.nodes[place].clone();
+        let node = self.nodes[place].clone();
         self.view.nodes[place].running.insert(task);
         let step = self.tools.clone().verify_at_once(node, number);
         let job = Job::Node(place, task, self.ended[place]);
@@ -137,7 +137,7 @@ impl StoreTask {
                 for (place, node) in self.view.nodes.iter().enumerate() {
                     match &node.observed {
                         Some(observed) if observed.holds(number) => holding += 1,
-                        Some(_) => missing.push((place, self.shared.options.nodes[place].clone())),
+                        Some(_) => missing.push((place, self.nodes[place].clone())),
                         None => {}
                     }
                 }

@@ -139,7 +139,7 @@ impl StoreTask {
     pub(super) fn unsound(&mut self, place: usize, number: u64) {
         self.view.nodes[place].checked.remove(&number);
         self.view.nodes[place].scrub.remove(&number);
-        if let Some(sound) = self.file.sound.get_mut(&self.shared.node_names[place]) {
+        if let Some(sound) = self.file.sound.get_mut(&self.nodes[place].name) {
             self.unsaved |= sound.remove(&number);
         }
     }
@@ -152,7 +152,7 @@ impl StoreTask {
             self.mismatch_open = true;
             self.shared.figures.mismatches.inc();
             tracing::warn!(
-                region = %self.shared.options.region, store = %self.file.store, node = %self.shared.node_names[place],
+                region = %self.shared.options.region, store = %self.file.store, node = %self.nodes[place].name,
                 had_reached = ?reached, found = ?observed, "a node is not where it was; it is put right from the assignment"
             );
         }
@@ -175,7 +175,7 @@ impl StoreTask {
             return;
         };
         self.view.nodes[place].scrub.remove(&number);
-        let name = self.shared.node_names[place].clone();
+        let name = self.nodes[place].name.clone();
         if verification.content_digest == expected {
             self.view.nodes[place].checked.insert(number, Check::Agrees);
             self.view.nodes[place].trouble.remove(&NodeTask::Verify(number));

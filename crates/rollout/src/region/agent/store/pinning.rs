@@ -170,12 +170,11 @@ impl StoreTask {
         let Asked::Pin(request, answer) = what else {
             return;
         };
-        let names = &self.shared.node_names;
         let mut found = Found::default();
         for (place, result) in results {
             match result {
                 Ok(()) => found.whole += 1,
-                Err(why) => found.damaged.push(format!("{}: {why}", names[*place])),
+                Err(why) => found.damaged.push(format!("{}: {why}", self.nodes[*place].name)),
             }
         }
         for node in &self.view.nodes {

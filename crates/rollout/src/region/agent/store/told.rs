@@ -107,10 +107,11 @@ impl StoreTask {
             return None;
         }
         let progress = self.progress();
+        let names = self.node_names();
         let facts = Facts {
             generation: assignment.generation,
             incarnation: assignment.incarnation,
-            node_names: &self.shared.node_names,
+            node_names: &names,
             progress: &progress,
             embedded: self.shared.options.clients.counts(&self.tools.key),
             pins: &self.file.pins,
