@@ -82,6 +82,7 @@ pub struct RegionAgent {
     standing: watch::Receiver<Standing>,
     elsewhere: Arc<AtomicBool>,
     nodes: watch::Sender<Arc<Vec<RegionNode>>>,
+    claim_again: Arc<Notify>,
 }
 
 impl RegionAgent {
@@ -139,7 +140,7 @@ impl RegionAgent {
         };
         let shared = Arc::new(Shared {
             standing: stands.clone(),
-            claim_again,
+            claim_again: Arc::clone(&claim_again),
             heavy: Arc::new(Semaphore::new(options.limits.heavy_steps.max(1))),
             figures: options.metrics.of_region(&region),
             nodes: node_list,
@@ -168,6 +169,7 @@ impl RegionAgent {
             standing: stands,
             elsewhere,
             nodes,
+            claim_again,
         })
     }
 
@@ -198,6 +200,8 @@ impl RegionAgent {
             }
             is_new
         });
+        // Whoever looks at the region sees its nodes by the claims.
+        self.claim_again.notify_one();
     }
 
     /// Has the agent look at its nodes now, instead of at the next time that it would: something has
