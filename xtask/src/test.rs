@@ -5,6 +5,7 @@ use std::path::Path;
 
 use crate::acceptance::{self, TestName};
 use crate::process::{cargo, run_by_line};
+use crate::tools;
 
 pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     let mut required = BTreeSet::new();
@@ -20,6 +21,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
         }
     }
 
+    tools::postgres()?;
     let skip_log = std::env::temp_dir().join(format!("tidegate-skips-{}", std::process::id()));
     let _ = std::fs::remove_file(&skip_log);
     let mut passed = BTreeSet::new();

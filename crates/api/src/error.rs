@@ -90,6 +90,14 @@ pub mod code {
     pub const TOO_LARGE: &str = "too_large";
     /// The request names a host that this server is not.
     pub const HOST_REFUSED: &str = "host_refused";
+    /// The request has no token, or one that does not hold.
+    pub const UNAUTHENTICATED: &str = "unauthenticated";
+    /// The token does not allow this.
+    pub const FORBIDDEN: &str = "forbidden";
+    /// More requests, or more wrong tokens, than the caller may send in this time.
+    pub const RATE_LIMITED: &str = "rate_limited";
+    /// There is no such token.
+    pub const TOKEN_UNKNOWN: &str = "token_unknown";
     /// The server took longer than its limit.
     pub const TIMED_OUT: &str = "timed_out";
     /// The server works on as many requests as it may.

@@ -8,9 +8,11 @@
 //! | module | has |
 //! |---|---|
 //! | [`manifest`] | the manifest of an artifact: parts, schema, statistics |
+//! | [`access`] | tokens, roles and the audit trail |
 //! | [`error`] | the one shape of errors |
 //! | [`store`] | stores, their schemas, versions and hook settings |
 //! | [`push`] | starting, feeding and following a push |
+//! | [`upload`] | sending the parts of a push |
 //! | [`view`] | a push as people see it: regions, gates, who holds what and why |
 //! | [`freeze`] | freezes |
 //! | [`pause`] | gates that are held for a person |
@@ -19,6 +21,7 @@
 //! | [`region`] | regions and what they hold and serve |
 //! | [`read`] | look-ups, one by one and in batches |
 //! | [`config`] | the hooks configuration in force |
+//! | [`cluster`] | servers, what they lease, and what waits |
 //! | [`queue`] | requests of cluster hooks |
 //! | [`watch`] | events of the watch streams |
 //! | [`sse`] | the text form that they travel in |
@@ -30,7 +33,9 @@
 //! so that an older client can still show the rest. Times are [`EpochMs`]. Optional fields that
 //! are absent are left out.
 
+pub mod access;
 pub mod agent;
+pub mod cluster;
 pub mod config;
 pub mod error;
 pub mod freeze;
@@ -43,10 +48,13 @@ pub mod read;
 pub mod region;
 pub mod sse;
 pub mod store;
+pub mod upload;
 pub mod view;
 pub mod watch;
 
+pub use access::{AuditOutcome, AuditPage, AuditView, Role, TokenCreate, TokenCreated, TokenStatus, TokenView};
 pub use agent::{HostClaim, HostGrant, HostNode, HostView, PinView};
+pub use cluster::{ClusterHookView, ClusterView, ServerHookView, ServerStatus, ServerView};
 pub use config::{
     ConfigView, HookSettingsView, HooksConfigUpdate, HooksConfigView, ServerConfigView, Setting, SettingOrigin,
 };
@@ -55,8 +63,8 @@ pub use freeze::{FreezeRequest, FreezeScope, FreezeView};
 pub use job::{ExecutionStatus, JobStatus};
 pub use pause::{PauseAnswerRequest, PauseAnswerView, PauseView};
 pub use push::{
-    ClientPhase, EndedBy, FailRequest, HeartbeatRequest, InputFault, KillRequest, PartView, PartsView, ProceedRequest,
-    PushAccepted, PushPhase, PushStart, PushState, PushStatus, PushSummary, RegisterSchemaRequest, RegisteredSchema,
+    ClientPhase, EndedBy, FailRequest, HeartbeatRequest, InputFault, KillRequest, ProceedRequest, PushAccepted,
+    PushPhase, PushStart, PushState, PushStatus, PushSummary, RegisterSchemaRequest, RegisteredSchema,
 };
 pub use queue::{QueueAction, QueueEntryState, QueueEntryView};
 pub use read::{BatchAnswer, BatchRequest, KeyAnswer, KeyValue};
@@ -65,6 +73,7 @@ pub use store::{
     EmbeddedSwap, Freshness, Limits, LimitsPatch, OnNewPush, OverridesUpdate, OverridesView, RollbackAnswer,
     RollbackRequest, SchemaMode, SchemaView, StoreCreate, StorePatch, StoreView, VersionStatus, VersionView,
 };
+pub use upload::{ArtifactStoreView, PartSentRequest, PartUploadRequest, PartUploadView, PartView, PartsView};
 pub use view::{
     ArtifactView, CallView, ClientView, EmbeddedCounts, ExplainView, GateStatus, GateView, HoldKind, HoldView,
     HookAnswerView, LimitView, Mode, OverrideView, Progress, PushRegionView, PushView, RegionFailure, RegionStage,

@@ -32,6 +32,12 @@ pub struct PushStart {
     /// Whether this version may be without records, beside what the store allows.
     #[serde(default)]
     pub allow_empty: bool,
+    /// Release the data of this version again, as a new version: nothing is built or sent, and every gate is asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_version: Option<u64>,
+    /// Gates to be opened by hand whatever their hooks say, as `pre-creation@a`, each with the reason: on record.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub overrides: BTreeMap<String, String>,
 }
 
 /// A push was started or found, and this is what its client needs to know.
@@ -271,24 +277,6 @@ pub enum ClientPhase {
 pub struct RegisterSchemaRequest {
     /// The schema.
     pub schema: Schema,
-}
-
-/// Parts that have arrived.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct PartsView {
-    /// In order of their names.
-    pub parts: Vec<PartView>,
-}
-
-/// A part that has arrived whole.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct PartView {
-    /// Its file name.
-    pub name: String,
-    /// Its size in bytes.
-    pub bytes: u64,
-    /// SHA-256 of its bytes in lower-case hexadecimal, as computed by the server.
-    pub sha256: String,
 }
 
 /// The client can't go on with this push: the input is at fault.

@@ -32,6 +32,9 @@ pub struct StoreCreate {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StorePatch {
+    /// The team that may change the store; an empty text: none, so that only operators and admins may.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub team: Option<String>,
     /// Which changes of the schema are allowed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema_mode: Option<SchemaMode>,
@@ -56,6 +59,9 @@ pub struct StorePatch {
     /// When embedded clients start to serve a version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub embedded_swap: Option<EmbeddedSwap>,
+    /// See [`StoreView::embedded_dead_percent_max`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub embedded_dead_percent_max: Option<u8>,
     /// Keys that every version has to have, see [`crate::manifest::GoldenKey`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub golden_keys: Option<Vec<String>>,
@@ -158,6 +164,9 @@ pub struct Freshness {
 pub struct StoreView {
     /// Its name.
     pub name: String,
+    /// The team that may change it. Absent: only operators and admins may.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub team: Option<String>,
     /// Columns that make up the key, in key order.
     pub key_columns: Vec<String>,
     /// How many partitions an artifact has.
@@ -179,6 +188,9 @@ pub struct StoreView {
     pub keep_pushes: u32,
     /// When embedded clients start to serve a version.
     pub embedded_swap: EmbeddedSwap,
+    /// How many of a region's embedded clients may be dead, in percent, while it takes a version in. With more the region
+    /// fails.
+    pub embedded_dead_percent_max: u8,
     /// Keys that every version has to have.
     #[serde(default)]
     pub golden_keys: Vec<String>,

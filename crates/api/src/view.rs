@@ -283,6 +283,8 @@ pub enum GateStatus {
     RolledBack,
     /// Somebody opened it by hand.
     Overridden,
+    /// It had not opened when the push ended, and nobody is asked any more.
+    NotAskedAnyMore,
     /// A word of a newer server.
     #[serde(other)]
     Unknown,
@@ -299,6 +301,7 @@ impl GateStatus {
             Self::Aborted => "aborted",
             Self::RolledBack => "rolled_back",
             Self::Overridden => "overridden",
+            Self::NotAskedAnyMore => "not_asked_any_more",
             Self::Unknown => "unknown",
         }
     }

@@ -1,8 +1,10 @@
 //! The connection to a server: addresses, requests, answers.
 
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::header::{HeaderMap, HeaderValue};
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -10,6 +12,7 @@ use tidegate_api::ErrorBody;
 
 use crate::error::Error;
 use crate::retry::{Attempts, Repeat};
+use crate::token::Token;
 
 /// Says who acts.
 const USER_HEADER: &str = "tidegate-user";
@@ -17,13 +20,22 @@ const USER_HEADER: &str = "tidegate-user";
 /// The longest answer that is read, but for watch streams.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
+/// How long an idle connection is kept. Shorter than the server keeps one, so that no request meets
+/// a connection that is being closed.
+const IDLE_MAX: Duration = Duration::from_secs(20);
+
 /// How a [`Client`] behaves.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The server's address, for example `http://127.0.0.1:7600`.
     pub url: String,
-    /// Who acts, for the record.
+    /// Who acts, for the record, where the server asks nobody for a token.
     pub user: Option<String>,
+    /// What the client proves itself with.
+    pub token: Option<Token>,
+    /// A file with the certificates (PEM) that the server's leads to. Absent: those that this
+    /// machine trusts.
+    pub ca: Option<PathBuf>,
     /// How long a request is repeated while the server can't be reached.
     pub patience: Duration,
     /// How long one attempt may take, from connecting to the end of the answer. Parts and watch
@@ -40,6 +52,8 @@ impl Options {
         Self {
             url: url.into(),
             user: std::env::var("USER").ok(),
+            token: None,
+            ca: None,
             patience: Duration::from_secs(10),
             request_limit: Duration::from_secs(30),
             connect_limit: Duration::from_secs(5),
@@ -51,9 +65,30 @@ impl Options {
 #[derive(Clone, Debug)]
 pub struct Client {
     http: reqwest::Client,
+    /// For addresses that are not the server's: it tells them nothing about who asks.
+    anonymous: reqwest::Client,
     base: Url,
     patience: Duration,
     request_limit: Duration,
+    notice: Notice,
+}
+
+/// Who is told that a request has failed and is made again.
+#[derive(Clone, Default)]
+struct Notice(Option<Arc<dyn Fn(&Error, Duration) + Send + Sync>>);
+
+impl Notice {
+    fn tell(&self, error: &Error, patience: Duration) {
+        if let Some(tell) = &self.0 {
+            tell(error, patience);
+        }
+    }
+}
+
+impl std::fmt::Debug for Notice {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_tuple("Notice").field(&self.0.is_some()).finish()
+    }
 }
 
 /// What a request carries.
@@ -83,7 +118,8 @@ impl Client {
     /// A client with these options.
     ///
     /// # Errors
-    /// [`Error::Url`] if the address is no `http` or `https` URL.
+    /// [`Error::Url`] if the address is no `http` or `https` URL, [`Error::Local`] if the file with
+    /// certificates can't be read.
     pub fn with_options(options: Options) -> Result<Self, Error> {
         let bad = |reason: String| Error::Url { url: options.url.clone(), reason };
         let base = Url::parse(&options.url).map_err(|error| bad(error.to_string()))?;
@@ -95,21 +131,51 @@ impl Client {
         if let Some(user) = user {
             headers.insert(USER_HEADER, user);
         }
-        let http = reqwest::Client::builder()
+        if let Some(token) = &options.token {
+            if base.scheme() == "http" && !is_loopback(&base) {
+                tracing::warn!(url = %base, "the token travels in the clear: the address begins with http://");
+            }
+            headers.insert(AUTHORIZATION, token.header());
+        }
+        let mut builder = reqwest::Client::builder();
+        if let Some(path) = &options.ca {
+            builder = builder.tls_certs_only(read_certificates(path)?);
+        }
+        let http = builder
             .connect_timeout(options.connect_limit)
+            .pool_idle_timeout(IDLE_MAX)
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
             .default_headers(headers)
             .user_agent(concat!("tidegate-client/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|error| bad(chain(&error)))?;
-        Ok(Self { http, base, patience: options.patience, request_limit: options.request_limit })
+        let anonymous = reqwest::Client::builder()
+            .connect_timeout(options.connect_limit)
+            .redirect(reqwest::redirect::Policy::none())
+            .build()
+            .map_err(|error| bad(chain(&error)))?;
+        Ok(Self {
+            http,
+            anonymous,
+            base,
+            patience: options.patience,
+            request_limit: options.request_limit,
+            notice: Notice::default(),
+        })
     }
 
     /// The same client with another [`Options::patience`].
     #[must_use]
     pub fn with_patience(&self, patience: Duration) -> Self {
         Self { patience, ..self.clone() }
+    }
+
+    /// The same client, which tells of each failure after which a request is made again: what failed, and for how long it
+    /// is tried in all. It must be quick.
+    #[must_use]
+    pub fn with_notice(&self, notice: impl Fn(&Error, Duration) + Send + Sync + 'static) -> Self {
+        Self { notice: Notice(Some(Arc::new(notice))), ..self.clone() }
     }
 
     /// The server's address.
@@ -171,14 +237,25 @@ impl Client {
     /// Makes a request, again where that may help. Status and body of an answer that is no error.
     pub(crate) async fn request_bytes(&self, request: &Request<'_>) -> Result<(u16, Vec<u8>), Error> {
         let mut attempts = Attempts::new(self.patience);
+        let mut never_sent = true;
         loop {
-            let error = match self.attempt(request).await {
+            let (mut error, is_final) = match self.attempt(request).await {
                 Ok(answer) => return Ok(answer),
-                Err(Failed::Final(error)) => return Err(error),
-                Err(Failed::Again(error)) => error,
+                Err(Failed::Final(error)) => (error, true),
+                Err(Failed::Again(error)) => (error, false),
             };
+            if let Error::Unreachable { surely_not_sent, .. } = &mut error {
+                never_sent &= *surely_not_sent;
+                *surely_not_sent = never_sent;
+            } else {
+                never_sent = false;
+            }
+            if is_final {
+                return Err(error);
+            }
             match attempts.failed() {
                 Some(pause) => {
+                    self.notice.tell(&error, self.patience);
                     tracing::debug!(url = %request.url, %error, ?pause, "trying again");
                     tokio::time::sleep(pause).await;
                 }
@@ -215,9 +292,18 @@ impl Client {
         self.http.request(method, url)
     }
 
+    /// A client for URLs that the server has given, which may lead elsewhere.
+    pub(crate) fn anonymous(&self) -> &reqwest::Client {
+        &self.anonymous
+    }
+
     pub(crate) fn transport(&self, error: &reqwest::Error, repeat: Repeat) -> Failed {
-        let unreachable =
-            Error::Unreachable { url: self.url().to_owned(), tried_for: Duration::ZERO, reason: chain(error) };
+        let unreachable = Error::Unreachable {
+            url: self.url().to_owned(),
+            tried_for: Duration::ZERO,
+            reason: chain(error),
+            surely_not_sent: error.is_connect(),
+        };
         if repeat == Repeat::Always || error.is_connect() {
             Failed::Again(unreachable)
         } else {
@@ -238,7 +324,9 @@ impl Error {
     /// Says how long was tried, where that matters.
     pub(crate) fn after(self, attempts: &Attempts) -> Self {
         match self {
-            Self::Unreachable { url, reason, .. } => Self::Unreachable { url, reason, tried_for: attempts.elapsed() },
+            Self::Unreachable { url, reason, surely_not_sent, .. } => {
+                Self::Unreachable { url, reason, tried_for: attempts.elapsed(), surely_not_sent }
+            }
             other => other,
         }
     }
@@ -248,7 +336,9 @@ impl Error {
 pub(crate) fn refusal(url: &Url, status: StatusCode, bytes: &[u8], repeat: Repeat) -> Failed {
     match serde_json::from_slice::<ErrorBody>(bytes) {
         Ok(body) => {
-            let again = body.retryable && repeat == Repeat::Always;
+            // What was over the limit was not looked at: it can be made again in any case.
+            let is_unseen = status == StatusCode::TOO_MANY_REQUESTS;
+            let again = body.retryable && (repeat == Repeat::Always || is_unseen);
             let error = Error::Refused { status: status.as_u16(), body: Box::new(body) };
             if again { Failed::Again(error) } else { Failed::Final(error) }
         }
@@ -298,6 +388,23 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+/// Whether what is sent to this address stays on the machine.
+fn is_loopback(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+fn read_certificates(path: &Path) -> Result<Vec<reqwest::Certificate>, Error> {
+    let failed =
+        |reason: String| Error::Local { what: format!("the certificates in {} can't be used", path.display()), reason };
+    let pem = std::fs::read(path).map_err(|error| failed(error.to_string()))?;
+    let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| failed(chain(&error)))?;
+    if certificates.is_empty() {
+        return Err(failed("there is none in it".to_owned()));
+    }
+    Ok(certificates)
 }
 
 /// Percent-encodes everything but the characters that RFC 3986 calls unreserved.

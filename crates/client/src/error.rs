@@ -26,6 +26,8 @@ pub enum Error {
         tried_for: Duration,
         /// The last failure.
         reason: String,
+        /// Whether it is certain that no attempt was sent: no connection was ever made.
+        surely_not_sent: bool,
     },
     /// The server refused the request, and says why.
     #[error("{body}")]
@@ -44,6 +46,16 @@ pub enum Error {
         /// The status of the answer.
         status: u16,
         /// What is wrong with it.
+        reason: String,
+    },
+    /// The artifact store refused a part that was put straight there.
+    #[error("the artifact store at {url} refused a part (status {status}): {reason}")]
+    StoreRefused {
+        /// The store's address.
+        url: String,
+        /// The status of its answer.
+        status: u16,
+        /// What it says.
         reason: String,
     },
     /// The time that the caller gave ran out.

@@ -167,7 +167,12 @@ impl<T: DeserializeOwned> Events<T> {
     }
 
     fn lost(&self, reason: String) -> Failed {
-        Failed::Again(Error::Unreachable { url: self.client.url().to_owned(), tried_for: Duration::ZERO, reason })
+        Failed::Again(Error::Unreachable {
+            url: self.client.url().to_owned(),
+            tried_for: Duration::ZERO,
+            reason,
+            surely_not_sent: false,
+        })
     }
 
     fn unreadable(&self, reason: String) -> Failed {

@@ -4,6 +4,10 @@
 //! (256) the build's memory bound, `TIDEGATE_BENCH_KEYS` (1 000 000) the number of keys that are
 //! looked up, with values of 100 bytes. Figures are medians of several rounds; ratios are the
 //! figures to go by, for they move less with the machine.
+//!
+//! With `TIDEGATE_BENCH_BIG_GIB` set (8 is what is wanted) one large build takes the place of all of that: so much CSV under
+//! 512 MiB of memory, measured as the most that the process ever had resident. The input is kept compressed, a few percent
+//! of its size; the build's own folder takes about as much room as the input, in `TMPDIR`.
 #![allow(clippy::unwrap_used)]
 
 use std::fs::File;
@@ -157,6 +161,80 @@ fn bench_build(folder: &Path) {
     std::fs::remove_dir_all(folder.join("build")).unwrap();
 }
 
+/// The most that the process may ever have resident during the large build, in MiB.
+const BIG_RESIDENT_MIB_MAX: u64 = 512;
+
+/// Rows with a key of their own each, and as much repetition as feature tables have.
+fn write_big_table(path: &Path, bytes: u64) -> u64 {
+    let file = BufWriter::with_capacity(1 << 20, File::create(path).unwrap());
+    let mut out = zstd::Encoder::new(file, 1).unwrap();
+    let header = b"id,name,city,country,elevation,lat,lon,zone,active\n";
+    out.write_all(header).unwrap();
+    let (mut written, mut number, mut row) = (header.len() as u64, 0_u64, Vec::new());
+    while written < bytes {
+        // Odd and so without a common divisor with the number of ids: each comes once, in an order without any.
+        let id = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16;
+        number += 1;
+        row.clear();
+        let (a, b) = (number % 4_000, number % 180);
+        writeln!(
+            row,
+            "{id:012x},\"Field number {}\",City {},{},{a},{}.{:06},-{b}.{:06},{},{}",
+            number % 100_000,
+            number % 5_000,
+            ["US", "DE", "JP", "GB"][number as usize % 4],
+            number % 90,
+            number % 999_983,
+            number % 999_979,
+            ["Europe/Berlin", "America/Chicago", "", "Asia/Tokyo"][number as usize / 7 % 4],
+            number.is_multiple_of(2),
+        )
+        .unwrap();
+        out.write_all(&row).unwrap();
+        written += row.len() as u64;
+    }
+    out.finish().unwrap().flush().unwrap();
+    written
+}
+
+fn bench_big_build(folder: &Path, gib: u64) {
+    let input = folder.join("big.csv.zst");
+    let bytes = write_big_table(&input, gib << 30);
+    let megabytes = bytes as f64 / 1e6;
+    // The baseline: what has to be done at the very least, with memory for one buffer.
+    let (time, read) = seconds(|| {
+        let mut decoder = zstd::Decoder::new(File::open(&input).unwrap()).unwrap();
+        std::io::copy(&mut decoder, &mut std::io::sink()).unwrap()
+    });
+    assert_eq!(read, bytes);
+    println!(
+        "large build: {megabytes:.0} MB of CSV, kept as {:.0} MB of zstd",
+        std::fs::metadata(&input).unwrap().len() as f64 / 1e6
+    );
+    println!(
+        "  baseline: decompressed and dropped {:8.1} MB/s, peak resident {} MiB",
+        megabytes / time,
+        peak_resident_mib()
+    );
+    let keys = [String::from("id")];
+    let (inferring, inferred) = seconds(|| infer_schema(std::slice::from_ref(&input), &keys).unwrap());
+    let mut options = BuildOptions::new(keys, folder.join("build"));
+    options.memory_bytes = 256 << 20;
+    options.partitions = 64;
+    options.schema = Some(inferred.schema);
+    let (building, artifact) = seconds(|| build(options, &input));
+    let peak = peak_resident_mib();
+    println!("  first pass                         {:8.1} MB/s", megabytes / inferring);
+    println!("  second pass                        {:8.1} MB/s", megabytes / building);
+    println!(
+        "  {} records, artifact {:.0} MB; peak resident {peak} MiB, {:.3} × the input (wanted: at most {BIG_RESIDENT_MIB_MAX})",
+        artifact.manifest.record_count,
+        artifact.manifest.bytes as f64 / 1e6,
+        peak as f64 * 1_048_576.0 / bytes as f64
+    );
+    assert!(peak <= BIG_RESIDENT_MIB_MAX, "{peak} MiB were resident");
+}
+
 struct Latencies {
     p50_ns: f64,
     p99_ns: f64,
@@ -305,6 +383,11 @@ fn main() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
+    let gib = setting("TIDEGATE_BENCH_BIG_GIB", 0);
+    if gib > 0 {
+        bench_big_build(folder.path(), gib);
+        return;
+    }
     bench_build(folder.path());
     bench_look_ups(folder.path());
 }

@@ -43,6 +43,7 @@
 //! | [`key`] | encodes keys, hashes them, reads them as people write them |
 //! | [`build`] | the second pass: sorts within a memory bound, writes parts and manifest |
 //! | [`artifact`] | artifacts in an object store: put, get, copy, verify, delete |
+//! | [`location`] | where that store is, with whose credentials, and opening it |
 //! | [`index`] | a node's memory-mapped file for look-ups, its checks and its scrub |
 //! | [`diff`](mod@diff) | what is different between two inputs or artifacts |
 //!
@@ -77,6 +78,7 @@ pub mod index;
 pub mod infer;
 pub mod input;
 pub mod key;
+pub mod location;
 mod part;
 mod progress;
 mod records;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, Field as ArrowField, Schema as ArrowSchema, TimeUnit as ArrowUnit};
+use arrow_schema::{DataType, Field as ArrowField, Schema as ArrowSchema, TimeUnit as ArrowUnit};
 use tidegate_api::manifest::{Field, FieldType, ScalarType, Schema, TimeUnit};
 
 /// The field type of a column, or `None` if no field can be of that type. Types that only differ

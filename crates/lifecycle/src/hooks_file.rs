@@ -68,18 +68,25 @@ impl HooksFile {
         }
     }
 
-    /// Reads the `[hooks]` table of a TOML file; other tables are left to others.
+    /// Reads the `[hooks]` table of a TOML file; other tables are left to others. A file without that table says nothing
+    /// about hooks, and is not taken for one that wants none of them configured.
     ///
     /// # Errors
-    /// Text that is no TOML, keys that there are not, values out of bounds, hooks that this build does not have.
+    /// Text that is no TOML, no table `[hooks]`, keys that there are not, values out of bounds, hooks that this build does not have.
     pub fn from_toml(text: &str, registry: &Registry) -> Result<HooksFile, Refusal> {
         #[derive(Deserialize)]
         struct File {
-            #[serde(default)]
-            hooks: HooksTable,
+            hooks: Option<HooksTable>,
         }
         let file: File = toml::from_str(text).map_err(|error| malformed(error.to_string().trim_end()))?;
-        HooksFile::from_table(file.hooks, registry)
+        let hooks = file.hooks.ok_or_else(|| Refusal {
+            countermeasures:
+                "Name the file that has it. One with `[hooks]` and nothing below it enables every hook and \
+                              configures none"
+                    .to_owned(),
+            ..malformed("the file has no table `[hooks]`, so it says nothing about hooks")
+        })?;
+        HooksFile::from_table(hooks, registry)
     }
 
     /// Reads the table itself from JSON, as the HTTP API takes it.
@@ -209,10 +216,18 @@ mod tests {
 
     #[test]
     fn what_is_left_out_has_its_default_and_other_tables_are_left_alone() {
-        let file = read("[server]\nlisten = \"x\"\n").unwrap();
+        let file = read("[hooks]\n[server]\nlisten = \"x\"\n").unwrap();
         assert_eq!(file, HooksFile::default_of(&Registry::shipped()));
         assert_eq!(file.enabled, ["data-quality", "region-order", "health-check", "exec"]);
         assert_eq!((file.timeout_ms, file.wait_interval_ms), (30_000, 60_000));
+    }
+
+    #[test]
+    fn a_file_that_says_nothing_about_hooks_configures_none_away() {
+        for text in ["", "[server]\nlisten = \"x\"\n", "[hookz]\nthreads = 4\n"] {
+            let refusal = read(text).unwrap_err();
+            assert!(refusal.why.contains("`[hooks]`"), "{text}: {refusal}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Publishing a configuration: one whole file in force at a time, and the generation tells which.
 
-use tidegate_state::{State, Transaction, TransactionError, WriteError};
+use tidegate_state::{State, Transaction, TransactionBuilder, TransactionError, WriteError};
 
 use crate::configuration::{HooksConfiguration, Refusal};
 use crate::hooks_file::HooksFile;
@@ -64,9 +64,30 @@ impl Lifecycle {
         by: &str,
         surroundings: &Surroundings,
     ) -> Result<Published, PublishError> {
+        self.publish_with(state.transaction(), file, by, surroundings, |_| Ok(())).await
+    }
+
+    /// As [`Lifecycle::publish`], in a transaction that has attributes of the caller's own, and in which `beside` is
+    /// written, too.
+    ///
+    /// # Errors
+    /// [`PublishError`].
+    pub async fn publish_with(
+        &self,
+        transaction: TransactionBuilder,
+        file: &HooksFile,
+        by: &str,
+        surroundings: &Surroundings,
+        beside: impl Fn(&mut Transaction) -> Result<(), TransactionError> + Send + 'static,
+    ) -> Result<Published, PublishError> {
         self.validate_file(file, surroundings).await?;
         let (file, by) = (file.clone(), by.to_owned());
-        let committed = state.write(move |transaction| publish(transaction, &file, &by)).await?;
+        let committed = transaction.write(move |transaction| -> Result<_, TransactionError> {
+            let published = publish(transaction, &file, &by)?;
+            beside(transaction)?;
+            Ok(published)
+        });
+        let committed = committed.await?;
         self.metrics().generation(committed.value.generation);
         Ok(committed.value)
     }

@@ -77,7 +77,7 @@ impl Lifecycle {
         for (name, value) in &update.set {
             let (hook, key) = split(store, name)?;
             let Some(descriptor) = self.registry().get(hook) else {
-                return Err(refuse_override(store, &self.unknown_hook(published, hook), Some(self.known_hooks())));
+                return Err(refuse_override(store, &self.unknown_hook(published, hook), Some(self.which_hooks())));
             };
             if value.len() > OVERRIDE_BYTES_MAX {
                 let why = format!("{name}: {} bytes (limit {OVERRIDE_BYTES_MAX})", value.len());
@@ -120,6 +120,10 @@ impl Lifecycle {
             }
         }
         Ok(())
+    }
+
+    fn which_hooks(&self) -> String {
+        format!("Name a hook that this server was built with: {}", self.known_hooks())
     }
 
     fn known_hooks(&self) -> String {

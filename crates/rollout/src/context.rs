@@ -10,10 +10,10 @@ use tidegate_lifecycle::{
 };
 use tidegate_state::{Path, Ref, Snapshot, Timestamp, TransactionError};
 
-use crate::controller::{PushView, RegionFacts, gates_of, gather};
+use crate::controller::{PushView, RegionFacts, gates_of, gather, gather_registration};
 use crate::entities::{
-    Availability, Call, Gate, Milestone, Phase, Push, PushState, RegionPush, RegionState, SchemaProgress, Store,
-    Version, VersionManifest,
+    Availability, Call, Gate, Milestone, Phase, Push, PushState, RegionPush, RegionState, RegistrationCall,
+    RegistrationGate, SchemaProgress, SchemaRegistration, Store, Version, VersionManifest,
 };
 use crate::job_status::region_job_status;
 
@@ -40,6 +40,53 @@ impl ContextSource for PushContexts {
         let store = Ref::<Store>::root(store)?;
         Ok(snapshot.get(&store)?.map(|store| store.hook_overrides.clone()).unwrap_or_default())
     }
+}
+
+/// Says what calls of direct registrations' gates are about.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RegistrationContexts;
+
+impl ContextSource for RegistrationContexts {
+    fn context(
+        &self,
+        snapshot: &Snapshot,
+        call: &Path,
+        request: &CallRequest,
+        _now: Timestamp,
+    ) -> Result<Option<Context>, Box<dyn Error + Send + Sync>> {
+        Ok(registration_context(snapshot, call, request)?)
+    }
+
+    fn overrides(
+        &self,
+        snapshot: &Snapshot,
+        store: &str,
+    ) -> Result<BTreeMap<String, String>, Box<dyn Error + Send + Sync>> {
+        PushContexts.overrides(snapshot, store)
+    }
+}
+
+fn registration_context(
+    snapshot: &Snapshot,
+    call: &Path,
+    request: &CallRequest,
+) -> Result<Option<Context>, TransactionError> {
+    let call: Ref<RegistrationCall> = Ref::from_path(call)?;
+    let gate: Ref<RegistrationGate> = call.parent();
+    let place: Ref<SchemaRegistration> = gate.parent();
+    let (Some(asked), Some(gate)) = (snapshot.get(&call)?, snapshot.get(&gate)?) else { return Ok(None) };
+    let CallState::Asked { request: current } = &asked.state else { return Ok(None) };
+    if current != request || gate.state.is_decided() {
+        return Ok(None);
+    }
+    let Some(view) = gather_registration(snapshot, &Registry::empty(), &place)? else { return Ok(None) };
+    let json = |schema| serde_json::to_value(schema).ok();
+    Ok(Some(Context {
+        pushed_by: Some(view.registration.by.clone()),
+        schema: json(&view.registration.schema),
+        earlier_schemas: view.earlier().filter_map(json).collect(),
+        ..Context::new(request.function, view.store.clone())
+    }))
 }
 
 /// The context of a call, or none if nobody waits for its answer any more: the gate has opened or refused, the push has

@@ -102,7 +102,7 @@ pub mod metrics;
 pub mod operations;
 pub mod region;
 
-pub use context::PushContexts;
+pub use context::{PushContexts, RegistrationContexts};
 pub use hooks::{ArtifactRemover, RolloutDependencies, RolloutHooks};
 pub use metrics::RolloutMetrics;
 pub use operations::{OperationError, Operations};

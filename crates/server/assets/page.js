@@ -38,6 +38,11 @@
     fetching = true;
     try {
       const response = await fetch("/", { cache: "no-store" });
+      if (response.status === 401) {
+        // The session is over: the page is now the form to sign in with.
+        location.reload();
+        return false;
+      }
       if (!response.ok) return false;
       const page = new DOMParser().parseFromString(await response.text(), "text/html");
       const next = page.getElementById("main");

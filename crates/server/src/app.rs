@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use parking_lot::RwLock;
 use prometheus_client::registry::Registry as MetricsRegistry;
-use tidegate_api::{ServerConfigView, Setting};
+use tidegate_api::{ArtifactStoreView, ServerConfigView, Setting};
 use tidegate_dataset::artifact::ArtifactStore;
 use tidegate_lifecycle::{Lifecycle, Registry};
 use tidegate_rollout::Operations;
@@ -15,10 +15,11 @@ use tidegate_state::{Snapshot, State};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
+use crate::access::{self, Access, Bearer, Refusal};
 use crate::config::ServerLimits;
 use crate::http::errors::ApiError;
 use crate::http::extract::Actor;
-use crate::http::guard::Room;
+use crate::http::guard::{Hosts, Room};
 use crate::http::metrics::HttpMetrics;
 use crate::uploads::Uploads;
 use crate::views::Scene;
@@ -37,6 +38,7 @@ pub(crate) struct Inner {
     pub(crate) lifecycle: Lifecycle,
     pub(crate) regions: RegionHost,
     pub(crate) uploads: Arc<Uploads>,
+    pub(crate) artifact_store: ArtifactStoreView,
     pub(crate) limits: ServerLimits,
     pub(crate) watches: Room,
     pub(crate) downloads: Room,
@@ -48,6 +50,8 @@ pub(crate) struct Inner {
     /// Why the server can't do its work (yet).
     pub(crate) not_ready: RwLock<Option<String>>,
     pub(crate) closing: CancellationToken,
+    pub(crate) access: Access,
+    pub(crate) hosts: Arc<Hosts>,
 }
 
 impl App {
@@ -59,17 +63,27 @@ impl App {
         &self.0.state
     }
 
-    pub(crate) fn operations(&self) -> &Operations {
-        &self.0.operations
-    }
-
-    /// Operations whose transactions say who asked for them, and in which request.
+    /// Operations whose transactions say who asked for them, and in which request, and that leave their mark in the audit
+    /// trail.
     pub(crate) fn operations_of(&self, actor: &Actor) -> Operations {
-        self.0.operations.with_attributes(actor.attributes())
+        let operations = self.0.operations.with_attributes(actor.attributes());
+        match actor.beside() {
+            Some(beside) => operations.with_beside(beside),
+            None => operations,
+        }
     }
 
-    pub(crate) fn registry(&self) -> Arc<Registry> {
-        Arc::clone(&self.0.registry)
+    pub(crate) fn access(&self) -> &Access {
+        &self.0.access
+    }
+
+    /// Whose token this is.
+    pub(crate) fn bearer_of_text(&self, token: &str) -> Result<Bearer, Refusal> {
+        access::bearer_of_text(token, &self.0.state.snapshot(), self.0.state.now())
+    }
+
+    pub(crate) fn hosts(&self) -> Arc<Hosts> {
+        Arc::clone(&self.0.hosts)
     }
 
     pub(crate) fn lifecycle(&self) -> &Lifecycle {
@@ -78,6 +92,10 @@ impl App {
 
     pub(crate) fn regions(&self) -> &RegionHost {
         &self.0.regions
+    }
+
+    pub(crate) fn artifact_store(&self) -> &ArtifactStoreView {
+        &self.0.artifact_store
     }
 
     pub(crate) fn uploads(&self) -> &Uploads {
@@ -129,8 +147,16 @@ impl App {
         if let Some(why) = self.0.not_ready.read().clone() {
             return Some(why);
         }
-        let stopped = self.0.state.writes_stopped()?;
-        Some(format!("Writes are stopped: {stopped}"))
+        if let Some(stopped) = self.0.state.writes_stopped() {
+            return Some(format!("Writes are stopped: {stopped}"));
+        }
+        if let Some(full) = self.0.state.store_full() {
+            return Some(format!("Reads are answered, and nothing can be written: {full}."));
+        }
+        let troubles = self.0.regions.troubles();
+        let texts: Vec<String> =
+            troubles.iter().map(|(region, why)| format!("of region {region}'s agent, {why}")).collect();
+        (!texts.is_empty()).then(|| format!("Not all regions are looked after: {}.", texts.join("; ")))
     }
 
     pub(crate) fn set_not_ready(&self, why: Option<&str>) {

@@ -13,6 +13,10 @@
 //! name = "far-away"
 //! agent = true
 //!
+//! [artifacts]
+//! url = "s3://datasets/tidegate"
+//! region = "eu-central-1"
+//!
 //! [hooks]
 //! enabled = ["region-order", "data-quality", "health-check"]
 //! wait_interval = "60s"
@@ -22,7 +26,9 @@
 //! delay = "1h"
 //! ```
 //!
-//! `[server]` and `[[regions]]` are this server's own. `[hooks]` is published as state by the
+//! `[access]` and `[tls]` are described at [`crate::access::config`].
+//!
+//! `[server]`, `[artifacts]` (see [`StoreSettings`]) and `[[regions]]` are this server's own. `[hooks]` is published as state by the
 //! first server, and later by `tidegate config apply`; a server whose file says something else
 //! says so, and gates by what is published.
 
@@ -33,6 +39,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tidegate_api::{Setting, SettingOrigin};
+
+use crate::access::config::{AccessSection, TlsSection, check_host};
+use crate::database::{LEASE_MAX, LEASE_MIN};
+use tidegate_dataset::location::StoreSettings;
 
 /// The largest configuration file that is read.
 pub(crate) const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -47,11 +57,17 @@ const NODES_MAX: u32 = 64;
 pub struct ConfigFile {
     /// What the server itself does.
     pub server: ServerSection,
+    /// Where artifacts are kept; by default in a folder beside the other data. All servers have to reach one store.
+    pub artifacts: StoreSettings,
     /// Regions that this server hosts. None: `a`, `b` and `c` with two nodes each, unless some
     /// exist already.
     pub regions: Vec<RegionSection>,
     /// Lifecycle hooks, as they are published.
     pub hooks: Option<toml::Table>,
+    /// Who may ask this server what.
+    pub access: AccessSection,
+    /// What it proves itself with.
+    pub tls: TlsSection,
 }
 
 /// `[server]`.
@@ -60,10 +76,29 @@ pub struct ConfigFile {
 pub struct ServerSection {
     /// The name that operators know this server by.
     pub name: Option<String>,
-    /// Where it listens. Loopback only.
+    /// Where it listens. Beyond loopback it needs TLS and authentication, see [`crate::access`].
     pub listen: Option<SocketAddr>,
+    /// A PostgreSQL that several servers share, `postgres://user@host/database?sslmode=verify-full`. Better without a
+    /// password: a password file (`PGPASSFILE`) or a certificate keeps it out of this file. Absent: a file of its own.
+    pub database: Option<String>,
+    /// The schema of that database that the installation is in: `tidegate` unless it is set. Installations in one database
+    /// have a schema each.
+    pub schema: Option<String>,
+    /// How long what it leases is its own without a renewal, in seconds: what it was running when it died runs elsewhere
+    /// after that. 10 unless it is set; 1 to 600.
+    pub lease_seconds: Option<u64>,
+    /// The names that clients use for it, beside this machine's own. Requests for others are refused.
+    pub hosts: Vec<String>,
     /// Limits that protect it.
     pub limits: LimitsSection,
+}
+
+impl ServerSection {
+    /// The lease, if the file sets it.
+    #[must_use]
+    pub fn lease(&self) -> Option<Duration> {
+        self.lease_seconds.map(Duration::from_secs)
+    }
 }
 
 /// `[server.limits]`: what is absent has its default, see [`ServerLimits`].
@@ -305,7 +340,15 @@ impl ConfigFile {
 
     fn check(&self) -> Result<(), ConfigError> {
         ServerLimits::from_section(&self.server.limits).check()?;
+        self.access.check()?;
+        self.tls.check()?;
+        self.server.hosts.iter().try_for_each(|host| check_host(host))?;
         let bad = |name: String, value: String, why: &str| ConfigError::Setting { name, value, why: why.to_owned() };
+        let lease = self.server.lease();
+        if let Some(lease) = lease.filter(|lease| *lease < LEASE_MIN || *lease > LEASE_MAX) {
+            let why = "a lease lasts 1 to 600 seconds";
+            return Err(bad("server.lease_seconds".to_owned(), lease.as_secs().to_string(), why));
+        }
         if self.regions.len() > REGIONS_MAX {
             let count = self.regions.len().to_string();
             let why = format!("a server hosts at most {REGIONS_MAX}");
@@ -381,11 +424,18 @@ mod tests {
             ("[servr]", "servr"),
             ("[server]\nlisten = 'everywhere'", "listen"),
             ("[server.limits]\nrequests = 0", "server.limits.requests"),
+            ("[server]\nlease_seconds = 0", "server.lease_seconds"),
+            ("[server]\nhosts = ['https://example.com']", "server.hosts"),
+            ("[access]\nauthentication = 'maybe'", "authentication"),
+            ("[access.limits]\nrequests_burst = 0", "access.limits.requests_burst"),
+            ("[tls]\nkey = 'server.key'", "tls.certificate"),
             ("[[regions]]\nname = '../a'", "../a"),
             ("[[regions]]\nname = 'a'\n[[regions]]\nname = 'a'", "regions.a.name"),
             ("[[regions]]\nname = 'a'\nnodes = 0", "regions.a.nodes"),
             ("[[regions]]\nname = 'a'\nenough = 3", "regions.a.enough"),
             ("[[regions]]\nname = 'a'\nnode = 3", "node"),
+            ("[artifacts]\nsecret_access_key = 'hush'", "secret_access_key"),
+            ("[artifacts]\nbucket = 'b'", "bucket"),
         ] {
             let error = ConfigFile::parse(text, "f.toml").unwrap_err().to_string();
             assert!(error.contains(named), "{text}: {error}");

@@ -20,11 +20,14 @@
 //! |---|---|
 //! | starting and stopping | [`Server`], `server` |
 //! | the configuration file | [`config`] |
+//! | where the state is kept | `database` |
 //! | routes, one file per subject | `routes` |
 //! | errors, extractors, guards | `http` |
 //! | from a snapshot to what the API shows | `views` (pure) |
+//! | the artifact store, and whether it is the installation's | `artifacts` |
 //! | parts on their way into the artifact store | `uploads` |
 //! | the page | `page`, `assets/` |
+//! | who may ask what: tokens, roles, the audit trail | [`access`] |
 //! | a region's agent, and a node of it, as processes of their own | [`agent`], [`node`] |
 //!
 //! # Invariants
@@ -33,23 +36,26 @@
 //! - Every refusal has the one shape of errors, with none of its four texts empty.
 //! - Nothing is read without a bound: bodies, batches, parts, watches and requests at once have
 //!   limits, and every wait has one.
-//! - A server listens on loopback only, and answers for loopback names only, until there is access
-//!   control.
+//! - Whoever asks may do what the table of [`access`] says and nothing else, unless authentication is off, as it is by default
+//!   on loopback. A server that would be open or in the clear beyond loopback does not start, unless told so by name.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod access;
 pub mod agent;
 mod app;
+mod artifacts;
 pub mod config;
+mod database;
 mod http;
 pub mod node;
 mod page;
 mod routes;
-mod schemas;
 mod server;
 mod uploads;
 mod validation;
 mod views;
 
 pub use config::{ConfigError, ConfigFile};
+pub use database::drop_schema;
 pub use server::{DEFAULT_LISTEN, Handle, Options, Server, StartError};

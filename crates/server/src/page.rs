@@ -20,6 +20,8 @@ pub(crate) struct Content {
     pub(crate) stores: Vec<StoreView>,
     pub(crate) regions: Vec<RegionView>,
     pub(crate) pushes: Vec<PushView>,
+    /// Whose session it is, where somebody has signed in.
+    pub(crate) signed_in: Option<String>,
 }
 
 pub(crate) fn render(content: &Content) -> Markup {
@@ -40,6 +42,12 @@ pub(crate) fn render(content: &Content) -> Markup {
                     h1 { "Tidegate" }
                     span.quiet { (content.server) }
                     span.live id="live" { "static" }
+                    @if let Some(name) = &content.signed_in {
+                        form.session method="post" action="/logout" {
+                            span.quiet { (name) }
+                            button type="submit" { "Sign out" }
+                        }
+                    }
                 }
                 main id="main" data-epoch=(content.epoch) data-revision=(content.revision) {
                     (pushes(&content.pushes))
@@ -48,6 +56,43 @@ pub(crate) fn render(content: &Content) -> Markup {
                     p.quiet {
                         "As of " (time(content.now)) ", revision " (content.revision) ". "
                         a href="/openapi.json" { "API" } " · " a href="/metrics" { "metrics" }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The form to sign in with, and what was wrong with what was shown before.
+pub(crate) fn sign_in(message: &str) -> Markup {
+    html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="color-scheme" content="light dark";
+                title { "Tidegate" }
+                link rel="icon" href="data:,";
+                link rel="stylesheet" href="/assets/page.css";
+            }
+            body {
+                header { h1 { "Tidegate" } }
+                main {
+                    section {
+                        h2 { "Sign in" }
+                        @if !message.is_empty() { p.reason { (message) } }
+                        form method="post" action="/login" {
+                            p {
+                                label for="token" { "Token " }
+                                input id="token" name="token" type="password" required autocomplete="off" autofocus;
+                                " "
+                                button type="submit" { "Sign in" }
+                            }
+                        }
+                        p.quiet {
+                            "A token of role viewer, operator or admin. " code { "tidegate token create" } " makes one."
+                        }
                     }
                 }
             }
@@ -317,7 +362,7 @@ fn gate_class(status: GateStatus) -> &'static str {
         GateStatus::Asking | GateStatus::Waiting => "moving",
         GateStatus::Aborted | GateStatus::RolledBack => "bad",
         GateStatus::Overridden => "warn",
-        GateStatus::Unknown => "idle",
+        GateStatus::NotAskedAnyMore | GateStatus::Unknown => "idle",
     }
 }
 
@@ -378,7 +423,7 @@ mod tests {
             "name": nasty, "key_columns": [nasty], "partitions": 1,
             "schema_mode": "compatible", "auto_register_schemas": true, "allow_empty": false,
             "retention": 2, "keep_rejected_ms": 1, "grace_ms": 1, "keep_pushes": 1,
-            "embedded_swap": "alone", "on_new_push": "refuse",
+            "embedded_swap": "alone", "embedded_dead_percent_max": 10, "on_new_push": "refuse",
             "limits": {"push_ms": 1, "region_ms": 1, "silence_ms": 1, "confirmation_ms": 1, "value_bytes": 1},
             "last_push": nasty
         });
@@ -397,6 +442,7 @@ mod tests {
             epoch: nasty.to_owned(),
             revision: 1,
             now: 1,
+            signed_in: Some(nasty.to_owned()),
             stores: vec![serde_json::from_value(store).unwrap()],
             regions: Vec::new(),
             pushes: vec![serde_json::from_value(push).unwrap()],

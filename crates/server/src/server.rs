@@ -2,39 +2,40 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, TryLockError};
-use std::future::IntoFuture;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use async_trait::async_trait;
 use parking_lot::RwLock;
 use prometheus_client::registry::Registry as MetricsRegistry;
 use tidegate_api::{Setting, SettingOrigin};
-use tidegate_dataset::artifact::{ArtifactError, ArtifactStore};
+use tidegate_dataset::artifact::ArtifactError;
+use tidegate_dataset::location::{Environment, LocationError, StorePlan};
 use tidegate_lifecycle::{
-    CallRecord, FirstPublished, HooksConfiguration, HooksFile, Lifecycle, LifecycleOptions, LogSink, PublishError,
-    Refusal, Registry, Surroundings,
+    FirstPublished, HooksConfiguration, HooksFile, Lifecycle, LifecycleOptions, LogSink, PublishError, Refusal,
+    Registry, Surroundings,
 };
-use tidegate_rollout::entities::{Availability, Call, Push, Region};
-use tidegate_rollout::operations::OperatorAction;
+use tidegate_rollout::entities::{Availability, Call, Region, RegistrationCall};
 use tidegate_rollout::region::RegionHost;
 use tidegate_rollout::region::host::{HostError, HostOptions, RegionSetup};
-use tidegate_rollout::{
-    ArtifactRemover, OperationError, Operations, RolloutDependencies, RolloutHooks, RolloutMetrics,
-};
-use tidegate_state::driver::sqlite::{SqliteOptions, SqliteStore};
-use tidegate_state::{DriverError, HookHandle, OpenError, RegisterError, State, StateOptions};
+use tidegate_rollout::{OperationError, Operations, RolloutDependencies, RolloutHooks, RolloutMetrics};
+use tidegate_state::{DriverError, HookHandle, OpenError, RegisterError, State};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::access::config::{AccessLimits, Authentication};
+use crate::access::{self, Access, AccessMetrics, Clerk};
 use crate::app::{App, Inner};
+use crate::artifacts;
 use crate::config::{ConfigError, ConfigFile, RegionSection, ServerLimits, default_regions};
-use crate::http::guard::Room;
+use crate::database;
+use crate::http::guard::{Hosts, Room};
 use crate::http::metrics::HttpMetrics;
+use crate::http::serve::{ConnectionLimits, ConnectionMetrics, Service, serve};
+use crate::http::tls::{Certificate, TlsError, TlsMetrics};
 use crate::routes;
 use crate::uploads::Uploads;
 
@@ -44,21 +45,28 @@ pub const DEFAULT_LISTEN: &str = "127.0.0.1:7600";
 /// How long open requests have to end when the server stops.
 const DRAIN: Duration = Duration::from_secs(10);
 
-/// How long a server that has ended in this process may take to let go of the database.
-const LET_GO: Duration = Duration::from_secs(5);
-
 /// What a server is started with.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The folder that everything is kept in. Made if it is not there.
     pub data: PathBuf,
-    /// Where to listen; loopback only. Port 0: any free one. Absent: as the file says, or
-    /// [`DEFAULT_LISTEN`].
+    /// A PostgreSQL that servers share (`postgres://…`), for their state. Absent: as the file says, or a file of this
+    /// server's own below the data folder.
+    pub database: Option<String>,
+    /// The schema of that database that the installation is in. Absent: as the file says, or `tidegate`.
+    pub schema: Option<String>,
+    /// Where to listen. Beyond loopback TLS and authentication are needed, unless `[access]` says
+    /// otherwise by name. Port 0: any free one. Absent: as the file says, or [`DEFAULT_LISTEN`].
     pub listen: Option<SocketAddr>,
     /// The configuration.
     pub config: ConfigFile,
     /// Where the configuration came from, for people.
     pub config_path: Option<PathBuf>,
+    /// Where artifacts are kept, `s3://bucket/prefix` or `file:///a/folder`. Absent: as the file says, or a folder below
+    /// [`Options::data`].
+    pub artifacts: Option<String>,
+    /// The variables that credentials and other settings of a bucket are taken from.
+    pub environment: Environment,
     /// The hooks that this build has.
     pub registry: Registry,
 }
@@ -68,9 +76,13 @@ impl Options {
     pub fn new(data: impl Into<PathBuf>) -> Self {
         Self {
             data: data.into(),
+            database: None,
+            schema: None,
             listen: None,
             config: ConfigFile::default(),
             config_path: None,
+            artifacts: None,
+            environment: Environment::of_process(),
             registry: Registry::shipped(),
         }
     }
@@ -80,16 +92,12 @@ impl Options {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// The address is not a loopback address.
-    #[error(
-        "the server can't listen on {address}: there is no access control yet, so whoever reaches \
-         it may do anything; choose a loopback address, such as {DEFAULT_LISTEN}, and bring users \
-         to it through something that knows them"
-    )]
-    NotLoopback {
-        /// The address.
-        address: SocketAddr,
-    },
+    /// The server would be open, or in the clear, beyond loopback.
+    #[error("{0}")]
+    Exposed(access::Exposed),
+    /// The certificate can't be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The address can't be listened on.
     #[error("the server can't listen on {address}: {source}; another one may be running")]
     Listen {
@@ -124,9 +132,30 @@ pub enum StartError {
     /// The state can't be loaded.
     #[error("the state can't be loaded: {0}")]
     State(#[from] OpenError),
-    /// The artifact store can't be opened.
-    #[error("the artifact store can't be opened: {0}")]
-    Artifacts(#[from] ArtifactError),
+    /// The artifact store is described in a way that can't be used, or its credentials can't.
+    #[error(transparent)]
+    ArtifactsDescribed(#[from] LocationError),
+    /// The artifact store does not do what it has to.
+    #[error("the artifact store {store} can't be used: {source}")]
+    Artifacts {
+        /// What people know it by.
+        store: String,
+        /// What is wrong with it.
+        source: ArtifactError,
+    },
+    /// The artifact store is not the one that the installation's other servers use.
+    #[error(
+        "this server's artifact store is not the installation's: {store} was given to it, and {why}; the installation's \
+         was called {known} when it was set up"
+    )]
+    OtherStore {
+        /// What people know the given store by.
+        store: String,
+        /// What tells it from the right one.
+        why: String,
+        /// What the right one was called by the server that first used it.
+        known: String,
+    },
     /// A region can't be registered.
     #[error("a region can't be registered: {0}")]
     Register(#[from] OperationError),
@@ -149,6 +178,10 @@ pub struct Handle {
     closing: CancellationToken,
     serving: JoinHandle<io::Result<()>>,
     hooks: Option<(RolloutHooks, Vec<HookHandle>)>,
+    /// The clerk, and what looks after the certificate; they end when the server closes.
+    tasks: Vec<JoinHandle<()>>,
+    has_tls: bool,
+    first_token: Option<String>,
     _lock: File,
 }
 
@@ -168,23 +201,27 @@ impl Server {
     /// # Errors
     /// See [`StartError`].
     pub async fn start(options: Options) -> Result<Handle, StartError> {
-        let address = listen_address(&options)?;
+        let address = listen_address(&options);
+        let has_tls = options.config.tls.pair().is_some();
+        let authentication =
+            access::authentication(address, &options.config.access, has_tls).map_err(StartError::Exposed)?;
+        let certificate = match options.config.tls.pair() {
+            Some((certificate, key)) => Some(Certificate::read(certificate, key).await?),
+            None => None,
+        };
         let lock = open_data(&options.data)?;
         let listener = TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
         let address = listener.local_addr().map_err(|source| StartError::Listen { address, source })?;
 
-        let state = open_state(&options).await?;
-        match host(&options, address, &state).await {
-            Ok((app, hooks)) => {
-                let closing = app.closing();
-                let stop = closing.clone();
-                let service = axum::serve(listener, routes::router(app.clone()))
-                    .with_graceful_shutdown(async move { stop.cancelled().await })
-                    .into_future();
-                let serving = tokio::spawn(service);
-                app.set_not_ready(None);
+        let state = database::open(&options, address).await?;
+        match open(&options, address, authentication, certificate, &state, listener).await {
+            Ok(opened) => {
+                opened.app.set_not_ready(None);
                 tracing::info!(%address, data = %options.data.display(), "serving");
-                Ok(Handle { address, app, closing, serving, hooks: Some(hooks), _lock: lock })
+                let Opened { app, hooks, serving, tasks, first_token } = opened;
+                let closing = app.closing();
+                let hooks = Some(hooks);
+                Ok(Handle { address, app, closing, serving, hooks, tasks, has_tls, first_token, _lock: lock })
             }
             Err(error) => {
                 state.close().await;
@@ -204,7 +241,15 @@ impl Handle {
     /// Its address for clients.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        let scheme = if self.has_tls { "https" } else { "http" };
+        format!("{scheme}://{}", self.address)
+    }
+
+    /// The admin token of an installation that had none, once: to be shown to whoever started the
+    /// server, and kept nowhere.
+    #[must_use]
+    pub fn take_first_token(&mut self) -> Option<String> {
+        self.first_token.take()
     }
 
     /// The state that it works on.
@@ -228,6 +273,12 @@ impl Handle {
             tracing::warn!("requests were cut off: they did not end within {DRAIN:?}");
             self.serving.abort();
         }
+        for task in self.tasks.drain(..) {
+            // They end as soon as they see that the server closes.
+            if let Err(error) = task.await {
+                tracing::warn!(%error, "a task of the server did not end in order");
+            }
+        }
         drop(self.hooks.take());
         // Regions report into the state until they are stopped, so the state goes last.
         self.app.regions().stop().await;
@@ -239,15 +290,61 @@ impl Drop for Handle {
     fn drop(&mut self) {
         self.closing.cancel();
         self.serving.abort();
+        for task in &self.tasks {
+            task.abort();
+        }
     }
 }
 
-fn listen_address(options: &Options) -> Result<SocketAddr, StartError> {
-    let address = options
-        .listen
-        .or(options.config.server.listen)
-        .unwrap_or_else(|| DEFAULT_LISTEN.parse().expect("a constant address"));
-    if address.ip().is_loopback() { Ok(address) } else { Err(StartError::NotLoopback { address }) }
+fn listen_address(options: &Options) -> SocketAddr {
+    let address = options.listen.or(options.config.server.listen);
+    address.unwrap_or_else(|| DEFAULT_LISTEN.parse().expect("a constant address"))
+}
+
+/// What serves.
+struct Opened {
+    app: App,
+    hooks: (RolloutHooks, Vec<HookHandle>),
+    serving: JoinHandle<io::Result<()>>,
+    tasks: Vec<JoinHandle<()>>,
+    first_token: Option<String>,
+}
+
+/// Everything from an open state to connections that are served.
+async fn open(
+    options: &Options,
+    address: SocketAddr,
+    authentication: Authentication,
+    certificate: Option<Certificate>,
+    state: &State,
+    listener: TcpListener,
+) -> Result<Opened, StartError> {
+    let closing = CancellationToken::new();
+    // Should the start fail, what has begun by then ends with it.
+    let failed = closing.clone().drop_guard();
+    let (clerk, clerking) = Clerk::start(state.clone(), closing.clone());
+    let mut metrics = MetricsRegistry::default();
+    let connection_metrics = ConnectionMetrics::register(&mut metrics);
+    let limits = AccessLimits::from_section(&options.config.access.limits);
+    let access_metrics = AccessMetrics::register(&mut metrics);
+    let guard = Access::new(authentication, &limits, certificate.is_some(), clerk, access_metrics);
+    let first_token = match authentication {
+        Authentication::Required => access::first_admin(state).await.map_err(StartError::Prepare)?,
+        Authentication::Off => None,
+    };
+    let tls = certificate.as_ref().map(Certificate::acceptor).transpose()?;
+    let mut tasks = vec![clerking];
+    if let Some(certificate) = certificate {
+        let looking = certificate.keep(TlsMetrics::register(&mut metrics), closing.clone());
+        tasks.push(tokio::spawn(looking));
+    }
+    let (app, hooks) = host(options, address, state, (guard, metrics, closing.clone())).await?;
+    let router = routes::router(app.clone()).map_err(|unruled| StartError::Prepare(unruled.to_string()))?;
+    let limits = ConnectionLimits::default();
+    let service = Service { router, tls, limits, metrics: connection_metrics };
+    let serving = tokio::spawn(serve(listener, service, closing));
+    failed.disarm();
+    Ok(Opened { app, hooks, serving, tasks, first_token })
 }
 
 /// Makes the data folder, for its owner alone, and takes it for this process.
@@ -270,32 +367,12 @@ fn open_data(path: &Path) -> Result<File, StartError> {
     }
 }
 
-async fn open_state(options: &Options) -> Result<State, StartError> {
-    let store = open_database(&options.data.join("state.sqlite")).await?;
-    let name = options.config.server.name.as_deref().unwrap_or("server");
-    let state = StateOptions::new(name).record::<CallRecord>().record::<OperatorAction>();
-    Ok(State::open(store.driver(), state).await?)
-}
-
-/// Opens the database. The data folder is ours by now, so whoever still has the file open in this
-/// process is a server that has ended and whose last tasks are letting go of it.
-async fn open_database(file: &Path) -> Result<SqliteStore, StartError> {
-    let started = Instant::now();
-    loop {
-        let file = file.to_path_buf();
-        let opened = tokio::task::spawn_blocking(move || SqliteStore::open(file, SqliteOptions::default())).await;
-        match opened.map_err(|error| StartError::Prepare(error.to_string()))? {
-            Err(DriverError::Held(_)) if started.elapsed() < LET_GO => tokio::time::sleep(LET_GO / 100).await,
-            opened => return Ok(opened?),
-        }
-    }
-}
-
 /// Everything between an open state and a service.
 async fn host(
     options: &Options,
     address: SocketAddr,
     state: &State,
+    (access, mut metrics, closing): (Access, MetricsRegistry, CancellationToken),
 ) -> Result<(App, (RolloutHooks, Vec<HookHandle>)), StartError> {
     let registry = Arc::new(options.registry.clone());
     let operations = Operations::new(state.clone(), Arc::clone(&registry));
@@ -303,14 +380,14 @@ async fn host(
     let lifecycle = Lifecycle::new(options.registry.clone(), LifecycleOptions::default());
     let file_differs = publish_hooks(options, state, &lifecycle).await?;
 
-    let root = options.data.join("artifacts");
-    let artifacts = ArtifactStore::local(&root)?;
-    let uploads =
-        Uploads::new(&root, artifacts.clone()).map_err(|source| StartError::Data { path: root.clone(), source })?;
+    let plan = artifacts::plan(options)?;
+    let artifacts = plan.open()?;
+    let source_store = artifacts::agree(state, &artifacts).await?;
+    let uploads = Uploads::new(artifacts.clone())
+        .map_err(|source| StartError::Data { path: options.data.join("artifacts"), source })?;
     let uploads = Arc::new(uploads);
-    sweep_uploads(state, &uploads).await?;
+    artifacts::sweep_uploads(state, &uploads).await?;
 
-    let mut metrics = MetricsRegistry::default();
     let http = HttpMetrics::register(&mut metrics);
     state.metrics().register(&mut metrics);
     lifecycle.metrics().register(&mut metrics);
@@ -322,13 +399,15 @@ async fn host(
     host_options.metrics.register(&mut metrics);
     let regions = RegionHost::start(state.clone(), host_options, setups).await?;
 
-    let remover = Remover { artifacts: artifacts.clone(), uploads: Arc::clone(&uploads) };
+    let remover = artifacts::Remover::new(artifacts.clone(), Arc::clone(&uploads));
     let dependencies =
         RolloutDependencies { registry: Arc::clone(&registry), remover: Arc::new(remover), metrics: rollout_metrics };
     let rollout =
         RolloutHooks::register(state, dependencies).await.map_err(|error| StartError::Prepare(error.to_string()))?;
     let source = Arc::new(tidegate_rollout::context::PushContexts);
     let mut calls = lifecycle.register::<Call>(state, source).await?;
+    let source = Arc::new(tidegate_rollout::RegistrationContexts);
+    calls.extend(lifecycle.register::<RegistrationCall>(state, source).await?);
     calls.push(lifecycle.deliver_events(state, Arc::new(LogSink)).await?);
 
     let limits = ServerLimits::from_section(&options.config.server.limits);
@@ -341,14 +420,21 @@ async fn host(
         uploads,
         watches: Room::new("watches", limits.watches, Duration::MAX),
         downloads: Room::new("downloads", limits.uploads, Duration::MAX),
-        artifacts,
         metrics,
         http,
-        settings: settings(options, address, &limits),
+        settings: settings(options, address, &limits, &plan, access.is_required()),
+        artifact_store: artifacts::view(&artifacts, &source_store),
+        artifacts,
         limits,
         file_differs,
         not_ready: RwLock::new(Some("The server is starting.".to_owned())),
-        closing: CancellationToken::new(),
+        closing,
+        hosts: Arc::new(Hosts::new(
+            &options.config.server.hosts,
+            !address.ip().is_loopback(),
+            options.config.tls.pair().is_some(),
+        )),
+        access,
     });
     Ok((app, (rollout, calls)))
 }
@@ -438,26 +524,25 @@ async fn publish_hooks(options: &Options, state: &State, lifecycle: &Lifecycle) 
     }
 }
 
-/// Removes what pushes have sent that no longer take parts.
-async fn sweep_uploads(state: &State, uploads: &Uploads) -> Result<(), StartError> {
-    let snapshot = state.snapshot();
-    let mut taking = BTreeSet::new();
-    for item in snapshot.all::<Push>() {
-        let Ok((push, value)) = item else { continue };
-        if value.needs_client() {
-            taking.insert(push.id());
-        }
-    }
-    uploads
-        .keep_only(&taking)
-        .await
-        .map_err(|error| StartError::Prepare(format!("what is left of uploads can't be removed: {error}")))
-}
-
 /// Every setting with where it came from, by its name in the file.
-fn settings(options: &Options, address: SocketAddr, limits: &ServerLimits) -> BTreeMap<String, Setting> {
+fn settings(
+    options: &Options,
+    address: SocketAddr,
+    limits: &ServerLimits,
+    plan: &StorePlan,
+    is_required: bool,
+) -> BTreeMap<String, Setting> {
     let server = &options.config.server;
     let mut settings = limits.settings(&server.limits);
+    settings.extend(plan.settings().clone());
+    if options.artifacts.is_some()
+        && let Some(url) = settings.get_mut("artifacts.url")
+    {
+        url.origin = SettingOrigin::Flag;
+    }
+    let authentication = if is_required { Authentication::Required } else { Authentication::Off };
+    let (access, tls) = (&options.config.access, &options.config.tls);
+    settings.extend(access::config::settings(authentication, access, tls, &server.hosts));
     let mut set = |name: &str, value: String, origin: SettingOrigin| {
         settings.insert(name.to_owned(), Setting { value, origin });
     };
@@ -468,11 +553,16 @@ fn settings(options: &Options, address: SocketAddr, limits: &ServerLimits) -> BT
         (None, None) => SettingOrigin::Default,
     };
     set("server.listen", address.to_string(), listen);
-    let name = match &server.name {
-        Some(name) => (name.clone(), SettingOrigin::File),
-        None => ("server".to_owned(), SettingOrigin::Default),
+    let named = if server.name.is_some() { SettingOrigin::File } else { SettingOrigin::Default };
+    set("server.name", database::server_name(options, address), named);
+    let shared = match (&options.database, &server.database) {
+        (Some(_), _) => SettingOrigin::Flag,
+        (None, Some(_)) => SettingOrigin::File,
+        (None, None) => SettingOrigin::Default,
     };
-    set("server.name", name.0, name.1);
+    // The address may hold a password, so it is not shown.
+    let shown = if shared == SettingOrigin::Default { "sqlite, below server.data" } else { "postgres" };
+    set("server.database", shown.to_owned(), shared);
     if let Some(path) = &options.config_path {
         set("config", path.display().to_string(), SettingOrigin::Flag);
     }
@@ -483,21 +573,4 @@ fn settings(options: &Options, address: SocketAddr, limits: &ServerLimits) -> BT
         set(&format!("regions.{}", region.name), value, origin);
     }
     settings
-}
-
-/// Removes bytes that nothing refers to any more.
-struct Remover {
-    artifacts: ArtifactStore,
-    uploads: Arc<Uploads>,
-}
-
-#[async_trait]
-impl ArtifactRemover for Remover {
-    async fn remove_artifact(&self, artifact: &str, _manifest_sha256: &str) -> Result<(), String> {
-        self.artifacts.delete(artifact).await.map_err(|error| error.to_string())
-    }
-
-    async fn remove_upload(&self, _store: &str, push: &str) -> Result<(), String> {
-        self.uploads.remove(push).await.map_err(|error| error.to_string())
-    }
 }

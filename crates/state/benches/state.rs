@@ -54,7 +54,7 @@ static ALLOCATOR: Counting = Counting;
 
 const ENTITIES: usize = 100_000;
 const SECONDS: f64 = 2.0;
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 15;
 
 fn item(index: usize) -> Item {
     Item { name: format!("item number {index}"), count: index as u64, ratio: 0.5 }
@@ -71,19 +71,35 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// Nanoseconds per call, the median of some rounds over all of `keys`.
+/// Nanoseconds per call, over all of `keys` once or more.
 fn time<K>(keys: &[K], mut call: impl FnMut(&K)) -> f64 {
-    let rounds = (0..ROUNDS).map(|_| {
-        let repeats = (200_000 / keys.len()).max(1);
-        let start = Instant::now();
-        for _ in 0..repeats {
-            for key in keys {
-                call(key);
-            }
+    let repeats = (200_000 / keys.len()).max(1);
+    let start = Instant::now();
+    for _ in 0..repeats {
+        for key in keys {
+            call(key);
         }
-        start.elapsed().as_secs_f64() * 1e9 / (repeats * keys.len()) as f64
-    });
-    median(rounds.collect())
+    }
+    start.elapsed().as_secs_f64() * 1e9 / (repeats * keys.len()) as f64
+}
+
+/// One way to read, by the keys' places.
+type Read<'a> = (&'a str, Box<dyn FnMut() -> f64 + 'a>);
+
+/// Measures the ways by turns, so that a neighbour's noise falls on all of them alike. Each is printed with the median of
+/// its rounds, and of its ratios to the first way in the same round.
+fn compare(title: &str, mut ways: Vec<Read<'_>>) {
+    let mut times: Vec<Vec<f64>> = vec![Vec::new(); ways.len()];
+    for _ in 0..ROUNDS {
+        for (place, (_, read)) in ways.iter_mut().enumerate() {
+            times[place].push(read());
+        }
+    }
+    let baseline = times[0].clone();
+    for ((what, _), times) in ways.iter().zip(times) {
+        let ratios = times.iter().zip(&baseline).map(|(time, baseline)| time / baseline).collect();
+        println!("{:<62} {:>8.1} {:>8.2}", format!("{what}, {title}"), median(times), median(ratios));
+    }
 }
 
 async fn reads() {
@@ -127,32 +143,45 @@ async fn reads() {
         snapshot.roots::<Item>().map(|found| found.unwrap().0).map(|found| (found.path().clone(), found)).collect();
     let listed: Vec<Ref<Item>> = refs.iter().map(|entity| listed[entity.path()].clone()).collect();
     println!("{:<62} {:>8} {:>8}", "one read", "ns", "x std");
-    let line = |what: &str, nanoseconds: f64, baseline: f64| {
-        println!("{what:<62} {nanoseconds:>8.1} {:>8.2}", nanoseconds / baseline);
-    };
-    for (what, count) in [("random among 100 000", ENTITIES), ("among 256 hot ones", 256)] {
-        let (refs, texts) = (&refs[..count], &texts[..count]);
-        let std_text = time(texts, |text| {
-            black_box(by_text.get(text).unwrap().count);
-        });
-        let std_path = time(refs, |entity| {
-            black_box(by_path.get(entity.path()).unwrap().count);
-        });
-        let read = time(refs, |entity| {
+    for (title, count) in [("random among 100 000", ENTITIES), ("among 256 hot ones", 256)] {
+        let (refs, texts, listed) = (&refs[..count], &texts[..count], &listed[..count]);
+        let by_ref = |entity: &Ref<Item>| {
             black_box(snapshot.require(entity).unwrap().count);
-        });
-        line(&format!("std HashMap by text, {what}"), std_text, std_text);
-        line(&format!("std HashMap by Path (which carries its hash), {what}"), std_path, std_text);
-        let shared = time(&listed[..count], |entity| {
-            black_box(snapshot.require(entity).unwrap().count);
-        });
-        line(&format!("Snapshot::get by a Ref made for it, {what}"), read, std_text);
-        line(&format!("Snapshot::get by a Ref from a listing, {what}"), shared, std_text);
+        };
+        compare(
+            title,
+            vec![
+                (
+                    "std HashMap by text",
+                    Box::new(|| {
+                        time(texts, |text| {
+                            black_box(by_text.get(text).unwrap().count);
+                        })
+                    }),
+                ),
+                (
+                    "std HashMap by Path (which carries its hash)",
+                    Box::new(|| {
+                        time(refs, |entity| {
+                            black_box(by_path.get(entity.path()).unwrap().count);
+                        })
+                    }),
+                ),
+                ("Snapshot::get by a Ref made for it", Box::new(|| time(refs, by_ref))),
+                ("Snapshot::get by a Ref from a listing", Box::new(|| time(listed, by_ref))),
+            ],
+        );
     }
     let nothing = [(); 100_000];
-    let take = time(&nothing, |()| {
-        black_box(state.snapshot());
-    });
+    let take = median(
+        (0..ROUNDS)
+            .map(|_| {
+                time(&nothing, |()| {
+                    black_box(state.snapshot());
+                })
+            })
+            .collect(),
+    );
     println!("taking a snapshot: {take:.1} ns (limit 50)");
     state.close().await;
 }

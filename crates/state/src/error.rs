@@ -47,7 +47,7 @@ pub enum WriteError<E> {
     Rejected(E),
     /// The closure ran longer than a transaction may. Nothing was committed, and nothing that it still does counts.
     #[error(
-        "the transaction's closure ran for {taken:?}, and its budget is {budget:?}; nothing was committed. Do slow work before the transaction"
+        "the transaction's closure ran for {taken:.1?}, and its budget is {budget:?}; nothing was committed. Do slow work before the transaction"
     )]
     OverBudget {
         /// What a closure may take.
@@ -62,7 +62,7 @@ pub enum WriteError<E> {
         message: String,
     },
     /// The store could not be reached or be written within the time limit. Nothing was committed.
-    #[error("the store did not take the transaction (tried for {waited:?}): {reason}; nothing was committed")]
+    #[error("the store did not take the transaction (tried for {waited:.1?}): {reason}; nothing was committed")]
     Unavailable {
         /// What the store said.
         reason: String,
@@ -132,7 +132,7 @@ impl<E> WriteError<E> {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum WaitError {
     /// The time limit passed.
-    #[error("revision {wanted} was not applied within {waited:?}; this server has applied {applied}")]
+    #[error("revision {wanted} was not applied within {waited:.1?}; this server has applied {applied}")]
     TimedOut {
         /// What was waited for.
         wanted: Revision,
@@ -142,7 +142,7 @@ pub enum WaitError {
         waited: Duration,
     },
     /// Cluster hooks were not finished within the time limit.
-    #[error("hooks were not finished within {waited:?}: {unfinished}")]
+    #[error("hooks were not finished within {waited:.1?}: {unfinished}")]
     HooksTimedOut {
         /// How long it was waited.
         waited: Duration,

@@ -1,6 +1,7 @@
 //! A replicated tree of typed entities: read from snapshots without I/O, changed by serializable transactions, followed by
 //! hooks. Local hooks run on every server; **cluster hooks** run on one, durably, in order per key, with their effects
-//! counted once. The store is a library's choice (memory, one SQLite file); there is no other service to run.
+//! counted once. The store is a library's choice (memory, one SQLite file, a PostgreSQL that servers share); there is no other
+//! service to run.
 //!
 //! ```
 //! use serde::{Deserialize, Serialize};
@@ -83,6 +84,14 @@
 //!    reads it, and to nobody else.
 //! 7. A request for a cluster hook is in the log exactly when its change is.
 //! 8. Revisions count within an [`Epoch`]; a store that was made anew or restored has another one, and is loaded anew.
+//!
+//! # Which store
+//!
+//! | driver | for | how |
+//! |---|---|---|
+//! | [`driver::memory`] | tests | the same semantics, an injected clock |
+//! | [`driver::sqlite`] | one process: the embedded default | one file, one writer, group commit |
+//! | [`driver::postgres`] | many servers on many machines | the database orders and stores; its clock is the cluster's; five connections a server |
 //!
 //! # Which hook
 //!

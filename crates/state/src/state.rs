@@ -342,6 +342,13 @@ impl State {
         self.0.core.writes_stopped().map(|reason| reason.to_string())
     }
 
+    /// What the store said when it had no room for the last write that was tried; none once one has succeeded. What is
+    /// there can be read meanwhile, and writes are tried on.
+    #[must_use]
+    pub fn store_full(&self) -> Option<String> {
+        self.0.core.full().map(|reason| reason.to_string())
+    }
+
     /// An operator confirms that the store was put back: it gets a new epoch, and this server loads it and writes again.
     ///
     /// # Errors

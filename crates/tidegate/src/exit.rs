@@ -22,6 +22,8 @@ pub enum Exit {
     PushKilled = 13,
     /// The push had not ended within `--timeout`.
     PushTimedOut = 14,
+    /// The command was interrupted (Ctrl-C), as shells count it.
+    Interrupted = 130,
 }
 
 impl From<Exit> for std::process::ExitCode {

@@ -4,7 +4,7 @@ use tidegate_api::ErrorBody;
 use tidegate_client::Error as ClientError;
 
 use crate::exit::Exit;
-use crate::output::{Output, Paint, plain};
+use crate::output::{Output, Paint, plain, say, sentence};
 
 /// Why a command failed.
 #[derive(Debug)]
@@ -47,27 +47,37 @@ impl Failure {
         self.exit
     }
 
+    /// Why it failed.
+    #[cfg(test)]
+    pub(crate) fn why(&self) -> &str {
+        &self.body.why
+    }
+
     /// Prints it on standard error, as text or as one JSON object.
     pub(crate) fn print(&self, output: Output) {
         if output.is_json() {
             if let Ok(json) = serde_json::to_string(&self.body) {
-                eprintln!("{json}");
+                say(&json);
             }
             return;
         }
         let style = output.error_style;
-        eprintln!("{} {}", style.paint(Paint::Bad, "error:"), plain(&self.body.what));
+        say(&format!(
+            "{} {}",
+            style.paint(Paint::Bad, "error:"),
+            plain(self.body.what.trim_end().trim_end_matches('.'))
+        ));
         for (title, text) in [
             ("why", &self.body.why),
             ("what follows", &self.body.consequences),
             ("what to do", &self.body.countermeasures),
         ] {
             if !text.is_empty() {
-                eprintln!("  {} {}", style.paint(Paint::Quiet, &format!("{title}:")), plain(text));
+                say(&format!("  {} {}", style.paint(Paint::Quiet, &format!("{title}:")), plain(&sentence(text))));
             }
         }
         if !self.body.subjects.is_empty() {
-            eprintln!("  {} {}", style.paint(Paint::Quiet, "about:"), plain(&self.body.subjects.join(", ")));
+            say(&format!("  {} {}", style.paint(Paint::Quiet, "about:"), plain(&self.body.subjects.join(", "))));
         }
     }
 }
@@ -77,10 +87,14 @@ impl From<ClientError> for Failure {
         let text = error.to_string();
         match error {
             ClientError::Refused { body, .. } => Failure { body, exit: Exit::Failed },
-            ClientError::Unreachable { url, reason, tried_for } => Failure::new(
+            ClientError::Unreachable { url, reason, tried_for, surely_not_sent } => Failure::new(
                 format!("no server could be reached at {url}"),
                 format!("{reason} (tried for {:.1} s)", tried_for.as_secs_f64()),
-                "It is not known whether the server got the request.",
+                if surely_not_sent {
+                    "The server did not get the request, so nothing was changed."
+                } else {
+                    "It is not known whether the server got the request."
+                },
                 "Start one with `tidegate server --data DIR`, or name another with --url or TIDEGATE_URL.",
             )
             .with_exit(Exit::Unreachable),

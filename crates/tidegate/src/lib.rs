@@ -11,9 +11,12 @@
 //! Invariants: results go to standard output and everything else to standard error; `--output json` prints one JSON value;
 //! an [`Exit`] code means the same for every command; text from elsewhere is never obeyed by the terminal.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
+// Both panic when their stream is closed. Results go through `output::Output`, everything else through `output::say`.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod arguments;
 mod commands;
+mod connection;
 mod demo;
 mod exit;
 mod failure;
@@ -26,7 +29,7 @@ pub use exit::Exit;
 pub use tidegate_lifecycle::Registry;
 
 use crate::arguments::Arguments;
-use crate::output::Output;
+use crate::output::{Output, say};
 
 /// Runs the command line with these hooks, and gives the code to end with.
 #[must_use]
@@ -44,7 +47,7 @@ pub fn run(registry: Registry) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("error: no thread could be started: {error}");
+            say(&format!("error: no thread could be started: {error}"));
             return Exit::Failed.into();
         }
     };
@@ -60,7 +63,9 @@ pub fn run(registry: Registry) -> ExitCode {
     exit.into()
 }
 
-/// Logs go to standard error, as `TIDEGATE_LOG` says (`info`, `tidegate_rollout=debug`, …); warnings by default.
+/// Logs go to standard error, as `TIDEGATE_LOG` says (`info`, `tidegate_rollout=debug`, …); warnings by default. A line
+/// that can't be written (closed, or on a full disk) is lost, and nothing else: the subscriber's own complaint about it
+/// would be printed there too, and panic in whatever task has logged.
 fn start_log() {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_env("TIDEGATE_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
@@ -68,5 +73,6 @@ fn start_log() {
         .with_env_filter(filter)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_writer(std::io::stderr)
+        .log_internal_errors(false)
         .try_init();
 }

@@ -1,4 +1,5 @@
 //! The `tidegate` command with the hooks that Tidegate ships.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 use std::process::ExitCode;
 

@@ -27,6 +27,11 @@ const PART_LIMIT_BASE: Duration = Duration::from_secs(60);
 /// The slowest connection over which a part of any size can be sent.
 const PART_BYTES_PER_SECOND_MIN: u64 = 256 * 1024;
 
+/// How long an attempt to send so many bytes may take.
+pub(super) fn limit_of(bytes: u64) -> Duration {
+    PART_LIMIT_BASE.saturating_add(Duration::from_secs(bytes / PART_BYTES_PER_SECOND_MIN))
+}
+
 impl Client {
     /// Starts a push, or finds the one that has this id.
     ///
@@ -135,8 +140,7 @@ impl Client {
         };
         let opened = tokio::fs::File::open(file).await.map_err(local)?;
         let length = opened.metadata().await.map_err(local)?.len();
-        let seconds = length / PART_BYTES_PER_SECOND_MIN;
-        let limit = PART_LIMIT_BASE.saturating_add(Duration::from_secs(seconds));
+        let limit = limit_of(length);
         let response = self
             .single(Method::PUT, url.clone())
             .timeout(limit)

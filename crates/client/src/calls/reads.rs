@@ -1,7 +1,7 @@
 //! Look-ups.
 
 use reqwest::Method;
-use tidegate_api::{BatchAnswer, BatchRequest, KeyAnswer, code};
+use tidegate_api::{BatchAnswer, BatchRequest, ErrorBody, KeyAnswer, code};
 
 use crate::client::Client;
 use crate::error::Error;
@@ -16,8 +16,28 @@ impl Client {
     /// See [`Error`]; a key that is not there is refused with
     /// [`KEY_ABSENT`](tidegate_api::code::KEY_ABSENT).
     pub async fn get(&self, store: &str, key: &str, region: Option<&str>) -> Result<KeyAnswer, Error> {
+        if matches!(key, "" | "." | "..") {
+            return self.get_unaddressable(store, key, region).await;
+        }
         let url = self.route(&["v1", "stores", store, "keys", key], &[("region", region)]);
         self.get_json(url).await
+    }
+
+    /// Reads a key that can't be the last segment of an address: every client and proxy takes it for another address.
+    async fn get_unaddressable(&self, store: &str, key: &str, region: Option<&str>) -> Result<KeyAnswer, Error> {
+        let answer = self.get_batch(store, vec![key.to_owned()], region).await?;
+        let value = answer.values.into_iter().next().and_then(|found| found.value);
+        let value = value.ok_or_else(|| Error::Refused {
+            status: 404,
+            body: Box::new(ErrorBody::new(
+                code::KEY_ABSENT,
+                format!("Store `{store}` has no key `{key}`."),
+                format!("Version {} has no such record.", answer.version),
+                "Nothing was changed.",
+                "Look the key up as the data has it; keys are compared byte by byte.",
+            )),
+        })?;
+        Ok(KeyAnswer { key: key.to_owned(), value, version: answer.version, region: answer.region, node: answer.node })
     }
 
     /// As [`get`](Self::get), but `None` if there is no such key.

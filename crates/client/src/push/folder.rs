@@ -3,8 +3,19 @@
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use crate::error::Error;
+
+/// A folder whose client has not come back for so long is swept: its push has long ended.
+const SWEPT_AFTER: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// How many entries are looked at, and how many folders removed, in one sweep.
+const LOOKED_AT_MAX: usize = 2_000;
+const SWEPT_MAX: usize = 50;
+
+const LOCK: &str = "client.lock";
 
 /// The folder, held by this process alone. What is in it survives the process, so that another
 /// run of the same push finds it.
@@ -21,6 +32,7 @@ impl WorkFolder {
     pub(super) fn open(base: Option<&Path>, server: &str, push: &str) -> Result<Self, Error> {
         let base = base.map_or_else(default_base, Path::to_path_buf);
         let name = file_name(&format!("{server} {push}"));
+        sweep(&base, SystemTime::now());
         let failed = |path: &Path, error: io::Error| Error::Local {
             what: format!("could not use {} as a work folder", path.display()),
             reason: error.to_string(),
@@ -28,7 +40,7 @@ impl WorkFolder {
         for name in [name.clone(), format!("{name}.{}", std::process::id())] {
             let path = base.join(name);
             create_private(&path).map_err(|error| failed(&path, error))?;
-            let lock = File::create(path.join("client.lock")).map_err(|error| failed(&path, error))?;
+            let lock = File::create(path.join(LOCK)).map_err(|error| failed(&path, error))?;
             match lock.try_lock() {
                 Ok(()) => return Ok(Self { path, _lock: lock }),
                 Err(TryLockError::WouldBlock) => {}
@@ -51,6 +63,60 @@ impl WorkFolder {
             tracing::warn!(path = %self.path.display(), %error, "could not remove the work folder");
         }
     }
+}
+
+/// Where a job keeps its folder while it works, so that whoever ends the job can remove it. Let go
+/// without a word, the folder stays for the next run of the same push.
+#[derive(Clone, Debug, Default)]
+pub(super) struct KeptFolder(Arc<Mutex<Option<WorkFolder>>>);
+
+impl KeptFolder {
+    pub(super) fn keep(&self, folder: WorkFolder) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(folder);
+    }
+
+    /// Removes the folder, if there is one.
+    pub(super) fn remove(&self) {
+        let folder = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(folder) = folder {
+            folder.remove();
+        }
+    }
+}
+
+/// Removes folders that clients have left long ago: only what is named like one, and what no process
+/// holds. What fails is tried by the next sweep.
+fn sweep(base: &Path, now: SystemTime) {
+    let Ok(entries) = fs::read_dir(base) else { return };
+    let mut swept = 0;
+    for entry in entries.take(LOOKED_AT_MAX).flatten() {
+        let path = entry.path();
+        let is_ours = entry.file_name().to_str().is_some_and(is_folder_name);
+        if !is_ours || !is_left(&path, now) {
+            continue;
+        }
+        let removed = fs::remove_dir_all(&path);
+        tracing::debug!(path = %path.display(), ?removed, "a work folder that was left");
+        swept += 1;
+        if swept == SWEPT_MAX {
+            return;
+        }
+    }
+}
+
+/// Whether the folder's client came last long ago, and is not at work in it.
+fn is_left(folder: &Path, now: SystemTime) -> bool {
+    let Ok(lock) = File::options().read(true).write(true).open(folder.join(LOCK)) else { return false };
+    let taken = lock.metadata().and_then(|metadata| metadata.modified());
+    let age = taken.ok().and_then(|taken| now.duration_since(taken).ok()).unwrap_or_default();
+    age > SWEPT_AFTER && lock.try_lock().is_ok()
+}
+
+/// Whether this is a name that [`file_name`] gives, with or without a process' number behind it.
+fn is_folder_name(name: &str) -> bool {
+    let name = name.split_once('.').map_or(name, |(name, _)| name);
+    let digest = name.rsplit_once('-').map_or("", |(_, digest)| digest);
+    digest.len() == 32 && digest.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// Creates a folder that only its owner can look into: what is pushed may be confidential.
@@ -103,6 +169,24 @@ mod tests {
             assert!(name.len() < 120 && !name.contains(['/', '.']), "{name}");
             assert!(!names[..index].contains(name), "{name}");
         }
+    }
+
+    #[test]
+    fn folders_that_were_left_are_swept_and_no_others() {
+        let base = tempfile::tempdir().unwrap();
+        let held = WorkFolder::open(Some(base.path()), "http://h", "held").unwrap();
+        let left = WorkFolder::open(Some(base.path()), "http://h", "left").unwrap();
+        let path = left.path().to_path_buf();
+        fs::write(path.join("artifact"), "half").unwrap();
+        drop(left);
+        let foreign = base.path().join("something-else");
+        fs::create_dir(&foreign).unwrap();
+        File::create(foreign.join(LOCK)).unwrap();
+        sweep(base.path(), SystemTime::now());
+        assert!(path.exists(), "its client may come back");
+        sweep(base.path(), SystemTime::now() + SWEPT_AFTER + Duration::from_secs(60));
+        assert!(!path.exists());
+        assert!(held.path().exists() && foreign.exists());
     }
 
     #[test]

@@ -15,7 +15,8 @@
 //!
 //! Every step can be repeated: a client that was killed and is run again with the same id goes on
 //! where it was. Input that can't be made into a version ends the push as ERROR (input), with the
-//! reason kept on the server.
+//! reason kept on the server. The work folder goes when the push has no more use for it; what a
+//! client left that never came back is swept by later ones.
 
 mod build;
 mod folder;
@@ -55,8 +56,12 @@ pub struct PushOptions {
     /// Whether a version without records is allowed.
     pub allow_empty: bool,
     /// Where the artifact is built, in a folder of the push's own. Absent: below the user's cache
-    /// folder. It is removed when it is not needed any more.
+    /// folder. It is removed when the artifact is complete or the push has ended.
     pub work: Option<PathBuf>,
+    /// Release the data of this version again: nothing is read, built or sent.
+    pub from_version: Option<u64>,
+    /// Gates to be opened by hand, as `pre-creation@a`, each with the reason.
+    pub overrides: BTreeMap<String, String>,
     /// Memory that the build may take, in bytes. Absent: the default of `tidegate-dataset`.
     pub memory_bytes: Option<u64>,
     /// Whether the push is followed to its end. Otherwise the job is done once the artifact is
@@ -76,6 +81,8 @@ impl Default for PushOptions {
             pushed_by: None,
             attributes: BTreeMap::new(),
             allow_empty: false,
+            from_version: None,
+            overrides: BTreeMap::new(),
             work: None,
             memory_bytes: None,
             follow: true,
@@ -160,6 +167,15 @@ pub struct PushOutcome {
     pub view: Option<PushView>,
     /// Whether [`PushOptions::timeout`] ran out first.
     pub timed_out: bool,
+}
+
+impl PushOutcome {
+    /// Whether the push waits for its client: its data is not complete, and it ends by itself at
+    /// the server's limit on silence unless the same job is run again.
+    #[must_use]
+    pub fn needs_client(&self) -> bool {
+        known::needs_client(&self.state)
+    }
 }
 
 /// Why a job could not be done.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tidegate_api::{ClientPhase, HeartbeatRequest, InputFault, PushStart, PushState, PushView, code};
 use tokio::sync::mpsc;
 
+use super::folder::KeptFolder;
 use super::known::{Known, Pulse, Shared, beat, follow};
 use super::work::{Events, Stopped, Work};
 use super::{PushError, PushEvent, PushJob, PushObserver, PushOutcome, build};
@@ -28,10 +29,13 @@ impl PushJob {
     /// otherwise than hoped is no error: the outcome says how it ended.
     pub async fn run(self, client: &Client, observer: &mut dyn PushObserver) -> Result<PushOutcome, PushError> {
         let paths = self.paths.clone();
-        tokio::task::spawn_blocking(move || build::discover(&paths))
-            .await
-            .unwrap_or_else(|error| Err(error.to_string()))
-            .map_err(|message| PushError::Input { message })?;
+        // Data that is there already needs no input.
+        if self.options.from_version.is_none() {
+            tokio::task::spawn_blocking(move || build::discover(&paths))
+                .await
+                .unwrap_or_else(|error| Err(error.to_string()))
+                .map_err(|message| PushError::Input { message })?;
+        }
         let start = PushStart {
             id: self.id.clone(),
             store: self.store.clone(),
@@ -39,6 +43,8 @@ impl PushJob {
             attributes: self.options.attributes.clone(),
             input_digest: None,
             allow_empty: self.options.allow_empty,
+            from_version: self.options.from_version,
+            overrides: self.options.overrides.clone(),
         };
         let accepted = client.start_push(&start).await?;
         observer.event(PushEvent::Accepted(Box::new(accepted.clone())));
@@ -52,8 +58,16 @@ impl PushJob {
         let (sender, receiver) = mpsc::channel(EVENTS_MAX);
         let timeout = self.options.timeout;
         let is_followed = self.options.follow;
-        let work =
-            Work { client: patient, job: self, start, shared: shared.clone(), pulse, events: Events::new(sender) };
+        let work = Work {
+            client: patient,
+            job: self,
+            start,
+            shared: shared.clone(),
+            pulse,
+            events: Events::new(sender),
+            folder: KeptFolder::default(),
+        };
+        let folder = work.folder.clone();
         let steps = async {
             let done = work.run(accepted).await;
             drop(heart);
@@ -62,6 +76,10 @@ impl PushJob {
         let done = observe(steps, receiver, &shared, observer, timeout).await;
         drop(follower);
         let known = shared.now();
+        if known.state.status.is_terminal() {
+            // However it ended, nobody goes on from here.
+            folder.remove();
+        }
         let timed_out = match done {
             Some(done) => {
                 done?;

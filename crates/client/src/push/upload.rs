@@ -47,14 +47,9 @@ impl Upload<'_> {
     }
 
     async fn send_missing(&self) -> Result<(), Stopped> {
-        let arrived: BTreeMap<String, (u64, String)> = self
-            .client
-            .parts(self.push)
-            .await?
-            .parts
-            .into_iter()
-            .map(|part| (part.name, (part.bytes, part.sha256)))
-            .collect();
+        let known = self.client.parts(self.push).await?;
+        let arrived: BTreeMap<String, (u64, String)> =
+            known.parts.into_iter().map(|part| (part.name, (part.bytes, part.sha256))).collect();
         let is_there = |part: &&Part| {
             arrived.get(&part.name).is_some_and(|(bytes, sha256)| *bytes == part.bytes && *sha256 == part.sha256)
         };
@@ -65,7 +60,7 @@ impl Upload<'_> {
         let mut parts = there.len() as u64;
         self.report(bytes, parts, bytes_before);
         // Put together before the stream, so that the job's future can move between threads.
-        let sends: Vec<_> = missing.into_iter().map(|part| self.send(part)).collect();
+        let sends: Vec<_> = missing.into_iter().map(|part| self.send(part, known.direct)).collect();
         let mut sent = futures::stream::iter(sends).buffer_unordered(self.at_once.max(1));
         while let Some(part) = sent.try_next().await? {
             bytes += part.bytes;
@@ -75,8 +70,12 @@ impl Upload<'_> {
         Ok(())
     }
 
-    async fn send<'p>(&self, part: &'p Part) -> Result<&'p Part, Error> {
+    async fn send<'p>(&self, part: &'p Part, is_direct: bool) -> Result<&'p Part, Error> {
         let file = self.folder.join(&part.name);
+        if is_direct {
+            self.client.put_part_direct(self.push, &self.manifest.artifact_id, part, &file).await?;
+            return Ok(part);
+        }
         let mut damaged = 0;
         loop {
             let sent = self.client.put_part(self.push, &part.name, &part.sha256, &file).await;

@@ -10,7 +10,7 @@ use tidegate_dataset::{Cancel, Progress};
 use tokio::sync::mpsc;
 
 use super::build::{BuildFailed, BuildPhase, Plan};
-use super::folder::WorkFolder;
+use super::folder::{KeptFolder, WorkFolder};
 use super::known::{Pulse, Shared};
 use super::upload::Upload;
 use super::{PushEvent, PushJob};
@@ -78,6 +78,8 @@ pub(super) struct Work {
     pub(super) shared: Shared,
     pub(super) pulse: Pulse,
     pub(super) events: Events,
+    /// The folder that the artifact is built in, while it is held.
+    pub(super) folder: KeptFolder,
 }
 
 impl Work {
@@ -97,6 +99,9 @@ impl Work {
 
     async fn bring(&self, accepted: PushAccepted) -> Result<(), Stopped> {
         let id = &accepted.state.push;
+        if self.start.from_version.is_some() {
+            return Ok(());
+        }
         if !super::known::needs_client(&accepted.state) {
             return self.check_input(accepted).await;
         }
@@ -108,6 +113,7 @@ impl Work {
             .map_err(local)?;
         let memory = self.job.options.memory_bytes;
         let plan = Plan::new(&accepted, &self.job.paths, memory, folder.path());
+        self.folder.keep(folder);
 
         let inspecting = plan.clone();
         let inferred = self
@@ -120,7 +126,7 @@ impl Work {
         alive(&state)?;
         if !super::known::needs_client(&state) {
             // Another client of the same push was faster.
-            folder.remove();
+            self.folder.remove();
             return Ok(());
         }
 
@@ -156,7 +162,7 @@ impl Work {
             state = upload.run() => state?,
         };
         self.shared.note(&state);
-        folder.remove();
+        self.folder.remove();
         self.events.send(PushEvent::Completed).await;
         Ok(())
     }

@@ -47,12 +47,23 @@ pub enum ArtifactError {
         name: String,
     },
     /// The object store failed. It may work later.
-    #[error("{object}: the object store failed: {source}")]
+    #[error("{object}: the object store failed: {}", crate::location::describe(source))]
     Store {
         /// The object.
         object: String,
         /// What the store says.
         source: object_store::Error,
+    },
+    /// Another store than the one that was meant.
+    #[error(
+        "{store} is not the installation's artifact store: {why}. All servers and agents of an installation have to \
+         reach one store"
+    )]
+    OtherStore {
+        /// What people know the store by.
+        store: String,
+        /// What tells it from the one that was meant.
+        why: String,
     },
     /// A local file could not be written or read.
     #[error("{path}: {}", crate::build::describe_disk_error(source))]

@@ -3,6 +3,7 @@
 //! ```text
 //! artifacts/{artifact id}/{part name}
 //! artifacts/{artifact id}/manifest-{SHA-256 of this file}.json
+//! probe/{token}                      tells this store from others
 //! ```
 //!
 //! Invariants:
@@ -13,26 +14,35 @@
 //!
 //! The same parts may have several manifests (with other golden keys, say); they are one artifact.
 
+mod copy;
+mod direct;
 mod error;
 mod leftovers;
+mod probe;
 mod serve;
 mod transfer;
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
 use futures::TryStreamExt;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
+use object_store::prefix::PrefixStore;
 use object_store::{ObjectStore, ObjectStoreExt};
 use tidegate_api::manifest::{HASH_FUNCTION, MANIFEST_FORMAT, Manifest, Part};
 
+pub use copy::Copied;
+pub use direct::chunk_bytes;
 pub use error::ArtifactError;
 pub use serve::{ArtifactFile, FileError, FileRange};
 
+use crate::build::BuildOptions;
 use crate::digest::{artifact_id, sha256};
-use crate::progress::{Cancel, OnProgress, Phase, Progress};
-use transfer::{Sink, copy_file, digest_object, fetch_file};
+use crate::location::S3;
+use crate::progress::Cancel;
+use transfer::{Fetch, Sink, copy_file, digest_object};
 
 /// The largest manifest that is read, in bytes.
 const MANIFEST_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -48,22 +58,25 @@ pub struct StoredManifest {
     pub digest: String,
 }
 
-/// What [`ArtifactStore::copy_to`] did.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Copied {
-    /// The manifest of the artifact.
-    pub manifest: StoredManifest,
-    /// Parts that were copied.
-    pub parts_copied: usize,
-    /// Parts that were there already, and whole.
-    pub parts_present: usize,
-}
-
 /// A store of artifacts. Clones share it.
 #[derive(Clone, Debug)]
 pub struct ArtifactStore {
     store: Arc<dyn ObjectStore>,
     folder: Option<Arc<Path>>,
+    s3: Option<Arc<S3>>,
+    /// What people know it by.
+    name: Arc<str>,
+}
+
+/// How a part is in a store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PartCheck {
+    /// All of it is there, with the right SHA-256.
+    Whole,
+    /// It is not there.
+    Absent,
+    /// Something else is there; in words, what.
+    Other(String),
 }
 
 fn is_sha256(text: &str) -> bool {
@@ -80,7 +93,9 @@ fn is_part_name(name: &str) -> bool {
 }
 
 /// Checks that a manifest is one that this release can work with and that it is at one with
-/// itself: known format, safe and distinct part names, usable schema, sums, and its artifact id.
+/// itself: known format, no more parts than there may be, safe and distinct part names, usable
+/// schema, sums, and its artifact id. Takes time in proportion to the manifest's size; a big one is
+/// for a thread that may be blocked.
 ///
 /// # Errors
 /// [`ArtifactError::BadManifest`], saying what is wrong.
@@ -98,10 +113,20 @@ pub fn check_manifest(manifest: &Manifest) -> Result<(), ArtifactError> {
     if manifest.parts.len() != manifest.partition_count as usize {
         return refuse(format!("it has {} parts for {} partitions", manifest.parts.len(), manifest.partition_count));
     }
-    for (position, part) in manifest.parts.iter().enumerate() {
-        let repeated = manifest.parts[..position].iter().any(|p| p.name == part.name);
-        if !is_part_name(&part.name) || !is_sha256(&part.sha256) || repeated {
-            return refuse(format!("part `{}` has no usable name or digest", part.name));
+    if manifest.partition_count > BuildOptions::PARTITIONS_MAX {
+        return refuse(format!(
+            "it has {} partitions, there are at most {}",
+            manifest.partition_count,
+            BuildOptions::PARTITIONS_MAX
+        ));
+    }
+    let mut names = HashSet::with_capacity(manifest.parts.len());
+    for part in &manifest.parts {
+        if !is_part_name(&part.name) || !is_sha256(&part.sha256) {
+            return refuse(format!("part `{}` has no usable name or digest", crate::key::shorten(&part.name)));
+        }
+        if !names.insert(part.name.as_str()) {
+            return refuse(format!("part `{}` is in it twice", part.name));
         }
     }
     let rows: u128 = manifest.parts.iter().map(|part| u128::from(part.rows)).sum();
@@ -133,12 +158,32 @@ impl ArtifactStore {
             .map_err(|source| ArtifactError::store(&ObjectPath::from(ROOT), source))?
             .with_fsync(true)
             .with_automatic_cleanup(true);
-        Ok(Self { store: Arc::new(store), folder: Some(folder.into()) })
+        let name = format!("file://{}", folder.display());
+        Ok(Self { store: Arc::new(store), folder: Some(folder.into()), s3: None, name: name.into() })
     }
 
-    /// A store of any kind that the `object_store` crate knows.
+    /// A store of any kind that the `object_store` crate knows. To open one by its address, see
+    /// [`StorePlan`](crate::location::StorePlan).
     pub fn new(store: Arc<dyn ObjectStore>) -> Self {
-        Self { store, folder: None }
+        let name = store.to_string();
+        Self { store, folder: None, s3: None, name: name.into() }
+    }
+
+    pub(crate) fn s3(s3: S3, name: String) -> Self {
+        let store = PrefixStore::new(s3.client.clone(), s3.prefix.clone());
+        Self { store: Arc::new(store), folder: None, s3: Some(Arc::new(s3)), name: name.into() }
+    }
+
+    /// What people know the store by: its address.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The objects themselves, for what is kept beside the artifacts.
+    #[must_use]
+    pub fn objects(&self) -> &Arc<dyn ObjectStore> {
+        &self.store
     }
 
     /// The folder of a local store.
@@ -188,6 +233,19 @@ impl ArtifactStore {
             });
         }
         Ok(found)
+    }
+
+    /// Reads a part and says how it is.
+    ///
+    /// # Errors
+    /// If the store can't be read, or the work was cancelled.
+    pub async fn check_part(&self, id: &str, part: &Part, cancel: &Cancel) -> Result<PartCheck, ArtifactError> {
+        let object = Self::part_object(id, part)?;
+        Ok(match digest_object(&self.store, &object, part, cancel, &mut |_| {}).await? {
+            None => PartCheck::Absent,
+            Some(found) if found == part.sha256 => PartCheck::Whole,
+            Some(found) => PartCheck::Other(found),
+        })
     }
 
     /// Completes an artifact: stores its manifest, and answers with the SHA-256 of its file.
@@ -288,92 +346,11 @@ impl ArtifactStore {
     /// # Errors
     /// [`ArtifactError::Damaged`] if the part is not what the manifest says.
     pub async fn fetch_part(&self, id: &str, part: &Part, file: &Path, cancel: &Cancel) -> Result<(), ArtifactError> {
+        let mut partial = file.as_os_str().to_owned();
+        partial.push(".partial");
         let object = Self::part_object(id, part)?;
-        fetch_file(&self.store, &object, id, part, file, cancel).await
-    }
-
-    /// Copies an artifact into another store: parts first, the manifest last. Parts that are there
-    /// and whole are left alone, so that a copy that was interrupted goes on, and one that was
-    /// damaged is mended. `digest` names one of several manifests.
-    ///
-    /// # Errors
-    /// [`ArtifactError::Damaged`] naming the file that is damaged at the source; the copy is not
-    /// complete then.
-    pub async fn copy_to(
-        &self,
-        other: &ArtifactStore,
-        id: &str,
-        digest: Option<&str>,
-        progress: OnProgress<'_>,
-        cancel: &Cancel,
-    ) -> Result<Copied, ArtifactError> {
-        let stored = self.any_manifest(id, digest).await?;
-        let parts = &stored.manifest.parts;
-        let (mut parts_copied, mut parts_present, mut done) = (0, 0, 0);
-        for part in parts {
-            let object = Self::part_object(id, part)?;
-            let present = digest_object(&other.store, &object, part, cancel, &mut |_| {}).await?;
-            if present.as_deref() == Some(part.sha256.as_str()) {
-                parts_present += 1;
-            } else {
-                let mut sink = Sink::new(&other.store, object.clone(), part).await?;
-                let result = transfer::copy_object(&self.store, &object, &mut sink, part, cancel, &mut |bytes| {
-                    progress(Progress {
-                        phase: Phase::Copying,
-                        done: done + bytes,
-                        total: stored.manifest.bytes,
-                        records: 0,
-                    });
-                })
-                .await;
-                sink.finish(id, result).await?;
-                parts_copied += 1;
-            }
-            done += part.bytes;
-        }
-        let written = other.put_manifest(&stored.manifest).await?;
-        if written != stored.digest {
-            return Err(ArtifactError::BadManifest {
-                artifact: id.to_owned(),
-                why: String::from("it does not survive being read and written by this release"),
-            });
-        }
-        Ok(Copied { manifest: stored, parts_copied, parts_present })
-    }
-
-    /// Reads every byte of an artifact and checks it against its digests.
-    ///
-    /// # Errors
-    /// [`ArtifactError::Damaged`] or [`ArtifactError::Missing`], naming the file.
-    pub async fn verify(
-        &self,
-        id: &str,
-        digest: Option<&str>,
-        progress: OnProgress<'_>,
-        cancel: &Cancel,
-    ) -> Result<StoredManifest, ArtifactError> {
-        let stored = self.any_manifest(id, digest).await?;
-        let mut done = 0;
-        for part in &stored.manifest.parts {
-            let object = Self::part_object(id, part)?;
-            let report = &mut |bytes: u64| {
-                progress(Progress {
-                    phase: Phase::Verifying,
-                    done: done + bytes,
-                    total: stored.manifest.bytes,
-                    records: 0,
-                });
-            };
-            match digest_object(&self.store, &object, part, cancel, report).await? {
-                Some(found) if found == part.sha256 => {}
-                Some(found) => return Err(ArtifactError::damaged(id, part, found)),
-                None => {
-                    return Err(ArtifactError::Missing { artifact: id.to_owned(), parts: vec![part.name.clone()] });
-                }
-            }
-            done += part.bytes;
-        }
-        Ok(stored)
+        let fetch = Fetch { store: &self.store, object, artifact: id, part, is_kept: false };
+        fetch.to_file(file, Path::new(&partial), cancel, &mut |_| {}).await
     }
 
     /// Removes an artifact: manifests first, so that at no time something incomplete is listed.
@@ -396,6 +373,11 @@ impl ArtifactStore {
                 Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
                 Err(source) => return Err(ArtifactError::store(&object, source)),
             }
+        }
+        if let Some(root) = &self.folder {
+            let artifact = root.join(ROOT).join(id);
+            let removed = tokio::task::spawn_blocking(move || leftovers::remove_of(&artifact));
+            removed.await.map_err(|_| ArtifactError::Cancelled)??;
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Moving parts between files and stores, with their digests taken on the way and bounded memory.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -15,6 +15,9 @@ use crate::progress::Cancel;
 
 /// How much is in memory at a time; also what S3 takes as the smallest piece of a large object.
 const CHUNK_BYTES: usize = 8 * 1024 * 1024;
+
+/// How much of a file is read at a time.
+const READ_BYTES: usize = 1024 * 1024;
 
 /// A part on its way into a store. It becomes visible only if its digest is right.
 pub(super) struct Sink {
@@ -107,7 +110,7 @@ pub(super) async fn copy_file(mut sink: Sink, part: &Part, path: &Path, cancel: 
 }
 
 async fn read_file(sink: &mut Sink, part: &Part, path: &Path, cancel: &Cancel) -> Result<(), ArtifactError> {
-    let disk_error = |source| ArtifactError::Disk { path: path.display().to_string(), source };
+    let disk_error = |source| disk_error(path, source);
     // One byte more than there should be, so that a longer file shows.
     let file = tokio::fs::File::open(path).await.map_err(disk_error)?;
     let mut file = file.take(part.bytes.saturating_add(1));
@@ -178,43 +181,119 @@ fn size_note(size: u64, part: &Part) -> String {
     format!("not asked for: it has {size} bytes and should have {}", part.bytes)
 }
 
-/// Fetches an object into a local file by way of `{file}.partial`.
-pub(super) async fn fetch_file(
-    store: &Arc<dyn ObjectStore>,
-    object: &ObjectPath,
-    artifact: &str,
-    part: &Part,
-    path: &Path,
-    cancel: &Cancel,
-) -> Result<(), ArtifactError> {
-    let disk_error = |source| ArtifactError::Disk { path: path.display().to_string(), source };
-    let size = match store.head(object).await {
-        Ok(meta) => meta.size,
-        Err(object_store::Error::NotFound { .. }) => {
-            return Err(ArtifactError::Missing { artifact: artifact.to_owned(), parts: vec![part.name.clone()] });
+/// Fetches a part into a local file.
+pub(super) struct Fetch<'a> {
+    pub(super) store: &'a Arc<dyn ObjectStore>,
+    pub(super) object: ObjectPath,
+    pub(super) artifact: &'a str,
+    pub(super) part: &'a Part,
+    /// Whether the file has to survive a crash of the machine.
+    pub(super) is_kept: bool,
+}
+
+impl Fetch<'_> {
+    /// Fetches it by way of `partial`, which stays where the transfer breaks, and is gone on with the next time. The
+    /// file appears only when its digest was found to be right.
+    pub(super) async fn to_file(
+        &self,
+        path: &Path,
+        partial: &Path,
+        cancel: &Cancel,
+        report: &mut (dyn FnMut(u64) + Send),
+    ) -> Result<(), ArtifactError> {
+        let size = match self.store.head(&self.object).await {
+            Ok(meta) => meta.size,
+            Err(object_store::Error::NotFound { .. }) => {
+                let parts = vec![self.part.name.clone()];
+                return Err(ArtifactError::Missing { artifact: self.artifact.to_owned(), parts });
+            }
+            Err(source) => return Err(ArtifactError::store(&self.object, source)),
+        };
+        if size != self.part.bytes {
+            return Err(ArtifactError::damaged(self.artifact, self.part, size_note(size, self.part)));
         }
-        Err(source) => return Err(ArtifactError::store(object, source)),
-    };
-    if size != part.bytes {
-        return Err(ArtifactError::damaged(artifact, part, size_note(size, part)));
+        let disk_error = |source| disk_error(partial, source);
+        let mut started = Started::open(partial, self.part.bytes, cancel).await?;
+        loop {
+            let had = started.bytes;
+            let found = self.go_on(started, partial, cancel, report).await?;
+            if found == self.part.sha256 {
+                tokio::fs::rename(partial, path).await.map_err(disk_error)?;
+                return if self.is_kept { sync_folder_of(path).await } else { Ok(()) };
+            }
+            tokio::fs::remove_file(partial).await.map_err(disk_error)?;
+            if had == 0 {
+                return Err(ArtifactError::damaged(self.artifact, self.part, found));
+            }
+            // What was left of before may have been at fault: a crash can leave a file with holes.
+            started = Started::open(partial, self.part.bytes, cancel).await?;
+        }
     }
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".partial");
-    let partial = PathBuf::from(partial);
-    let mut file = tokio::fs::File::create(&partial).await.map_err(disk_error)?;
-    let mut hasher = Sha256::new();
-    let mut chunks = Chunks::new(store, object, part);
-    while let Some(chunk) = chunks.next(cancel).await? {
-        hasher.update(&chunk);
-        file.write_all(&chunk).await.map_err(disk_error)?;
+
+    async fn go_on(
+        &self,
+        started: Started,
+        partial: &Path,
+        cancel: &Cancel,
+        report: &mut (dyn FnMut(u64) + Send),
+    ) -> Result<String, ArtifactError> {
+        let Started { mut file, mut hasher, bytes } = started;
+        let disk_error = |source| disk_error(partial, source);
+        let mut chunks = Chunks::new(self.store, &self.object, self.part);
+        chunks.position = bytes;
+        while let Some(chunk) = chunks.next(cancel).await? {
+            hasher.update(&chunk);
+            file.write_all(&chunk).await.map_err(disk_error)?;
+            // Else what has come might be lost when this is cut off.
+            file.flush().await.map_err(disk_error)?;
+            report(chunks.position);
+        }
+        if self.is_kept {
+            file.sync_all().await.map_err(disk_error)?;
+        }
+        Ok(hex::encode(hasher.finalize()))
     }
-    file.flush().await.map_err(disk_error)?;
-    let found = hex::encode(hasher.finalize());
-    if found != part.sha256 {
-        tokio::fs::remove_file(&partial).await.map_err(disk_error)?;
-        return Err(ArtifactError::damaged(artifact, part, found));
+}
+
+/// Makes a rename within the folder survive a crash of the machine.
+async fn sync_folder_of(path: &Path) -> Result<(), ArtifactError> {
+    let folder = path.parent().unwrap_or(path);
+    let disk_error = |source| disk_error(folder, source);
+    let opened = tokio::fs::File::open(folder).await.map_err(disk_error)?;
+    opened.sync_all().await.map_err(disk_error)
+}
+
+/// A file of which the beginning may be there, read up to its end.
+struct Started {
+    file: tokio::fs::File,
+    hasher: Sha256,
+    bytes: u64,
+}
+
+impl Started {
+    async fn open(path: &Path, bytes_max: u64, cancel: &Cancel) -> Result<Self, ArtifactError> {
+        let disk_error = |source| disk_error(path, source);
+        let options = tokio::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).clone();
+        let mut file = options.open(path).await.map_err(disk_error)?;
+        if file.metadata().await.map_err(disk_error)?.len() > bytes_max {
+            file.set_len(0).await.map_err(disk_error)?;
+        }
+        let (mut hasher, mut bytes) = (Sha256::new(), 0);
+        let mut buffer = vec![0; READ_BYTES];
+        loop {
+            check(cancel)?;
+            let count = file.read(&mut buffer).await.map_err(disk_error)?;
+            if count == 0 {
+                return Ok(Self { file, hasher, bytes });
+            }
+            hasher.update(&buffer[..count]);
+            bytes += count as u64;
+        }
     }
-    tokio::fs::rename(&partial, path).await.map_err(disk_error)
+}
+
+fn disk_error(path: &Path, source: std::io::Error) -> ArtifactError {
+    ArtifactError::Disk { path: path.display().to_string(), source }
 }
 
 /// Reads an object of a known size piece by piece.

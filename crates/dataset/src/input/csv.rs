@@ -178,6 +178,10 @@ impl CsvReader {
                 }
                 ReadRecordResult::OutputEndsFull => {
                     if self.ends.len() > 2 * FIELDS_MAX {
+                        if self.header.is_empty() {
+                            let path = self.path.clone();
+                            return Err(InputError::TooManyFields { path, fields: cells, limit: FIELDS_MAX });
+                        }
                         return Err(InputError::Cells { place: self.place(line), cells, columns: self.header.len() });
                     }
                     self.ends.resize(self.ends.len() * 2, 0);

@@ -83,6 +83,12 @@ pub enum InputError {
         /// The path as given.
         path: String,
     },
+    /// A path is a pipe, a socket or a device.
+    #[error("{path}: no regular file; input is read more than once, so write it to a file first")]
+    NotAFile {
+        /// The path.
+        path: String,
+    },
     /// A folder or pattern has no files.
     #[error("{path}: no file is there")]
     NoFiles {
@@ -136,7 +142,7 @@ pub enum InputError {
         why: String,
     },
     /// More fields than a dataset may have.
-    #[error("{path}: {fields} columns, the limit is {limit}")]
+    #[error("{path}: {fields} columns were counted, and there may be {limit}")]
     TooManyFields {
         /// The file.
         path: String,
@@ -336,6 +342,9 @@ fn collect(path: &Path, depth: usize, files: &mut Vec<InputFile>) -> Result<(), 
     let read_error = |source| InputError::Read { path: display(path), source };
     let metadata = std::fs::metadata(path).map_err(read_error)?;
     if !metadata.is_dir() {
+        if !metadata.is_file() {
+            return Err(InputError::NotAFile { path: display(path) });
+        }
         let (format, compression) = recognise(path)?;
         files.push(InputFile { path: path.to_path_buf(), format, compression, bytes: metadata.len() });
         return Ok(());
@@ -405,6 +414,10 @@ mod tests {
         };
         check("absent.csv", "no such file");
         check("*.csv", "no file is there");
+        let pipe = folder.path().join("pipe.csv");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        check("pipe.csv", "no regular file");
+        std::fs::remove_file(&pipe).unwrap();
         touch(&folder.path().join("data.xlsx"));
         check("data.xlsx", "known are .csv");
         touch(&folder.path().join("a.csv"));

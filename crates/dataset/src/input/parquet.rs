@@ -3,12 +3,12 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use arrow::array::{
+use arrow_array::{
     Array, ArrayRef, BinaryArray, BooleanArray, Float32Array, Float64Array, Int32Array, Int64Array, ListArray,
     RecordBatch, StringArray,
 };
-use arrow::compute::cast;
-use arrow::datatypes::{DataType, Field as ArrowField, TimeUnit as ArrowUnit};
+use arrow_cast::cast;
+use arrow_schema::{DataType, Field as ArrowField, TimeUnit as ArrowUnit};
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 use tidegate_api::manifest::{Field, FieldType, ScalarType, Schema};
 
@@ -25,7 +25,7 @@ fn parquet_error(path: &std::path::Path) -> impl Fn(parquet::errors::ParquetErro
     move |source| InputError::Parquet { path: path.clone(), source }
 }
 
-fn arrow_error(path: &std::path::Path) -> impl Fn(arrow::error::ArrowError) -> InputError {
+fn arrow_error(path: &std::path::Path) -> impl Fn(arrow_schema::ArrowError) -> InputError {
     let convert = parquet_error(path);
     move |source| convert(source.into())
 }
@@ -101,7 +101,7 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
-    fn new(batch: &RecordBatch, schema: &Schema) -> Result<Self, arrow::error::ArrowError> {
+    fn new(batch: &RecordBatch, schema: &Schema) -> Result<Self, arrow_schema::ArrowError> {
         let mut columns = Vec::with_capacity(schema.fields.len());
         for field in &schema.fields {
             let index = batch.schema().index_of(&field.name)?;
@@ -118,7 +118,7 @@ pub(crate) enum Column {
 }
 
 impl Column {
-    fn new(array: &ArrayRef, data_type: FieldType) -> Result<Self, arrow::error::ArrowError> {
+    fn new(array: &ArrayRef, data_type: FieldType) -> Result<Self, arrow_schema::ArrowError> {
         match data_type {
             FieldType::Scalar(scalar) => Ok(Column::Scalar(ScalarColumn::new(array, scalar)?)),
             FieldType::List(element) => {
@@ -157,16 +157,16 @@ pub(crate) enum ScalarColumn {
     Binary(BinaryArray),
 }
 
-fn as_type<T: Array + Clone + 'static>(array: ArrayRef) -> Result<T, arrow::error::ArrowError> {
+fn as_type<T: Array + Clone + 'static>(array: ArrayRef) -> Result<T, arrow_schema::ArrowError> {
     array
         .as_any()
         .downcast_ref::<T>()
         .cloned()
-        .ok_or_else(|| arrow::error::ArrowError::CastError(format!("unexpected layout {}", array.data_type())))
+        .ok_or_else(|| arrow_schema::ArrowError::CastError(format!("unexpected layout {}", array.data_type())))
 }
 
 impl ScalarColumn {
-    fn new(array: &ArrayRef, data_type: ScalarType) -> Result<Self, arrow::error::ArrowError> {
+    fn new(array: &ArrayRef, data_type: ScalarType) -> Result<Self, arrow_schema::ArrowError> {
         Ok(match data_type {
             ScalarType::Boolean => Self::Boolean(as_type(cast(array, &DataType::Boolean)?)?),
             ScalarType::Int => Self::Int(as_type(cast(array, &DataType::Int32)?)?),

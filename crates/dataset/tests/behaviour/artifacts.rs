@@ -230,13 +230,21 @@ fn a_manifest_that_contradicts_itself_is_refused() {
     let good = &stored.artifact.manifest;
     check_manifest(good).unwrap();
     type Change = fn(&mut tidegate_api::manifest::Manifest);
-    let changes: [(Change, &str); 8] = [
+    let changes: [(Change, &str); 10] = [
         (|m| m.format = 2, "format is 2"),
         (|m| m.hash_function = String::from("md5"), "hash function"),
         (|m| m.partition_count = 5, "4 parts for 5 partitions"),
         (|m| m.record_count += 1, "not the sums"),
         (|m| m.bytes += 1, "not the sums"),
         (|m| m.parts[0].name = String::from("../x"), "no usable name"),
+        (|m| m.parts[0].name = m.parts[1].name.clone(), "is in it twice"),
+        (
+            |m| {
+                m.partition_count = 4_097;
+                m.parts = vec![m.parts[0].clone(); 4_097];
+            },
+            "4097 partitions, there are at most 4096",
+        ),
         (|m| m.parts[0].sha256 = "0".repeat(64), "are those of artifact"),
         (|m| m.key_columns = vec![String::from("x")], "no key column `x`"),
     ];

@@ -1,10 +1,10 @@
 //! D1–D5, D9, D11–D14: from input files to an artifact.
 
-use arrow::array::{
+use arrow_array::types::{Float32Type, Int64Type};
+use arrow_array::{
     BinaryArray, BooleanArray, Date32Array, FixedSizeListArray, Float32Array, Float64Array, Int32Array, Int64Array,
     ListArray, StringArray, StructArray, TimestampMicrosecondArray,
 };
-use arrow::datatypes::{Float32Type, Int64Type};
 use sha2::Digest;
 use tidegate_api::manifest::{Field, FieldType, Manifest, ScalarType, Schema};
 use tidegate_dataset::build::{BuildError, BuiltArtifact, MANIFEST_FILE};
@@ -411,10 +411,8 @@ fn d12_every_type_comes_through() {
 #[test]
 fn d12_a_type_that_no_field_can_have_is_refused_by_name() {
     let world = World::new();
-    let inner: (std::sync::Arc<arrow::datatypes::Field>, _) = (
-        arrow::datatypes::Field::new("x", arrow::datatypes::DataType::Int64, true).into(),
-        array(Int64Array::from(vec![1])),
-    );
+    let inner: (std::sync::Arc<arrow_schema::Field>, _) =
+        (arrow_schema::Field::new("x", arrow_schema::DataType::Int64, true).into(), array(Int64Array::from(vec![1])));
     let input = world.parquet(
         "in.parquet",
         vec![("k", array(Int64Array::from(vec![1]))), ("nested", array(StructArray::from(vec![inner])))],

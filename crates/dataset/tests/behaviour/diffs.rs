@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use arrow::array::{Int64Array, StringArray};
+use arrow_array::{Int64Array, StringArray};
 use proptest::prelude::*;
 use tidegate_dataset::diff::{DiffError, DiffInput, DiffOptions, DiffReport, diff};
 use tidegate_dataset::{Cancel, quiet};

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch};
+use arrow_array::{ArrayRef, RecordBatch};
 use parquet::arrow::ArrowWriter;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use tempfile::TempDir;
@@ -63,7 +63,7 @@ pub(crate) fn build(options: BuildOptions, paths: &[PathBuf]) -> Result<BuiltArt
     Builder::new(options).build(paths, &quiet, &Cancel::new())
 }
 
-pub(crate) fn array<A: arrow::array::Array + 'static>(values: A) -> ArrayRef {
+pub(crate) fn array<A: arrow_array::Array + 'static>(values: A) -> ArrayRef {
     Arc::new(values)
 }
 

@@ -2,7 +2,7 @@
 //!
 //! | key | meaning | default |
 //! |---|---|---|
-//! | `program` | absolute path of the program; in the published configuration only | none: the hook does nothing |
+//! | `program` | absolute path of a program that is there; in the published configuration only | none: the hook does nothing |
 //! | `arguments` | its arguments: a list, or words between blanks; in the published configuration only | none |
 //! | `functions` | the functions to forward, by short name: `pre-swap, post-swap` | all of them |
 //! | `timeout` | when the program's process group gets TERM; never later than the call's own timeout leaves room for | `20s` |
@@ -21,9 +21,14 @@
 //! `stops_clock`, `memo`, `events` and `pause` may be left out. Functions without outcomes need print nothing. Anything
 //! else is a failure, whose text has the exit code or signal and the end of the standard error.
 //!
+//! A program that has to be killed goes with all that it has started: its process group, and on Linux also what has left
+//! the group, found by `TIDEGATE_RUN` in its environment. What has cleared its environment is not found. A program that
+//! has exited has answered: what it left behind is ended after half a second where it holds the output open.
+//!
 //! The program can't be chosen by a store's overrides: who may set those may not therefore run programs on the server.
 
 mod process;
+mod stray;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -184,6 +189,17 @@ impl Exec {
     }
 }
 
+/// Why the program can't be run on this server, as far as that can be told without running it.
+async fn why_not_run(program: &str) -> Option<String> {
+    match tokio::fs::metadata(program).await {
+        Err(error) => return Some(format!("can't be run by this server: {error}")),
+        Ok(metadata) if !metadata.is_file() => return Some("is no file".to_owned()),
+        Ok(_) => {}
+    }
+    let may = rustix::fs::access(program, rustix::fs::Access::EXEC_OK);
+    may.err().map(|_| "is not executable for this server's user".to_owned())
+}
+
 fn environment(context: &Context) -> Vec<(&'static str, String)> {
     let number = |number: Option<u64>| number.map_or_else(String::new, |number| number.to_string());
     let mut environment = vec![
@@ -232,8 +248,13 @@ impl StoreLifecycleHooks for Exec {
             ));
         }
         let settings = Settings(&context.config);
-        if key == "program" && !Path::new(value).is_absolute() {
-            return refuse(format!("program = {value:?}: is no absolute path"));
+        if key == "program" {
+            if !Path::new(value).is_absolute() {
+                return refuse(format!("program = {value:?}: is no absolute path"));
+            }
+            if let Some(reason) = why_not_run(value).await {
+                return refuse(format!("program = {value:?}: {reason}"));
+            }
         }
         let read = Times::read(&context.config)
             .and_then(|times| {

@@ -193,8 +193,16 @@ impl Counts {
         budget.max.filter(|max| *count >= *max).map(|max| (kind, *count, max, budget.outcome))
     }
 
+    /// The last findings, with what was asked named once where it was the same.
     fn quoted(&self) -> String {
-        self.findings.join("; ")
+        let mut quoted = Vec::with_capacity(self.findings.len());
+        let mut before = None;
+        for finding in &self.findings {
+            let (asked, said) = finding.split_once(' ').unwrap_or(("", finding));
+            quoted.push(if before == Some(asked) { said } else { finding });
+            before = Some(asked);
+        }
+        quoted.join("; ")
     }
 
     fn text(&self) -> String {

@@ -41,4 +41,15 @@ impl PushStep<'_> {
         };
         ready >= report.embedded.live
     }
+
+    /// What is wrong, where more of the region's embedded clients are dead than the store allows. Those whose grace time
+    /// is not over are not dead yet: the swap waits for them.
+    pub(super) fn too_many_dead(&self, name: &str) -> Option<String> {
+        let view = &self.planner.view;
+        let counts = &view.regions.get(name)?.current_report(&view.store)?.embedded;
+        let (dead, all) = (u64::from(counts.dead), u64::from(counts.dead) + u64::from(counts.live));
+        let allowed = u64::from(view.store.embedded_dead_percent_max);
+        (dead * 100 > all * allowed)
+            .then(|| format!("{dead} of {all} embedded clients are dead, and at most {allowed} % may be"))
+    }
 }

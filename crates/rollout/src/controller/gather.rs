@@ -145,7 +145,11 @@ fn uptime(source: &impl Source) -> Result<UptimeMark, TransactionError> {
     Ok(source.get(&mark)?.map(|mark| (*mark).clone()).unwrap_or(UptimeMark::unmarked()))
 }
 
-fn hook_settings(source: &impl Source, registry: &Registry, store: &Store) -> Result<HookSettings, TransactionError> {
+pub(super) fn hook_settings(
+    source: &impl Source,
+    registry: &Registry,
+    store: &Store,
+) -> Result<HookSettings, TransactionError> {
     let Some(configuration) = source.get(&HooksConfiguration::place())? else {
         return Ok(HookSettings::default());
     };

@@ -15,6 +15,7 @@
 //! | build, upload | – | the push client |
 //! | start, schema, creation, swap and end gates | `start`, `schema`, `region`, `end`, by [`tidegate_lifecycle::next_round`] | `lifecycle-call` |
 //! | copy, load, verify, swap | [`crate::entities::Assignment`], written by `assignment` | the region's agent |
+//! | a schema that is registered without a push | `registration` | `lifecycle-call`, the plan |
 //! | going back | `rollback` | the region's agent |
 //! | limits, silence, kill | `limits` | the plan |
 //! | the status of a version, retention | `version`, `retention` | the plan, the clean-up hook |
@@ -40,6 +41,7 @@ mod plan;
 mod planner;
 mod queue;
 mod region;
+mod registration;
 mod retention;
 mod rollback;
 mod schema;
@@ -51,7 +53,11 @@ mod view;
 pub use gather::{Source, apply, gates as gates_of, gather};
 pub use holds::{Hold, HoldKind, holds};
 pub use plan::{CallWrite, Plan, Write};
+pub use queue::{Way, way_of_new_push};
 pub(crate) use region::time_text;
+pub use registration::{
+    RegistrationPlan, RegistrationView, apply_registration, gather_registration, next_registration,
+};
 pub use version::overall_status;
 pub use view::{GateFacts, HookSettings, PushFacts, PushView, RegionFacts};
 

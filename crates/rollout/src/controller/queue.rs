@@ -1,7 +1,45 @@
 //! Whose turn it is.
 
 use super::planner::Planner;
-use crate::entities::{EndedBy, Phase, PushState, PushStatus, RegionPush, RegionState, WrapUp};
+use super::view::PushView;
+use crate::entities::{EndedBy, OnNewPush, Phase, PushState, PushStatus, RegionPush, RegionState, WrapUp};
+
+/// What a new push finds before it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Way {
+    /// Another push runs or waits, and the store refuses a second one.
+    Refused {
+        /// That push.
+        by: String,
+    },
+    /// It is accepted, and starts or waits its turn.
+    Open {
+        /// The pushes that give way for it.
+        ended: Vec<String>,
+        /// The one of them that runs, if one does.
+        supersedes: Option<String>,
+        /// Whether the next push has to wait for this one: it ends one that had begun to swap, and ending such ones again
+        /// and again would starve the regions that come last.
+        protected: bool,
+    },
+}
+
+/// What becomes of the pushes that run and wait when a new one comes: what the store's `on_new_push` says.
+#[must_use]
+pub fn way_of_new_push(view: &PushView) -> Way {
+    let policy = view.store.on_new_push;
+    if let Some(by) = view.busy().filter(|_| policy == OnNewPush::Refuse) {
+        return Way::Refused { by: by.clone() };
+    }
+    // The newest waits its turn: what waited before it is superseded.
+    let waiting = view.pushes.iter().filter(|(_, facts)| facts.push.state == PushState::Queued);
+    let mut ended: Vec<String> = waiting.map(|(id, _)| id.clone()).collect();
+    let gives_way = view.running().filter(|(_, facts)| policy == OnNewPush::Supersede && !facts.push.protected);
+    ended.extend(gives_way.map(|(id, _)| id.clone()));
+    let protected =
+        gives_way.is_some_and(|(_, facts)| facts.push.regions.values().any(|region| region.state.is_told_to_serve()));
+    Way::Open { ended, supersedes: gives_way.map(|(id, _)| id.clone()), protected }
+}
 
 impl Planner {
     /// Starts the push that waits, once the one before it has ended. Where it waited for another, that one's `post_end`

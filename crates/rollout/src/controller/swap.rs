@@ -5,7 +5,7 @@ use tidegate_state::Timestamp;
 
 use super::planner::PushStep;
 use super::region::{Refusal, refusal};
-use crate::entities::{IngestionStatus, Milestone, RegionState, VersionStatus};
+use crate::entities::{FailureKind, IngestionStatus, Milestone, RegionState, VersionStatus};
 
 impl PushStep<'_> {
     /// A region that has ingested: everything that its swap waits for.
@@ -23,6 +23,10 @@ impl PushStep<'_> {
         let overridden = self.facts.push.overrides.contains_key(&crate::entities::Gate::id(function, Some(name)));
         if !overridden {
             if !self.embedded_open(name) {
+                return None;
+            }
+            if let Some(message) = self.too_many_dead(name) {
+                self.fail(name, FailureKind::TooManyDeadInstances, message);
                 return None;
             }
             if !self.embedded_ready(name) {

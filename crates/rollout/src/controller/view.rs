@@ -148,6 +148,12 @@ impl PushView {
         self.freezes.iter().filter(|(_, freeze)| freeze.holds(&self.name, region)).min_by_key(|(_, freeze)| freeze.at)
     }
 
+    /// A push that runs or waits its turn, if there is one.
+    #[must_use]
+    pub fn busy(&self) -> Option<&String> {
+        self.pushes.iter().find(|(_, facts)| !facts.push.status().is_final()).map(|(id, _)| id)
+    }
+
     /// The push that runs, if one does.
     #[must_use]
     pub fn running(&self) -> Option<(&String, &PushFacts)> {

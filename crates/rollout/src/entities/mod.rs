@@ -10,6 +10,8 @@
 //! | `/stores/{s}/pushes/{id}/client/client` | [`PushClient`] | the push client, through the API |
 //! | `/stores/{s}/pushes/{id}/gates/{gate}` | [`Gate`] | rollout |
 //! | `/stores/{s}/pushes/{id}/gates/{gate}/calls/{hook}` | [`Call`] | asked by rollout, answered by `lifecycle-call` |
+//! | `/stores/{s}/registrations/{id}` | [`SchemaRegistration`] | begun by users, then rollout |
+//! | `…/gates/{gate}`, `…/calls/{hook}` below it | [`RegistrationGate`], [`RegistrationCall`] | as those of a push |
 //! | `/stores/{s}/wake/{cause}` | [`Wake`] | fan-out |
 //! | `/push-names/{id}` | [`PushName`] | starting a push |
 //! | `/freezes/{id}` | [`Freeze`] | users |
@@ -20,6 +22,7 @@
 //! | `/regions/{r}/hosts/host` | [`RegionHosting`] | agents, by the rules of [`crate::region::hosting`] |
 //! | `/garbage/{id}` | [`Garbage`] | rollout |
 //! | `/uptime/control-plane`, `…/marks/last` | [`Uptime`], [`UptimeMark`] | the uptime hook |
+//! | `/artifact-store/source` | [`SourceStore`] | the first server |
 //!
 //! Nothing here decides anything: decisions are in [`crate::controller`], users' actions in [`crate::operations`].
 
@@ -33,8 +36,10 @@ mod push_client;
 mod push_name;
 mod push_region;
 mod region;
+mod registration;
 mod report;
 mod schema;
+mod source_store;
 mod store;
 mod uptime;
 mod version;
@@ -53,11 +58,13 @@ pub use push_client::{BuildPhase, BuildProgress, PushClient};
 pub use push_name::PushName;
 pub use push_region::{Milestone, RegionFailure, RegionPush, RegionState};
 pub use region::{AgentHeartbeat, Availability, Region};
+pub use registration::{RegistrationCall, RegistrationGate, RegistrationState, SchemaRegistration};
 pub use report::{
     EmbeddedCounts, EmbeddedVersionCounts, FailureKind, HeldReport, IngestionStatus, PAST_PINS_MAX, PastPin, Pin,
     Report,
 };
 pub use schema::RegisteredSchema;
+pub use source_store::SourceStore;
 pub use store::{EmbeddedSwap, Freshness, Limits, OnNewPush, Retention, SchemaMode, Store};
 pub use uptime::{Gap, Uptime, UptimeMark};
 pub use version::{RegionVersion, RolledBack, Version, VersionData, VersionManifest, VersionStatus};

@@ -134,7 +134,7 @@ impl FailureKind {
 pub struct EmbeddedCounts {
     /// Clients that count: registered, and alive or dead for no longer than the grace time.
     pub live: u32,
-    /// Clients that stopped counting.
+    /// Clients that stopped counting: dead for longer than the grace time, and not yet forgotten.
     pub dead: u32,
     /// How many of the live ones are how far, by version.
     pub versions: BTreeMap<u64, EmbeddedVersionCounts>,

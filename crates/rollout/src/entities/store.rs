@@ -16,6 +16,9 @@ pub struct Store {
     pub created_at: Timestamp,
     /// Who created it.
     pub created_by: String,
+    /// The team that may change it, beside operators and admins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub team: Option<String>,
     /// The columns that make up the key, in key order.
     pub key_columns: Vec<String>,
     /// How many partitions, and so parts, a version has.
@@ -53,12 +56,20 @@ pub struct Store {
     /// When embedded clients start to serve a version.
     #[serde(default)]
     pub embedded_swap: EmbeddedSwap,
+    /// How many of a region's embedded clients may be dead, in percent, while it takes a version in: with more the region
+    /// fails, for then something is wrong with the version or with the region, and not with a few machines.
+    #[serde(default = "dead_percent_max")]
+    pub embedded_dead_percent_max: u8,
     /// The number that the next version gets. Only ever rises, so that no number is used twice.
     pub next_version: u64,
 }
 
 fn yes() -> bool {
     true
+}
+
+fn dead_percent_max() -> u8 {
+    10
 }
 
 impl Entity for Store {
@@ -80,6 +91,7 @@ impl Store {
             incarnation,
             created_at,
             created_by: created_by.into(),
+            team: None,
             key_columns,
             partitions: 4,
             schema_mode: SchemaMode::default(),
@@ -93,6 +105,7 @@ impl Store {
             on_new_push: OnNewPush::default(),
             freshness: Freshness::default(),
             embedded_swap: EmbeddedSwap::default(),
+            embedded_dead_percent_max: dead_percent_max(),
             next_version: 1,
         }
     }

@@ -3,12 +3,14 @@
 //! | hook | runs for | key | does |
 //! |---|---|---|---|
 //! | `rollout` | a store, its pushes, answered calls, region reports, wakes | store | carries out [`crate::controller::next`] |
+//! | `rollout-registration` | a schema that is registered without a push | it | asks its gates, registers it, tells |
 //! | `rollout-wake` | freezes, regions, the hooks' configuration | one | wakes every store, [`crate::entities::Wake`] |
 //! | `rollout-uptime` | [`crate::entities::Uptime`] | one | marks that a server is up |
 //! | `rollout-clean-up` | [`crate::entities::Garbage`] | entry | removes bytes whose grace time is over |
 
 mod clean_up;
 mod control;
+mod registration;
 mod uptime;
 mod wake;
 
@@ -80,6 +82,13 @@ impl RolloutHooks {
         exist(state).await?;
         let handles = vec![
             state.register(control::registration(), STORES_AT_ONCE, control::hook(&dependencies, state.now())).await?,
+            state
+                .register(
+                    registration::registration(),
+                    STORES_AT_ONCE,
+                    Arc::new(registration::Register { registry: Arc::clone(&dependencies.registry) }),
+                )
+                .await?,
             state.register(wake::registration(), 1, Arc::new(wake::WakeStores)).await?,
             state.register(uptime::registration(), 1, Arc::new(uptime::MarkUptime)).await?,
             state.register(clean_up::registration(), REMOVALS_AT_ONCE, clean_up::hook(&dependencies)).await?,

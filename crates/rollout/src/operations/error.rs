@@ -120,6 +120,16 @@ pub enum OperationError {
         /// What differs.
         differences: Vec<String>,
     },
+    /// A hook said no to a schema.
+    #[error("{hook} said Abort: {reason}")]
+    SchemaRefused {
+        /// The store.
+        store: String,
+        /// The hook.
+        hook: String,
+        /// Why.
+        reason: String,
+    },
     /// A hook said no.
     #[error("{0}")]
     HookRefused(Refusal),
@@ -200,9 +210,12 @@ pub enum OperationError {
     /// The state could not be read or written as it should.
     #[error("{0}")]
     State(#[from] TransactionError),
-    /// The state can't be written at the moment.
+    /// The state can't be written at the moment. It is certain that nothing was.
     #[error("{0}")]
     Unavailable(String),
+    /// The answer to a write was lost: it may have taken place.
+    #[error("{0}")]
+    Unknown(String),
     /// A fault of the machinery.
     #[error("{0}")]
     Fault(String),
@@ -212,7 +225,8 @@ impl From<WriteError<OperationError>> for OperationError {
     fn from(error: WriteError<OperationError>) -> Self {
         match error {
             WriteError::Rejected(error) => error,
-            retryable @ (WriteError::Unavailable { .. } | WriteError::Unknown { .. } | WriteError::Closed) => {
+            unknown @ WriteError::Unknown { .. } => OperationError::Unknown(unknown.to_string()),
+            retryable @ (WriteError::Unavailable { .. } | WriteError::Closed) => {
                 OperationError::Unavailable(retryable.to_string())
             }
             other => OperationError::Fault(other.to_string()),
@@ -224,7 +238,10 @@ impl OperationError {
     /// Whether the same request may succeed later without anyone's help.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::BeingRemoved { .. } | Self::WrongPhase { later: true, .. })
+        matches!(
+            self,
+            Self::Unavailable(_) | Self::Unknown(_) | Self::BeingRemoved { .. } | Self::WrongPhase { later: true, .. }
+        )
     }
 
     /// One of [`tidegate_api::error::code`].
@@ -242,7 +259,7 @@ impl OperationError {
             Self::Invalid { .. } | Self::ReasonMissing => code::INVALID,
             Self::ManifestRefused { .. } => code::MANIFEST_REFUSED,
             Self::SchemaIncompatible { .. } => code::SCHEMA_INCOMPATIBLE,
-            Self::HookRefused(_) => code::HOOK_REFUSED,
+            Self::HookRefused(_) | Self::SchemaRefused { .. } => code::HOOK_REFUSED,
             Self::BeingRemoved { .. } => code::CONFLICT,
             Self::NoRegion { .. }
             | Self::NoWayBack { .. }
@@ -253,7 +270,7 @@ impl OperationError {
             | Self::FreezeUnknown { .. }
             | Self::PauseUnknown { .. }
             | Self::Pause(_) => code::REFUSED,
-            Self::Unavailable(_) => code::UNAVAILABLE,
+            Self::Unavailable(_) | Self::Unknown(_) => code::UNAVAILABLE,
             Self::State(_) | Self::Fault(_) => code::INTERNAL,
         }
     }
@@ -292,7 +309,8 @@ impl OperationError {
         match self {
             Self::PushEnded { .. } => "Nothing has changed: an end is final.",
             Self::GoingBack { .. } => "Nothing has changed; the push ends by itself when every region is back.",
-            Self::Unavailable(_) => "It is possible that nothing was written; regions go on serving.",
+            Self::Unavailable(_) => "Nothing was written; regions go on serving.",
+            Self::Unknown(_) => "It is not known whether it was written; regions go on serving.",
             _ => "Nothing has changed.",
         }
     }
@@ -339,6 +357,10 @@ impl OperationError {
                 "The schema was not registered",
                 "Keep the earlier fields and types, or set the store's schema mode to `any`.".into(),
             ),
+            Self::SchemaRefused { store, .. } => (
+                format!("The schema was not registered for store {store}"),
+                "Register one that the hook lets pass, or change the hook's settings for the store.".to_owned(),
+            ),
             Self::HookRefused(refusal) => (refusal.what.clone(), refusal.countermeasures.clone()),
             Self::NoRegion { .. } => {
                 text("The push was not started", "Mark a region available (`tidegate region mark`), or add one.".into())
@@ -364,7 +386,13 @@ impl OperationError {
             Self::State(_) | Self::Fault(_) => {
                 text("The request failed", "See the server's log; `tidegate doctor` looks for damage.".into())
             }
-            Self::Unavailable(_) => text("The state can't be written now", "Try again.".into()),
+            Self::Unavailable(_) => text(
+                "The state can't be written now",
+                "Where the disk is full, free room on it; else try again in a moment.".into(),
+            ),
+            Self::Unknown(_) => {
+                text("The state may not have been written", "Look how things stand before it is repeated.".into())
+            }
         }
     }
 }

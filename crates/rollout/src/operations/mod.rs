@@ -10,13 +10,14 @@ mod pause;
 mod push;
 mod region;
 mod rollback;
+mod schema;
 mod steer;
 mod store;
 
 use std::sync::Arc;
 
 use tidegate_lifecycle::Registry;
-use tidegate_state::{Attributes, Ref, State, Transaction};
+use tidegate_state::{Attributes, Committed, Ref, State, Transaction, TransactionError};
 
 pub use action::OperatorAction;
 pub use error::OperationError;
@@ -38,7 +39,11 @@ pub struct Operations {
     state: State,
     registry: Arc<Registry>,
     attributes: Attributes,
+    beside: Option<Beside>,
 }
+
+/// What a caller writes in the transaction of each of its operations, once the operation itself has succeeded.
+pub type Beside = Arc<dyn Fn(&mut Transaction) -> Result<(), TransactionError> + Send + Sync>;
 
 impl std::fmt::Debug for Operations {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -50,13 +55,20 @@ impl Operations {
     /// Operations on this state, with the hooks that this build has.
     #[must_use]
     pub fn new(state: State, registry: Arc<Registry>) -> Self {
-        Operations { state, registry, attributes: Attributes::new() }
+        Operations { state, registry, attributes: Attributes::new(), beside: None }
     }
 
     /// The same operations, whose transactions say this about themselves: who asked, in which request.
     #[must_use]
     pub fn with_attributes(&self, attributes: Attributes) -> Self {
         Operations { attributes, ..self.clone() }
+    }
+
+    /// The same operations, each of which also writes this: who asked for it, for instance. It happens with the operation
+    /// or not at all.
+    #[must_use]
+    pub fn with_beside(&self, beside: Beside) -> Self {
+        Operations { beside: Some(beside), ..self.clone() }
     }
 
     /// The state that they work on.
@@ -69,9 +81,25 @@ impl Operations {
         &self,
         work: impl Fn(&mut Transaction, &Registry) -> Result<T, OperationError> + Send + 'static,
     ) -> Result<T, OperationError> {
+        Ok(self.commit(work).await?.value)
+    }
+
+    /// As [`Operations::write`], with the revision that it came to.
+    async fn commit<T: Send + 'static>(
+        &self,
+        work: impl Fn(&mut Transaction, &Registry) -> Result<T, OperationError> + Send + 'static,
+    ) -> Result<Committed<T>, OperationError> {
         let registry = Arc::clone(&self.registry);
         let transaction = self.state.transaction().attributes(self.attributes.clone());
-        Ok(transaction.write(move |transaction| work(transaction, &registry)).await?.value)
+        let beside = self.beside.clone();
+        let written = transaction.write(move |transaction| {
+            let done = work(transaction, &registry)?;
+            if let Some(beside) = &beside {
+                beside(transaction)?;
+            }
+            Ok::<T, OperationError>(done)
+        });
+        Ok(written.await?)
     }
 }
 
@@ -107,12 +135,21 @@ fn check_name(what: &str, name: &str) -> Result<(), OperationError> {
         "it is empty".to_owned()
     } else if name.len() > NAME_BYTES_MAX {
         format!("it has {} bytes, and the limit is {NAME_BYTES_MAX}", name.len())
+    } else if matches!(name, "." | "..") {
+        "an address can't name it: `.` and `..` mean the folder and the one above it".to_owned()
     } else if name.chars().any(char::is_control) || name.trim() != name {
         "it has control characters, or begins or ends with a blank".to_owned()
+    } else if name.chars().any(turns_text) {
+        "it has characters that make text run the other way, so that it would not be read as it is".to_owned()
     } else {
         return Ok(());
     };
     Err(OperationError::Invalid { what: format!("the {what} {name:?}"), why })
+}
+
+/// Embeddings, overrides and isolates of the direction in which text is read.
+fn turns_text(letter: char) -> bool {
+    matches!(letter, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
 }
 
 fn check_reason(reason: &str) -> Result<(), OperationError> {

@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 
 use tidegate_state::{Ref, Transaction, TransactionError};
 
+use super::steer::gate_of;
 use super::{
     OperationError, Operations, OperatorAction, TEXT_BYTES_MAX, check_name, check_reason, phase_word, push_of, step,
     store_of,
 };
-use crate::controller::{PushView, gather};
+use crate::controller::{PushView, Way, gather, way_of_new_push};
 use crate::entities::{
-    Availability, BuildProgress, Garbage, GarbageState, Kill, OnNewPush, Override, Push, PushClient, PushClock,
-    PushName, PushState, Region, RegisteredSchema, SchemaProgress, Store, Version, VersionData, VersionManifest,
+    Availability, BuildProgress, Garbage, GarbageState, Kill, Override, Push, PushClient, PushClock, PushName,
+    PushState, PushStatus, Region, RegisteredSchema, SchemaProgress, Store, Version, VersionData, VersionManifest,
 };
 
 /// A push to be started.
@@ -31,7 +32,7 @@ pub struct StartPush {
     pub allow_empty: bool,
     /// Release the data of this version again, with nothing to build or send.
     pub from_version: Option<u64>,
-    /// Gates to be opened by hand, by gate id, each with the reason: on record from the start.
+    /// Gates to be opened by hand, as `pre-swap@a`, each with the reason: on record from the start.
     pub overrides: BTreeMap<String, String>,
 }
 
@@ -67,22 +68,23 @@ impl Operations {
             require_region(transaction)?;
             let view = gather(transaction, registry, &request.store)?
                 .ok_or_else(|| OperationError::StoreUnknown { store: request.store.clone() })?;
-            let way = make_way(transaction, &view, &place, &request)?;
+            let (supersedes, protected) = make_way(transaction, &view, &place, &request)?;
             let number = store.next_version;
             store.next_version += 1;
             transaction.put(&place, store.clone())?;
             let now = transaction.now();
             let mut push = new_push(&request, number, now);
-            push.supersedes = way.supersedes;
-            push.protected = way.protected;
+            push.supersedes = supersedes;
+            push.protected = protected;
             for (gate, reason) in &request.overrides {
                 check_reason(reason)?;
+                let gate = gate_of(transaction, gate)?;
                 let over = Override { by: request.pushed_by.clone(), reason: reason.clone(), at: now };
-                push.overrides.insert(gate.clone(), over);
                 OperatorAction::new(transaction, format!("proceed {gate}"), &request.pushed_by, reason)
                     .on_store(&request.store)
                     .on_push(&request.id)
                     .keep(transaction)?;
+                push.overrides.insert(gate, over);
             }
             let mut version = Version::new(request.id.clone(), now);
             if let Some(from) = request.from_version {
@@ -176,47 +178,29 @@ fn new_push(request: &StartPush, version: u64, now: tidegate_state::Timestamp) -
     }
 }
 
-#[derive(Default)]
-struct Way {
-    supersedes: Option<String>,
-    protected: bool,
-}
-
-/// Does with the pushes that run and wait what the store says should be done for a new one.
+/// Does with the pushes that run and wait what the store says should be done for a new one. Says which running push gives
+/// way, and whether the next one has to wait for this.
 fn make_way(
     transaction: &mut Transaction,
     view: &PushView,
     place: &Ref<Store>,
     request: &StartPush,
-) -> Result<Way, OperationError> {
-    let busy = |push: &Push| !push.status().is_final();
-    let Some((other, facts)) = view.pushes.iter().find(|(_, facts)| busy(&facts.push)) else {
-        return Ok(Way::default());
+) -> Result<(Option<String>, bool), OperationError> {
+    let (ended, supersedes, protected) = match way_of_new_push(view) {
+        Way::Refused { by } => {
+            let push = view.pushes.get(&by).map(|facts| &facts.push);
+            return Err(OperationError::PushRunning {
+                store: request.store.clone(),
+                status: push.map_or(PushStatus::Started, Push::status),
+                phase: push.map_or("running", phase_word).to_owned(),
+                running: by,
+                on_new_push: view.store.on_new_push,
+            });
+        }
+        Way::Open { ended, supersedes, protected } => (ended, supersedes, protected),
     };
-    if view.store.on_new_push == OnNewPush::Refuse {
-        return Err(OperationError::PushRunning {
-            store: request.store.clone(),
-            running: other.clone(),
-            status: facts.push.status(),
-            phase: phase_word(&facts.push).to_owned(),
-            on_new_push: view.store.on_new_push,
-        });
-    }
-    // The newest waits its turn: what waited before it is superseded.
-    let mut ended: Vec<&String> =
-        view.pushes.iter().filter(|(_, facts)| facts.push.state == PushState::Queued).map(|(id, _)| id).collect();
-    let mut way = Way::default();
-    if view.store.on_new_push == OnNewPush::Supersede
-        && let Some((running, facts)) = view.running()
-        && !facts.push.protected
-    {
-        way.supersedes = Some(running.clone());
-        // Ending one that had begun to swap, again and again, would starve the regions that come last.
-        way.protected = facts.push.regions.values().any(|region| region.state.is_told_to_serve());
-        ended.push(running);
-    }
     for id in ended {
-        let push = place.child::<Push>(id.clone()).map_err(TransactionError::Path)?;
+        let push = place.child::<Push>(id).map_err(TransactionError::Path)?;
         let kill = Kill {
             by: request.pushed_by.clone(),
             reason: format!("push {} came", request.id),
@@ -225,7 +209,7 @@ fn make_way(
         };
         transaction.update(&push, |push| push.kill = Some(kill))?;
     }
-    Ok(way)
+    Ok((supersedes, protected))
 }
 
 /// Makes the data of an earlier version the data of this one.

@@ -101,6 +101,29 @@ fn function_of(gate: &str) -> Result<Function, OperationError> {
     })
 }
 
+/// The gate that `text` names, as `pre-swap@a`: its id.
+pub(super) fn gate_of(transaction: &Transaction, text: &str) -> Result<String, OperationError> {
+    let (name, region) = match text.split_once('@') {
+        Some((name, region)) => (name, Some(region)),
+        None => (text, None),
+    };
+    let function = function_of(name)?;
+    let refused = |why: String| Err(OperationError::GateUnknown { gate: text.to_owned(), why });
+    match (function.scope() == FunctionScope::Region, region) {
+        (true, None) => return refused(format!("name the region too, as {}@REGION", function.short_name())),
+        (false, Some(_)) => return refused("it is not a gate of a region".to_owned()),
+        (true, Some(region)) => {
+            let place = Ref::<Region>::root(region).map_err(TransactionError::Path)?;
+            if transaction.get(&place)?.is_none() {
+                let known = transaction.roots::<Region>()?.into_iter().map(|(region, _)| region.id()).collect();
+                return Err(OperationError::RegionUnknown { region: region.to_owned(), known });
+            }
+        }
+        (false, None) => {}
+    }
+    Ok(Gate::id(function, region))
+}
+
 fn check_place(
     transaction: &Transaction,
     push: &Push,

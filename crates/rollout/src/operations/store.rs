@@ -211,6 +211,9 @@ fn check_settings(store: &Store) -> Result<(), OperationError> {
         let why = format!("{} is not from 1 to {PARTITIONS_MAX}", store.partitions);
         return invalid("the number of partitions", why);
     }
+    if let Some(team) = &store.team {
+        check_name("team's name", team)?;
+    }
     if store.retention.versions < 2 {
         let why = format!("{} versions leave no way back; at least 2", store.retention.versions);
         return invalid("the retention", why);

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use tidegate_dataset::artifact::{ArtifactError, ArtifactStore};
-use tidegate_state::{Clock, PathError, State};
+use tidegate_state::{Clock, PathError, State, Timestamp};
 
 use super::agent::{AgentError, AgentLimits, AgentOptions, Jitter, RegionAgent, RegionNode, random_jitter};
 use super::artifacts::RegionArtifacts;
@@ -20,6 +22,12 @@ use crate::engine::file::encode_name;
 
 /// How many keys one batch may have.
 pub const BATCH_KEYS_MAX: usize = 10_000;
+
+/// How long damage that reads go on finding is logged once.
+const LOGGED_AGAIN: Duration = Duration::from_secs(60);
+
+/// How many damaged versions of one node are kept in mind for that.
+const LOGGED_MAX: usize = 1_000;
 
 /// A region of this process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -191,15 +199,16 @@ pub enum ReadError {
         /// How many were given.
         given: usize,
     },
-    /// The record is damaged on every node that serves the store. It is being put right; try again.
-    #[error("store {store} in region {region}: {message}")]
+    /// The record is damaged on every node that serves the store. It is being put right; try again. What was found is in
+    /// the log, with the file.
+    #[error("the record is damaged on every node of region {region} that serves version {version} of store {store}")]
     Damaged {
         /// The region.
         region: String,
         /// The store.
         store: String,
-        /// What was found.
-        message: String,
+        /// The version.
+        version: u64,
     },
 }
 
@@ -207,6 +216,24 @@ struct HostedNode {
     name: Arc<str>,
     engine: EmbeddedEngine,
     figures: NodeFigures,
+    /// When damage was last logged, by store and version. Reads may find it again and again until it is put right.
+    logged: Mutex<BTreeMap<(String, u64), Timestamp>>,
+}
+
+impl HostedNode {
+    /// Logs damage that a read has found, once a while.
+    fn log_damage(&self, store: &str, version: u64, message: &str, now: Timestamp) {
+        let mut logged = self.logged.lock();
+        if logged.len() >= LOGGED_MAX {
+            logged.retain(|_, at| now < at.after(LOGGED_AGAIN));
+        }
+        let before = logged.get(&(store.to_owned(), version));
+        if before.is_some_and(|at| now < at.after(LOGGED_AGAIN)) || logged.len() >= LOGGED_MAX {
+            return;
+        }
+        logged.insert((store.to_owned(), version), now);
+        tracing::warn!(node = %self.name, store, version, message, "a read found damage; another node answers while it is put right");
+    }
 }
 
 /// A region of this process.
@@ -216,6 +243,7 @@ pub struct HostedRegion {
     artifacts: ArtifactStore,
     next: AtomicUsize,
     agent: RegionAgent,
+    clock: Arc<dyn Clock>,
 }
 
 /// The regions of one process. Clones are the same host.
@@ -303,7 +331,7 @@ impl RegionHost {
             let opened = EmbeddedEngine::open(folder.join("nodes").join(number.to_string())).await;
             let engine = opened.map_err(|source| HostError::Node { region: name.clone(), source })?;
             let figures = options.metrics.of_node(&name, &node);
-            nodes.push(HostedNode { name: node.into(), engine, figures });
+            nodes.push(HostedNode { name: node.into(), engine, figures, logged: Mutex::default() });
         }
         let artifacts = if setup.shares_source {
             RegionArtifacts::shared(options.source.clone())
@@ -323,7 +351,8 @@ impl RegionHost {
             .chain(options.more_nodes.iter().cloned())
             .collect();
         let clock = options.clock.clone().unwrap_or_else(|| Arc::clone(&self.0.clock));
-        let mut agent = AgentOptions::new(name.clone(), folder.join("agent"), region_nodes, artifacts, clock);
+        let mut agent =
+            AgentOptions::new(name.clone(), folder.join("agent"), region_nodes, artifacts, Arc::clone(&clock));
         agent.clients = Arc::clone(&options.clients);
         agent.jitter = Arc::clone(&options.jitter);
         agent.limits = options.limits.clone();
@@ -332,7 +361,7 @@ impl RegionHost {
         agent.address.clone_from(&options.address);
         agent.token = Arc::clone(&options.token);
         let agent = RegionAgent::start(agent, link).await?;
-        Ok(HostedRegion { name, nodes, artifacts: region_store, next: AtomicUsize::new(0), agent })
+        Ok(HostedRegion { name, nodes, artifacts: region_store, next: AtomicUsize::new(0), agent, clock })
     }
 
     /// Stops one region: it answers no more reads, and its agent ends. What it has stays on its disk.
@@ -372,6 +401,13 @@ impl RegionHost {
     #[must_use]
     pub fn metrics(&self) -> &RegionMetrics {
         &self.0.options.metrics
+    }
+
+    /// Regions whose agent can't do its work now, each with the reason.
+    #[must_use]
+    pub fn troubles(&self) -> Vec<(String, String)> {
+        let regions = self.0.regions.load();
+        regions.values().filter_map(|region| Some((region.name.clone(), region.agent.trouble()?))).collect()
     }
 
     fn region(&self, region: &str) -> Result<Arc<HostedRegion>, ReadError> {
@@ -473,18 +509,18 @@ impl HostedRegion {
                     Err(NodeReadError::BadKey { message }) => return Err(ReadError::BadKey { message }),
                     // Swapped to none between the two looks: the next node says whether that holds for all.
                     Err(NodeReadError::NoVersion) => {}
-                    Err(error @ NodeReadError::Damaged { .. }) => {
+                    Err(NodeReadError::Damaged { version, message }) => {
                         node.figures.reads_failed.inc();
-                        tracing::warn!(region = %self.name, store, node = %node.name, %error, "a read found damage; another node answers");
+                        node.log_damage(store, version, &message, self.clock.now());
                         self.agent.look_at(store);
-                        damaged = Some(error.to_string());
+                        damaged = Some(version);
                     }
                 }
             }
         }
         let (region, store) = (self.name.clone(), store.to_owned());
         Err(match damaged {
-            Some(message) => ReadError::Damaged { region, store, message },
+            Some(version) => ReadError::Damaged { region, store, version },
             None if self.agent.follows(&store) => ReadError::NoVersion { region, store },
             None => ReadError::NoSuchStore { region, store },
         })

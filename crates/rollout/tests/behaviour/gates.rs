@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use tidegate_lifecycle::{Function, Mode};
-use tidegate_rollout::entities::{EndedBy, FreezeScope, PushStatus, RegionState, VersionStatus};
+use tidegate_rollout::controller::PushView;
+use tidegate_rollout::entities::{Assignment, EndedBy, FreezeScope, PushStatus, RegionState, Report, VersionStatus};
 
 use crate::simulator::{DAY, HOUR, MINUTE, Reply, Simulator};
 
@@ -24,11 +25,33 @@ fn h1_without_hooks_every_gate_opens_at_once_and_nobody_is_called() {
 
 #[test]
 fn h2_each_function_is_called_as_often_as_its_step_is_taken() {
+    let without_hooks = {
+        let mut world = Simulator::new();
+        world.view.regions.get_mut("a").unwrap().region.shares_source = true;
+        world.push();
+        world.advance(Duration::from_secs(1));
+        world
+    };
     let mut world = Simulator::new();
+    world.view.regions.get_mut("a").unwrap().region.shares_source = true;
     world.enable(&["recorder"]);
     let push = world.push();
     world.advance(Duration::from_secs(1));
     assert_eq!(world.status(&push), PushStatus::Completed);
+    // Apart from the records of what was asked, the end is that of H1.
+    let (with, without) = (&world.view, &without_hooks.view);
+    assert_eq!((&with.store, &with.versions), (&without.store, &without.versions));
+    let come_to = |view: &PushView| {
+        let regions = view.regions.iter().map(|(name, facts)| {
+            // In how many steps it came to that is no part of it.
+            let assignment = Assignment { generation: 0, ..facts.assignment.clone().unwrap() };
+            let report = Report { generation: 0, ..facts.report.clone().unwrap() };
+            (name.clone(), assignment, report)
+        });
+        regions.collect::<Vec<_>>()
+    };
+    assert_eq!(come_to(with), come_to(without));
+    assert_eq!(with.pushes[&push].push, without.pushes[&push].push);
     let expected = [
         (Function::ValidateHookConfig, 0),
         (Function::PreStartOfPushJob, 1),
@@ -190,6 +213,17 @@ fn h12_ask_again_at_the_time_that_the_answer_names() {
     assert_eq!(world.asked(Function::PreEndOfPushJob, None), 1);
     world.advance(Duration::from_secs(1));
     assert_eq!(world.status(&push), PushStatus::Completed);
+
+    // A second from now, and not at the interval.
+    world.calls.clear();
+    let soon = world.now.after(Duration::from_secs(2));
+    world.script("x", Function::PreEndOfPushJob, "", &[Reply::WaitUntil(soon)]);
+    let push = world.push();
+    world.advance(Duration::from_secs(2) - Duration::from_millis(1));
+    assert_eq!(world.status(&push), PushStatus::Started);
+    world.advance(Duration::from_millis(1));
+    assert_eq!(world.status(&push), PushStatus::Completed);
+    assert_eq!(world.asked(Function::PreEndOfPushJob, None), 2);
 
     // A time that is past is asked soon, and not in a busy loop.
     let past = world.now;

@@ -13,7 +13,7 @@ use tidegate_rollout::entities::{
 use tidegate_rollout::operations::{OperatorAction, StartPush};
 use tidegate_state::{RecordSearch, Ref};
 
-use crate::world::{World, manifest, schema};
+use crate::world::{LIMIT, World, manifest, schema};
 
 const THREE: [Option<u64>; 3] = [Some(1), Some(1), Some(1)];
 
@@ -46,6 +46,16 @@ async fn a_push_goes_from_its_start_to_every_region_by_cluster_hooks_alone() {
 #[tokio::test]
 async fn h3_a_hook_is_told_everything_about_the_push_and_the_regions() {
     let world = World::serving(true).await;
+    // Its own configuration: the published table, with the store's overrides key by key, and no other hook's.
+    let table = |pairs: &[(&str, &str)]| {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect::<BTreeMap<_, _>>()
+    };
+    let published =
+        BTreeMap::from([("x".to_owned(), table(&[("p", "1"), ("q", "1")])), ("y".to_owned(), table(&[("p", "9")]))]);
+    world.configure(&["x"], published).await;
+    let set = BTreeMap::from([("x.q".to_owned(), "2".to_owned())]);
+    world.operations().set_overrides("s", "ada", set, Default::default()).await.unwrap();
+    world.operations().mark_region("c", false, "eve", "power").await.unwrap();
     let request =
         StartPush { attributes: BTreeMap::from([("commit".to_owned(), "abc".to_owned())]), ..World::request("p", "s") };
     let version = world.operations().start_push(request).await.unwrap().push.version;
@@ -69,6 +79,44 @@ async fn h3_a_hook_is_told_everything_about_the_push_and_the_regions() {
     assert_eq!(context.statistics.as_ref().unwrap().bytes, 1_000);
     assert_eq!((context.attempt, context.memo.clone()), (1, None));
     assert!(context.now.0 > 0 && context.fencing_token > 0 && !context.idempotency_key.is_empty());
+    assert_eq!(context.config, table(&[("p", "1"), ("q", "2")]));
+    let left_out = &context.regions["c"];
+    assert!(!left_out.available);
+    assert!(left_out.unavailable_reason.as_ref().unwrap().contains("power"));
+    // Each status has the time at which it was reached, by the store's clock.
+    let begun = tidegate_state::testing::START;
+    assert!(region.reached_at.values().chain(region.gates_opened_at.values()).all(|at| *at >= begun));
+    // Of a region that served nothing there is no previous version: the first push of another store.
+    world.create_store("t").await;
+    world.push("q", "t").await;
+    world.ended("q").await;
+    let asked = world.hook.asked.lock().clone();
+    let mut first =
+        asked.iter().filter(|context| context.store == "t" && context.function == Function::PreStoreVersionSwap);
+    assert!(
+        first.all(|context| context.previous_version.is_none() && context.this_region().unwrap().serving.is_none())
+    );
+}
+
+#[tokio::test]
+async fn h1_without_hooks_no_call_is_made_and_none_is_recorded() {
+    let world = World::serving(false).await;
+    world.push("p", "s").await;
+    world.ended("p").await;
+    assert_eq!(world.status("p"), PushStatus::Completed);
+    assert!(world.hook.asked.lock().is_empty());
+    let search = RecordSearch::by("store").prefix(tidegate_state::IndexKey::new().text("s")).limit(10);
+    let records = world.state().records::<tidegate_lifecycle::CallRecord>(search).await.unwrap();
+    assert!(records.items.is_empty());
+    let mut registry = prometheus_client::registry::Registry::default();
+    world.lifecycle().metrics().register(&mut registry);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    let moved: Vec<&str> = text
+        .lines()
+        .filter(|line| line.contains("hook=") && !line.ends_with(" 0") && !line.ends_with(" 0.0"))
+        .collect();
+    assert!(moved.is_empty(), "{moved:?}");
 }
 
 #[tokio::test]
@@ -100,6 +148,39 @@ async fn h16_a_new_compatible_schema_is_registered_if_its_hooks_let_it() {
     let told = told.iter().find(|context| context.function == Function::PostSchemaRegistration).unwrap();
     assert!(told.schema.as_ref().unwrap().to_string().contains("price"));
     assert_eq!(told.earlier_schemas.len(), 1);
+}
+
+#[tokio::test]
+async fn h16_a_schema_is_registered_directly_only_if_its_hooks_let_it() {
+    let world = World::serving(true).await;
+    let store = Ref::<Store>::root("s").unwrap();
+    let known = |world: &World| world.state().snapshot().children::<RegisteredSchema>(&store).count();
+    let add = |further: &'static [&'static str]| world.operations().add_schema("s", schema(further), "eve", LIMIT);
+    world.hook.say(|_| Verdict::Abort);
+    let text = World::refusal(add(&["price"]).await);
+    assert!(text.contains("x said Abort: 3 of 2"), "{text}");
+    assert_eq!(known(&world), 1);
+
+    world.hook.say(|_| Verdict::Proceed);
+    world.hook.asked.lock().clear();
+    let (number, registered) = add(&["price"]).await.unwrap();
+    assert_eq!((number, registered.registered_by.as_str(), registered.push), (2, "eve", None));
+    // Again, and twice at once: it is the same one, and nobody is asked anew.
+    let (left, right) = tokio::join!(add(&["price"]), add(&["price"]));
+    assert_eq!((left.unwrap().0, right.unwrap().0, known(&world)), (2, 2, 2));
+    let registrations =
+        |snapshot: &tidegate_state::Snapshot| snapshot.all::<tidegate_rollout::entities::SchemaRegistration>().count();
+    world.until_state("everyone was told", |snapshot| registrations(snapshot) == 0).await;
+    let asked = world.hook.asked.lock().clone();
+    let functions: Vec<Function> = asked.iter().map(|context| context.function).collect();
+    assert_eq!(functions, [Function::PreSchemaRegistration, Function::PostSchemaRegistration]);
+    let told = &asked[1];
+    assert!(told.schema.as_ref().unwrap().to_string().contains("price") && told.push.is_none());
+    assert_eq!((told.earlier_schemas.len(), told.pushed_by.as_deref()), (1, Some("eve")));
+    // What does not fit is refused before anyone is asked.
+    let text = World::refusal(add(&["weight"]).await);
+    assert!(text.contains("`price`"), "{text}");
+    assert_eq!(world.hook.asked.lock().len(), 2);
 }
 
 #[tokio::test]
@@ -229,53 +310,91 @@ async fn f18_a_push_to_no_region_is_refused() {
 }
 
 #[tokio::test]
-async fn b8_b9_an_operator_rolls_back_all_regions_or_one_after_the_other() {
+async fn b8_an_operator_rolls_back_all_regions_at_once() {
     let world = World::serving(false).await;
     world.push("p", "s").await;
     world.ended("p").await;
     let reasonless = World::refusal(world.operations().roll_back_store("s", None, None, "ada", " ").await);
     assert!(reasonless.contains("reason"), "{reasonless}");
-    for (region, expected) in
-        [("a", VersionStatus::PartiallyOnline), ("b", VersionStatus::PartiallyOnline), ("c", VersionStatus::RolledBack)]
-    {
-        let to = world.operations().roll_back_store("s", Some(region), None, "ada", "prices are off").await.unwrap();
-        assert_eq!(to, BTreeMap::from([(region.to_owned(), 1)]));
-        assert_eq!(world.version("s", 2).status, expected, "after {region}");
-    }
+    world.serves("s", &[Some(2), Some(2), Some(2)]).await;
+    let to = world.operations().roll_back_store("s", None, None, "ada", "prices are off").await.unwrap();
+    assert_eq!(to, BTreeMap::from(["a", "b", "c"].map(|region| (region.to_owned(), 1))));
     world.serves("s", &THREE).await;
-    assert_eq!(world.status("p"), PushStatus::Completed);
-    let kept = RecordSearch::by("store").prefix(tidegate_state::IndexKey::new().text("s")).limit(10);
-    let kept = world.state().records::<OperatorAction>(kept).await.unwrap();
-    let kept: Vec<OperatorAction> = kept.items.into_iter().filter_map(|stored| stored.value.ok()).collect();
-    let rollbacks: Vec<&OperatorAction> = kept.iter().filter(|action| action.what == "rollback to 1").collect();
-    assert_eq!(rollbacks.len(), 3, "{kept:?}");
-    assert!(rollbacks.iter().all(|action| action.by == "ada" && action.reason == "prices are off"));
-
-    // B8: all at once.
-    world.push("q", "s").await;
-    world.ended("q").await;
-    world.serves("s", &[Some(3), Some(3), Some(3)]).await;
-    world.operations().roll_back_store("s", None, None, "ada", "again").await.unwrap();
-    world.serves("s", &THREE).await;
-    assert_eq!(world.version("s", 3).status, VersionStatus::RolledBack);
+    let version = world.version("s", 2);
+    assert_eq!(version.status, VersionStatus::RolledBack);
+    let back = version.rolled_back.unwrap();
+    assert_eq!((back.by.as_str(), back.reason.as_str()), ("ada", "prices are off"));
+    assert_eq!(world.status("p"), PushStatus::Completed, "the push stays as it ended");
+    let kept = rollbacks(&world).await;
+    assert_eq!(kept.len(), 3, "one for each region: {kept:?}");
+    assert!(kept.iter().all(|action| action.by == "ada" && action.reason == "prices are off"));
 }
 
 #[tokio::test]
-async fn b10_b11_what_has_no_way_back_and_what_is_never_a_target_again() {
+async fn b9_an_operator_rolls_back_one_region_after_the_other() {
     let world = World::serving(false).await;
-    let text = World::refusal(world.operations().roll_back_store("s", None, None, "ada", "why not").await);
-    assert!(text.contains("no region holds an earlier version"), "{text}");
-    world.serves("s", &THREE).await;
     world.push("p", "s").await;
     world.ended("p").await;
+    let (two, one) = (Some(2), Some(1));
+    for (region, serving, expected) in [
+        ("a", [one, two, two], VersionStatus::PartiallyOnline),
+        ("b", [one, one, two], VersionStatus::PartiallyOnline),
+        ("c", [one, one, one], VersionStatus::RolledBack),
+    ] {
+        let to = world.operations().roll_back_store("s", Some(region), None, "ada", "prices are off").await.unwrap();
+        assert_eq!(to, BTreeMap::from([(region.to_owned(), 1)]));
+        world.serves("s", &serving).await;
+        let version = world.version("s", 2);
+        assert_eq!(version.status, expected, "after {region}");
+        assert_eq!(version.regions[region].status, VersionStatus::RolledBack, "{region}");
+    }
+    assert_eq!(world.status("p"), PushStatus::Completed);
+    let kept = rollbacks(&world).await;
+    assert_eq!(kept.len(), 3, "{kept:?}");
+    assert!(kept.iter().all(|action| action.by == "ada" && action.reason == "prices are off"));
+}
+
+/// Every rollback of `s` that is on record.
+async fn rollbacks(world: &World) -> Vec<OperatorAction> {
+    let search = RecordSearch::by("store").prefix(tidegate_state::IndexKey::new().text("s")).limit(10);
+    let kept = world.state().records::<OperatorAction>(search).await.unwrap();
+    let kept = kept.items.into_iter().map(|stored| stored.value.unwrap());
+    kept.filter(|action| action.what == "rollback to 1").collect()
+}
+
+#[tokio::test]
+async fn b10_what_has_no_way_back_goes_on_serving() {
+    let world = World::serving(false).await;
+    let before = world.state().snapshot().revision();
+    let text = World::refusal(world.operations().roll_back_store("s", None, None, "ada", "why not").await);
+    assert!(text.contains("no region holds an earlier version"), "{text}");
+    assert_eq!(World::serving_now(&world.state().snapshot(), "s"), THREE);
+    assert_eq!(world.state().snapshot().revision(), before, "a refusal leaves no trace");
+}
+
+#[tokio::test]
+async fn b11_what_was_rolled_back_is_never_a_target_again() {
+    let world = World::serving(true).await;
+    world.push("p", "s").await;
+    world.ended("p").await;
+    let ended = World::push_value(&world.state().snapshot(), "p").unwrap();
     world.operations().roll_back_store("s", None, None, "ada", "bad").await.unwrap();
     world.serves("s", &THREE).await;
-    let text = World::refusal(world.operations().roll_back_store("s", None, Some(2), "ada", "no, good").await);
-    assert!(text.contains("--from-version 2"), "{text}");
-    // The same id again is the same push, ended as it ended.
+    // Asked for by hand, everywhere or in one region: refused, naming the way that there is.
+    for region in [None, Some("b")] {
+        let text = World::refusal(world.operations().roll_back_store("s", region, Some(2), "ada", "no, good").await);
+        assert!(text.contains("push s --from-version 2"), "{text}");
+    }
+    // The same id again is the same push, ended as it ended, and nothing moves.
+    world.hook.asked.lock().clear();
     let again = world.operations().start_push(World::request("p", "s")).await.unwrap();
-    assert_eq!((again.created, again.push.status()), (false, PushStatus::Completed));
-    world.push("q", "s").await;
+    assert_eq!((again.created, &again.push), (false, &ended));
+    assert!(world.hook.asked.lock().is_empty());
+    assert_eq!(World::serving_now(&world.state().snapshot(), "s"), THREE);
+    // A new one is accepted at once.
+    let accepted = world.operations().start_push(World::request("q", "s")).await.unwrap();
+    assert_eq!((accepted.created, accepted.push.version), (true, 3));
+    world.build("q", 3).await;
     world.ended("q").await;
     world.serves("s", &[Some(3), Some(3), Some(3)]).await;
 }

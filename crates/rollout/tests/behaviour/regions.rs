@@ -1,13 +1,15 @@
 //! R and E: regions on their way.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tidegate_lifecycle::Function;
 use tidegate_rollout::entities::{
-    EmbeddedPermission, EmbeddedSwap, IngestionStatus, Milestone, PushStatus, RegionState, VersionStatus,
+    EmbeddedPermission, EmbeddedSwap, EndedBy, FailureKind, IngestionStatus, Milestone, PushStatus, RegionState,
+    VersionStatus,
 };
 
-use crate::simulator::{HOUR, MINUTE, Reply, Simulator};
+use crate::simulator::{CLIENT_GRACE, HOUR, MINUTE, Reply, Simulator};
 
 const SWAP: Function = Function::PreStoreVersionSwap;
 const EMBEDDED: Function = Function::PreStartOfStoreVersionIngestionForDaVinci;
@@ -172,7 +174,7 @@ fn r16_a_push_goes_on_without_a_region_that_is_removed() {
 }
 
 #[test]
-fn f18_f19_a_region_that_is_left_out_follows_when_it_is_back() {
+fn f18_a_region_that_is_marked_unavailable_is_left_out_and_said_to_be() {
     let mut world = Simulator::new();
     world.enable(&["x"]);
     world.mark("c", false);
@@ -180,17 +182,43 @@ fn f18_f19_a_region_that_is_left_out_follows_when_it_is_back() {
     world.advance(MINUTE);
     let end = world.end(&push);
     assert_eq!(end.status, PushStatus::Completed);
-    assert!(end.reason.contains("c left out"), "{}", end.reason);
+    assert!(end.reason.contains("c left out (marked unavailable by eve: power)"), "{}", end.reason);
     assert_eq!(world.version(2), VersionStatus::PartiallyOnline);
     assert_eq!(world.holders(2), ["a", "b"]);
+    assert!(world.calls.iter().all(|(_, call)| call.region.as_deref() != Some("c")), "no gate of C is asked");
+    assert_eq!(world.serving(), [Some(2), Some(2), Some(1)]);
+}
+
+#[test]
+fn f19_a_region_that_is_back_gets_what_is_served_once_through_its_own_gates() {
+    let mut world = Simulator::new();
+    world.enable(&["x"]);
+    world.mark("c", false);
+    let push = world.push();
+    world.advance(MINUTE);
+    let end = world.end(&push).clone();
+    world.calls.clear();
+    // Its own gate is minded, and marking it twice is marking it once.
+    world.script("x", SWAP, "c", &[Reply::Wait]);
     world.mark("c", true);
     world.mark("c", true);
+    world.advance(Duration::from_secs(30));
+    assert_eq!(world.serving(), [Some(2), Some(2), Some(1)], "its swap gate holds it");
+    assert_eq!(world.version(2), VersionStatus::PartiallyOnline);
     world.advance(MINUTE);
     assert_eq!(world.serving(), [Some(2), Some(2), Some(2)]);
-    assert_eq!(world.asked(SWAP, Some("c")), 1);
     assert_eq!(world.version(2), VersionStatus::Online);
+    assert_eq!((world.asked(SWAP, Some("c")), world.asked(Function::PreStoreVersionCreation, Some("c"))), (2, 1));
+    assert!(world.calls.iter().all(|(_, call)| call.region.as_deref() == Some("c")), "no other gate is asked again");
+    assert_eq!(world.agents["c"].loads, BTreeMap::from([(2, 1)]));
+    assert_eq!(world.end(&push), &end, "the push stays as it ended");
+    assert_eq!(world.view.pushes.len(), 2, "no new push");
+}
 
-    // Marked again: what was pushed meanwhile is what it gets, and nothing in between.
+#[test]
+fn f19_a_region_that_is_back_after_the_next_push_goes_straight_to_that_one() {
+    let mut world = Simulator::new();
+    world.enable(&["x"]);
     world.mark("c", false);
     world.push();
     world.advance(MINUTE);
@@ -199,7 +227,9 @@ fn f18_f19_a_region_that_is_left_out_follows_when_it_is_back() {
     assert_eq!(world.status(&last), PushStatus::Completed);
     world.mark("c", true);
     world.advance(MINUTE);
-    assert_eq!(world.agents["c"].served, [Some(2), Some(4)]);
+    assert_eq!(world.agents["c"].served, [Some(3)]);
+    assert_eq!(world.agents["c"].loads, BTreeMap::from([(3, 1)]), "version 2 is not even loaded");
+    assert_eq!(world.version(3), VersionStatus::Online);
 }
 
 #[test]
@@ -278,6 +308,69 @@ fn e4_no_client_serves_what_its_regions_gate_has_not_let() {
     assert!(!world.agents["c"].clients_served.contains(&2));
     world.advance(MINUTE * 5);
     assert_eq!(world.status(&push), PushStatus::Completed, "no circular wait");
+}
+
+#[test]
+fn e5_one_dead_client_of_twenty_is_waited_for_until_its_grace_time_is_over() {
+    let mut world = Simulator::new();
+    world.enable(&["x"]);
+    world.agent("b").clients = 20;
+    world.agent("b").clients_silent = Some((1, world.now));
+    let push = world.push();
+    world.advance(CLIENT_GRACE - Duration::from_millis(1));
+    assert_eq!(world.serving(), [Some(2), Some(1), Some(2)]);
+    assert_eq!(world.asked(SWAP, Some("b")), 0, "its swap waits for all twenty");
+    world.advance(Duration::from_millis(1));
+    assert_eq!(world.serving(), [Some(2), Some(2), Some(2)]);
+    assert_eq!(world.status(&push), PushStatus::Completed);
+}
+
+#[test]
+fn e5_with_more_dead_clients_than_are_allowed_the_region_fails() {
+    // A tenth may be dead where the store says nothing else: two of twenty are, three are not.
+    for (dead, allowed, fails) in [(2, 10, false), (3, 10, true), (3, 15, false), (1, 0, true)] {
+        let mut world = Simulator::new();
+        world.enable(&["x"]);
+        world.view.store.embedded_dead_percent_max = allowed;
+        world.agent("b").clients = 20;
+        world.agent("b").clients_silent = Some((dead, world.now));
+        let push = world.push();
+        world.advance(CLIENT_GRACE - Duration::from_millis(1));
+        assert_eq!(world.status(&push), PushStatus::Started, "within the grace time nobody is dead");
+        world.advance(MINUTE);
+        if !fails {
+            assert_eq!(world.status(&push), PushStatus::Completed, "{dead} dead, {allowed} % allowed");
+            continue;
+        }
+        let end = world.end(&push);
+        assert_eq!((end.status, end.by), (PushStatus::Error, Some(EndedBy::Region)));
+        let dead = format!("region b failed (too many dead instances): {dead} of 20");
+        assert!(end.reason.contains(&dead) && end.reason.contains(&format!("at most {allowed} %")), "{}", end.reason);
+        assert_eq!(world.serving(), [Some(2), Some(1), Some(2)]);
+        assert!(matches!(world.region(&push, "b"), RegionState::Failed(failure)
+            if failure.kind == FailureKind::TooManyDeadInstances));
+    }
+}
+
+#[test]
+fn e6_a_client_that_registers_meanwhile_counts_from_then_on() {
+    let mut world = Simulator::new();
+    world.enable(&["x"]);
+    world.agent("b").ingestion = MINUTE;
+    world.agent("b").clients_slow = true;
+    let push = world.push();
+    world.advance(Duration::from_secs(30));
+    world.agent("b").clients = 1;
+    world.advance(MINUTE * 2);
+    assert_eq!(world.serving(), [Some(2), Some(1), Some(2)], "it registered while version 2 was ingested");
+    world.agent("b").clients_slow = false;
+    world.advance(MINUTE);
+    assert_eq!(world.status(&push), PushStatus::Completed);
+    // One that registers after the swap holds up nothing, and gets what the region serves.
+    world.agent("c").clients = 1;
+    world.advance(MINUTE);
+    assert!(world.agents["c"].clients_served.contains(&2));
+    assert_eq!(world.status(&push), PushStatus::Completed);
 }
 
 #[test]

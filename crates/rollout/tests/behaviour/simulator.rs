@@ -8,11 +8,13 @@ use tidegate_lifecycle::{
     CallRequest, CallState, EffectiveHook, FailureKind as CallFailure, Function, Mode, OnFailure, RecordedAnswer,
     Verdict,
 };
-use tidegate_rollout::controller::{GateFacts, HookSettings, PushFacts, PushView, RegionFacts, Write, next};
+use tidegate_rollout::controller::{
+    GateFacts, HookSettings, PushFacts, PushView, RegionFacts, Way, Write, next, way_of_new_push,
+};
 use tidegate_rollout::entities::{
     AgentHeartbeat, Availability, BuildProgress, EmbeddedCounts, EmbeddedPermission, EmbeddedSwap, FailureKind, Freeze,
-    FreezeScope, Garbage, HeldReport, IngestionStatus, Kill, Override, Phase, Pin, Push, PushClient, PushClock,
-    PushEnd, PushState, PushStatus, Region, RegionState, Report, SchemaProgress, Store, UptimeMark, Version,
+    FreezeScope, Garbage, HeldReport, IngestionStatus, Kill, Milestone, Override, Phase, Pin, Push, PushClient,
+    PushClock, PushEnd, PushState, PushStatus, Region, RegionState, Report, SchemaProgress, Store, UptimeMark, Version,
     VersionData, VersionStatus, WrapUp,
 };
 use tidegate_state::Timestamp;
@@ -23,6 +25,8 @@ use crate::linter::Linter;
 pub(crate) const START: Timestamp = Timestamp(1_700_000_000_000);
 pub(crate) const MINUTE: Duration = Duration::from_secs(60);
 pub(crate) const HOUR: Duration = Duration::from_secs(3_600);
+/// How long an embedded client may be silent before it counts as dead.
+pub(crate) const CLIENT_GRACE: Duration = Duration::from_secs(300);
 pub(crate) const DAY: Duration = Duration::from_secs(86_400);
 
 /// What a scripted hook answers.
@@ -49,6 +53,8 @@ pub(crate) struct Agent {
     /// Embedded clients, which ingest and serve as soon as they may, unless they are slow.
     pub(crate) clients: u32,
     pub(crate) clients_slow: bool,
+    /// How many of them are silent, and since when: they count until the grace time is over, and then as dead.
+    pub(crate) clients_silent: Option<(u32, Timestamp)>,
     /// Every version that its nodes served, in order.
     pub(crate) served: Vec<Option<u64>>,
     pub(crate) clients_served: BTreeSet<u64>,
@@ -62,6 +68,7 @@ pub(crate) struct Simulator {
     pub(crate) agents: BTreeMap<String, Agent>,
     pub(crate) calls: Vec<(Timestamp, CallRequest)>,
     pub(crate) garbage: BTreeMap<String, Garbage>,
+    order: Option<(Vec<String>, Duration)>,
     scripts: BTreeMap<(Function, String, String), VecDeque<Reply>>,
     standing: BTreeMap<(Function, String, String), Reply>,
     wake_at: Option<Timestamp>,
@@ -90,6 +97,7 @@ impl Simulator {
             agents: BTreeMap::new(),
             calls: Vec::new(),
             garbage: BTreeMap::new(),
+            order: None,
             scripts: BTreeMap::new(),
             standing: BTreeMap::new(),
             wake_at: None,
@@ -134,6 +142,7 @@ impl Simulator {
             refuses_swap: false,
             clients: 0,
             clients_slow: false,
+            clients_silent: None,
             served: Vec::new(),
             clients_served: BTreeSet::new(),
             loads: BTreeMap::new(),
@@ -187,6 +196,12 @@ impl Simulator {
         self.standing.insert((function, region.to_owned(), hook.to_owned()), reply);
     }
 
+    /// Enables a hook that lets regions swap in this order, each so long after the one before it.
+    pub(crate) fn order(&mut self, regions: &[&str], delay: Duration) {
+        self.enable(&["region-order"]);
+        self.order = Some((regions.iter().map(|region| (*region).to_owned()).collect(), delay));
+    }
+
     pub(crate) fn clear_scripts(&mut self) {
         self.scripts.clear();
         self.standing.clear();
@@ -196,6 +211,7 @@ impl Simulator {
     pub(crate) fn start(&mut self) -> String {
         let id = format!("p{}", self.next_push);
         self.next_push += 1;
+        let (supersedes, protected) = self.make_way(&id);
         let version = self.view.store.next_version;
         self.view.store.next_version += 1;
         let push = Push {
@@ -213,8 +229,8 @@ impl Simulator {
             regions: BTreeMap::new(),
             kill: None,
             overrides: BTreeMap::new(),
-            protected: false,
-            supersedes: None,
+            protected,
+            supersedes,
             from_version: None,
             alarm: None,
         };
@@ -224,6 +240,18 @@ impl Simulator {
         self.view.pushes.insert(id.clone(), facts);
         self.settle();
         id
+    }
+
+    /// What the operation does with other pushes. Where the store refuses a second one a test may still start it, to see
+    /// the controller hold it.
+    fn make_way(&mut self, id: &str) -> (Option<String>, bool) {
+        let Way::Open { ended, supersedes, protected } = way_of_new_push(&self.view) else { return (None, false) };
+        for other in ended {
+            let reason = format!("push {id} came");
+            let kill = Kill { by: "ada".into(), reason, at: self.now, superseded_by: Some(id.to_owned()) };
+            self.view.pushes.get_mut(&other).unwrap().push.kill = Some(kill);
+        }
+        (supersedes, protected)
     }
 
     /// The client's last word: its artifact is complete.
@@ -392,9 +420,11 @@ impl Simulator {
                     let CallState::Asked { request } = call.state.clone() else { continue };
                     let region = request.region.clone().unwrap_or_default();
                     let key = (request.function, region, request.hook.clone());
-                    let reply = match self.scripts.get_mut(&key).and_then(VecDeque::pop_front) {
-                        Some(reply) => reply,
-                        None => self.standing.get(&key).cloned().unwrap_or(Reply::Proceed),
+                    let ordered = self.order.as_ref().filter(|_| request.function == Function::PreStoreVersionSwap);
+                    let reply = match (self.scripts.get_mut(&key).and_then(VecDeque::pop_front), ordered) {
+                        (Some(reply), _) => reply,
+                        (None, Some((order, delay))) => turn_of(&facts.push, order, *delay, &key.1, self.now),
+                        (None, None) => self.standing.get(&key).cloned().unwrap_or(Reply::Proceed),
                     };
                     if reply == Reply::Silence {
                         // It stays asked; asking the script again must not use it up.
@@ -415,12 +445,12 @@ impl Simulator {
             return None;
         }
         let report = self.view.regions.get(name)?.report.as_ref()?;
-        report
+        let ingested = report
             .versions
             .values()
             .filter(|held| matches!(held.status, IngestionStatus::Started))
-            .map(|held| held.since.after(agent.ingestion))
-            .min()
+            .map(|held| held.since.after(agent.ingestion));
+        ingested.chain(agent.clients_silent.map(|(_, since)| since.after(CLIENT_GRACE))).min()
     }
 
     fn run_agents(&mut self) -> bool {
@@ -487,7 +517,7 @@ impl Simulator {
                     agent.served.push(target);
                 }
             }
-            run_clients(agent, &mut report, assignment, swap);
+            run_clients(agent, &mut report, assignment, swap, now);
             let unchanged = before.as_ref().is_some_and(|before| Report { at: before.at, ..report.clone() } == *before);
             if !unchanged {
                 report.at = now;
@@ -567,24 +597,40 @@ fn run_clients(
     report: &mut Report,
     assignment: &tidegate_rollout::entities::Assignment,
     swap: EmbeddedSwap,
+    now: Timestamp,
 ) {
-    report.embedded.live = agent.clients;
+    let (silent, since) = agent.clients_silent.unwrap_or((0, now));
+    let dead = if now >= since.after(CLIENT_GRACE) { silent } else { 0 };
+    report.embedded.live = agent.clients - dead;
+    report.embedded.dead = dead;
     if agent.clients == 0 || agent.clients_slow {
         return;
     }
+    let awake = agent.clients - silent;
     for (number, held) in &assignment.hold {
         if held.embedded == EmbeddedPermission::None {
             continue;
         }
         let counts = report.embedded.versions.entry(*number).or_default();
-        counts.ingested = agent.clients;
+        counts.ingested = counts.ingested.min(report.embedded.live).max(awake);
         let may_serve = held.embedded == EmbeddedPermission::Serve;
         if may_serve && (swap == EmbeddedSwap::Alone || report.serving == Some(*number)) {
-            counts.serving = agent.clients;
+            counts.serving = awake;
             agent.clients_served.insert(*number);
         }
     }
     report.embedded.versions.retain(|number, _| assignment.hold.contains_key(number));
+}
+
+/// Whether it is a region's turn in an order: the one before it has swapped, and the delay is over.
+fn turn_of(push: &Push, order: &[String], delay: Duration, region: &str, now: Timestamp) -> Reply {
+    let place = order.iter().position(|name| name == region).unwrap_or(order.len());
+    let Some(before) = place.checked_sub(1).and_then(|place| order.get(place)) else { return Reply::Proceed };
+    match push.regions.get(before).and_then(|region| region.reached.get(&Milestone::Done)) {
+        None => Reply::Wait,
+        Some(swapped) if swapped.after(delay) <= now => Reply::Proceed,
+        Some(swapped) => Reply::WaitUntil(swapped.after(delay)),
+    }
 }
 
 fn recorded(reply: &Reply, now: Timestamp) -> RecordedAnswer {

@@ -12,10 +12,10 @@ use tidegate_lifecycle::{
     Answer, CallRecord, Context, HookError, HooksConfiguration, Lifecycle, LifecycleOptions, PoolOptions, Registry,
     StoreLifecycleEventOutcome as Two, StoreLifecycleHooks, StoreVersionLifecycleEventOutcome as Four, Verdict,
 };
-use tidegate_rollout::context::PushContexts;
+use tidegate_rollout::context::{PushContexts, RegistrationContexts};
 use tidegate_rollout::entities::{
-    Assignment, Availability, Call, HeldReport, IngestionStatus, Push, PushName, PushStatus, Region, Report, Store,
-    Version, WrapUp,
+    Assignment, Availability, Call, HeldReport, IngestionStatus, Push, PushName, PushStatus, Region, RegistrationCall,
+    Report, Store, Version, WrapUp,
 };
 use tidegate_rollout::operations::{NewStore, OperatorAction, StartPush};
 use tidegate_rollout::{
@@ -201,7 +201,7 @@ impl World {
             servers: Vec::new(),
             regions: None,
         };
-        world.publish(hooked).await;
+        world.configure(if hooked { &["x"] } else { &[] }, BTreeMap::new()).await;
         for server in 0..servers {
             world.servers.push(None);
             world.start_server(server).await;
@@ -231,23 +231,30 @@ impl World {
         world
     }
 
-    async fn publish(&self, hooked: bool) {
-        let configuration = HooksConfiguration {
-            generation: 1,
-            enabled: if hooked { vec!["x".into()] } else { Vec::new() },
-            threads: 4,
-            timeout_ms: 30_000,
-            wait_interval_ms: 60_000,
-            hooks: BTreeMap::new(),
-            published_by: "tests".into(),
-            digest: String::new(),
-        };
-        self.write(move |transaction| transaction.put(&HooksConfiguration::place(), configuration.clone())).await;
+    /// Publishes which hooks are enabled, with their settings.
+    pub(crate) async fn configure(&self, enabled: &[&str], hooks: BTreeMap<String, BTreeMap<String, String>>) {
+        let enabled: Vec<String> = enabled.iter().map(|name| (*name).to_owned()).collect();
+        self.write(move |transaction| {
+            let place = HooksConfiguration::place();
+            let generation = transaction.get(&place)?.map_or(0, |published| published.generation) + 1;
+            let configuration = HooksConfiguration {
+                generation,
+                enabled: enabled.clone(),
+                threads: 4,
+                timeout_ms: 30_000,
+                wait_interval_ms: 60_000,
+                hooks: hooks.clone(),
+                published_by: "tests".into(),
+                digest: generation.to_string(),
+            };
+            transaction.put(&place, configuration)
+        })
+        .await;
     }
 
     pub(crate) async fn start_server(&mut self, server: usize) {
         let hook = self.hook.clone();
-        let registry = Registry::empty().with("x", move |_| Ok(Arc::new(hook.clone())));
+        let registry = Registry::shipped().with("x", move |_| Ok(Arc::new(hook.clone())));
         let timer = Arc::new(self.cluster.clock().clone());
         let options = LifecycleOptions {
             pool: PoolOptions { timer, ..PoolOptions::default() },
@@ -256,7 +263,9 @@ impl World {
         };
         let state = self.cluster.server(server).clone();
         let lifecycle = Lifecycle::new(registry.clone(), options);
-        let calls = lifecycle.register::<Call>(&state, Arc::new(PushContexts)).await.unwrap();
+        let mut calls = lifecycle.register::<Call>(&state, Arc::new(PushContexts)).await.unwrap();
+        let registrations = Arc::new(RegistrationContexts);
+        calls.extend(lifecycle.register::<RegistrationCall>(&state, registrations).await.unwrap());
         let registry = Arc::new(registry);
         let dependencies = RolloutDependencies {
             registry: Arc::clone(&registry),
@@ -279,8 +288,11 @@ impl World {
 
     pub(crate) fn operations(&self) -> &Operations {
         let running = self.servers.iter().flatten().next().expect("a server that runs");
-        let _ = &running.lifecycle;
         &running.operations
+    }
+
+    pub(crate) fn lifecycle(&self) -> &Lifecycle {
+        &self.servers.iter().flatten().next().expect("a server that runs").lifecycle
     }
 
     pub(crate) fn operations_of(&self, server: usize) -> &Operations {

@@ -1,6 +1,7 @@
 //! Embedded clients as the region's agent sees them: E1 to E4.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tidegate_rollout::entities::{EmbeddedPermission, EmbeddedVersionCounts};
 use tidegate_rollout::region::clients::scripted::ScriptedClients;
@@ -8,11 +9,13 @@ use tidegate_rollout::region::clients::scripted::ScriptedClients;
 use crate::support::{STORE, World, key};
 
 const NAMES: [&str; 3] = ["one", "two", "three"];
+const GRACE: Duration = Duration::from_secs(300);
 
 /// A region with three clients that serve version 1, as the region does; and version 2 at the source.
 async fn with_clients() -> (World, ScriptedClients) {
-    let clients = ScriptedClients::default();
-    let mut world = World::new(2, 2).await.with_clients(Arc::new(clients.clone()));
+    let world = World::new(2, 2).await;
+    let clients = ScriptedClients::new(Arc::new(world.clock.clone()), GRACE);
+    let mut world = world.with_clients(Arc::new(clients.clone()));
     for name in NAMES {
         clients.register(&key(STORE), name);
     }
@@ -128,10 +131,87 @@ async fn e4_no_client_serves_before_its_regions_gate_is_open() {
     }
     assert!(NAMES.iter().all(|name| serving(&clients, name) == Some(1)));
     assert!(clients.history(&key(STORE)).iter().all(|orders| !orders.versions.contains_key(&2)));
-    // A client that dies no longer counts, and holds up nobody.
-    clients.die(&key(STORE), "three");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn e5_a_client_that_is_silent_counts_until_its_grace_time_is_over() {
+    let (world, clients) = with_clients().await;
+    assign(&world, &[(1, Serve), (2, Serve)], Some(1));
+    world.until("clients may serve version 2", |_| told(&clients, 2) == Some(Serve)).await;
+    for name in ["one", "two"] {
+        clients.ingest(&key(STORE), name, 2);
+    }
+    clients.fall_silent(&key(STORE), "three");
+    world.until("two of three serve it", |world| counts(world, 2).serving == 2).await;
+    world.pass(GRACE - Duration::from_millis(1)).await;
+    let within = world.report().embedded;
+    assert_eq!((within.live, within.dead), (3, 0), "the region's swap still waits for it");
+    world.pass(Duration::from_millis(1)).await;
     world.until("it is counted as dead", |world| world.report().embedded.dead == 1).await;
-    assert_eq!(world.report().embedded.live, 2);
+    let after = world.report().embedded;
+    assert_eq!((after.live, after.versions[&2].serving), (2, 2), "all that count serve it");
+    // It is back: it counts again, and holds the swap up again.
+    clients.register_again(&key(STORE), "three");
+    world.until("it counts again", |world| world.report().embedded.live == 3).await;
+    assert_eq!((world.report().embedded.dead, counts(&world, 2).serving), (0, 2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn e7_a_client_that_restarts_serves_and_resumes_nothing_that_is_not_allowed_any_more() {
+    let (world, clients) = with_clients().await;
+    assign(&world, &[(1, Serve), (2, Serve)], Some(1));
+    world.until("clients may serve version 2", |_| told(&clients, 2) == Some(Serve)).await;
+    // One serves it, two is in the middle of it, when both die.
+    assert!(clients.ingest(&key(STORE), "one", 2) && clients.begin(&key(STORE), "two", 2));
+    assert_eq!(serving(&clients, "one"), Some(2));
+    for name in ["one", "two"] {
+        clients.fall_silent(&key(STORE), name);
+    }
+    // Meanwhile the version is rolled back, ends in error or is killed: in each case it is no longer held.
+    assign(&world, &[(1, Serve)], Some(1));
+    world.until("nobody may load version 2", |_| told(&clients, 2).is_none()).await;
+    for name in ["one", "two"] {
+        clients.restart(&key(STORE), name);
+        clients.register_again(&key(STORE), name);
+        let client = clients.client(&key(STORE), name).unwrap();
+        assert_eq!(client.serving, Some(1), "{name} serves what the region serves");
+        assert!(!client.ingested.contains(&2) && client.unfinished.is_empty(), "{name}: {client:?}");
+        assert!(!clients.ingest(&key(STORE), name, 2), "{name} may not load it");
+    }
+    world.until("no client has it", |world| counts(world, 2) == EmbeddedVersionCounts::default()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn e7_a_client_that_restarts_resumes_what_is_still_allowed() {
+    let (world, clients) = with_clients().await;
+    assign(&world, &[(1, Serve), (2, Serve)], Some(1));
+    world.until("clients may serve version 2", |_| told(&clients, 2) == Some(Serve)).await;
+    assert!(clients.begin(&key(STORE), "one", 2));
+    clients.fall_silent(&key(STORE), "one");
+    clients.restart(&key(STORE), "one");
+    clients.register_again(&key(STORE), "one");
+    assert!(clients.ingest(&key(STORE), "one", 2));
+    let client = clients.client(&key(STORE), "one").unwrap();
+    assert_eq!((client.serving, client.loads.as_slice()), (Some(2), [1, 2].as_slice()), "begun once, and resumed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn e10_a_client_that_restarts_with_nobody_there_serves_its_own_copy_and_registers_later() {
+    let (mut world, clients) = with_clients().await;
+    clients.fall_silent(&key(STORE), "one");
+    world.link.cut(true);
+    world.stop().await;
+    clients.restart(&key(STORE), "one");
+    assert_eq!(serving(&clients, "one"), Some(1), "its local copy");
+    // Everything is back, a version further; the client has not heard of it yet.
+    world.link.cut(false);
+    world.restart_agent().await;
+    assign(&world, &[(1, Serve), (2, Serve)], Some(1));
+    world.until("clients may serve version 2", |_| told(&clients, 2) == Some(Serve)).await;
+    assert!(clients.client(&key(STORE), "one").unwrap().silent_since.is_some());
+    clients.register_again(&key(STORE), "one");
+    assert!(clients.ingest(&key(STORE), "one", 2));
+    world.until("it counts", |world| counts(world, 2).serving == 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -162,4 +242,27 @@ async fn e8_a_rollback_takes_clients_back_without_loading_anything() {
     assign(&world, &[(1, Serve), (2, Nothing)], Some(1));
     world.until("all are back", |world| counts(world, 1).serving == 3).await;
     assert!(NAMES.iter().all(|name| clients.client(&key(STORE), name).unwrap().loads == [1, 2]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn e8_a_client_that_has_dropped_the_earlier_version_loads_it_again_and_the_region_does_not_wait() {
+    let (world, clients) = with_clients().await;
+    assign(&world, &[(1, Serve), (2, Serve)], Some(1));
+    world.until("clients may serve version 2", |_| told(&clients, 2) == Some(Serve)).await;
+    for name in NAMES {
+        clients.ingest(&key(STORE), name, 2);
+    }
+    // The region keeps version 1 as its way back; its clients do not.
+    assign(&world, &[(1, Nothing), (2, Serve)], Some(2));
+    world.until_serving(Some(2)).await;
+    world.until("clients have let go of version 1", |world| counts(world, 1).ingested == 0).await;
+    assign(&world, &[(1, Serve), (2, Nothing)], Some(1));
+    world.until_serving(Some(1)).await;
+    assert!(NAMES.iter().all(|name| serving(&clients, name) == Some(2)), "the region went back without them");
+    world.until("they may load version 1", |_| told(&clients, 1) == Some(Serve)).await;
+    for name in NAMES {
+        assert!(clients.ingest(&key(STORE), name, 1));
+    }
+    world.until("all are back, and say so", |world| counts(world, 1).serving == 3).await;
+    assert!(NAMES.iter().all(|name| clients.client(&key(STORE), name).unwrap().loads == [1, 2, 1]));
 }

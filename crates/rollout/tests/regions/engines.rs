@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use serde_json::Value;
 use tempfile::TempDir;
 use tidegate_api::manifest::Manifest;
 use tidegate_dataset::Cancel;
+use tidegate_dataset::artifact::ArtifactStore;
 use tidegate_dataset::index::{IndexBuilder, IndexCompression};
 use tidegate_rollout::engine::conformance::{self, BegunRead, EngineFactory, Violation};
 use tidegate_rollout::engine::embedded::{EmbeddedEngine, Reader};
@@ -15,6 +17,8 @@ use tidegate_rollout::engine::{
     Capacity, Engine, EngineError, HeldVersion, LoadProgress, LoadableArtifact, Observed, StoreKey, Verification,
 };
 use tokio_util::sync::CancellationToken;
+
+use crate::support::{PATIENCE, STORE, build_artifact, key, text};
 
 struct Nodes {
     folder: TempDir,
@@ -287,5 +291,70 @@ async fn n1_to_n8_an_engine_broken_in_any_one_step_fails_the_suite() {
     for fault in FAULTS {
         let violations = run(Some(fault)).await;
         assert!(!violations.is_empty(), "{fault:?} was not found");
+    }
+}
+
+/// A key that, when it comes to it, says so and waits until it may go on: it holds a batch in the middle.
+struct HeldKey {
+    text: String,
+    held: Option<(std::sync::mpsc::Sender<()>, Mutex<std::sync::mpsc::Receiver<()>>)>,
+}
+
+impl AsRef<str> for HeldKey {
+    fn as_ref(&self) -> &str {
+        if let Some((reached, go_on)) = &self.held {
+            reached.send(()).unwrap();
+            go_on.lock().recv().unwrap();
+        }
+        &self.text
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn n6_what_serves_is_not_dropped_and_a_batch_under_way_ends_with_its_version() {
+    const RECORDS: usize = 40;
+    let folder = tempfile::tempdir().unwrap();
+    let source = ArtifactStore::local(folder.path().join("source")).unwrap();
+    let engine = EmbeddedEngine::open(folder.path().join("node")).await.unwrap();
+    let store = key(STORE);
+    for version in [1, 2] {
+        let artifact = build_artifact(folder.path(), &source, version, RECORDS, 4).await;
+        let (progress, cancelled) = (Arc::new(LoadProgress::default()), CancellationToken::new());
+        engine.load(&store, version, &artifact, &progress, &cancelled).await.unwrap();
+    }
+    engine.swap(&store, Some(1)).await.unwrap();
+
+    // Of the version that serves: refused, for good, and reads go on. Of one that is not held: done already.
+    let refused = engine.drop_version(&store, 1).await.unwrap_err();
+    assert!(matches!(refused, EngineError::Fatal { .. }), "{refused:?}");
+    assert_eq!(engine.observe(&store).await.unwrap().serving, Some(1));
+    assert_eq!(engine.read(STORE, "k3").unwrap().value.unwrap()["text"], text(1, 3));
+    engine.drop_version(&store, 9).await.unwrap();
+
+    // A batch is half-way when the node swaps and drops the version that it reads.
+    let (reached, half_way) = std::sync::mpsc::channel();
+    let (go_on, wait) = std::sync::mpsc::channel();
+    let mut held = Some((reached, Mutex::new(wait)));
+    let keys: Vec<HeldKey> = (0..RECORDS)
+        .map(|number| HeldKey {
+            text: format!("k{number}"),
+            held: if number == RECORDS / 2 { held.take() } else { None },
+        })
+        .collect();
+    let reading = {
+        let engine = engine.clone();
+        tokio::task::spawn_blocking(move || engine.read_batch(STORE, &keys))
+    };
+    let half_way = tokio::task::spawn_blocking(move || half_way.recv_timeout(PATIENCE)).await.unwrap();
+    half_way.expect("the batch comes to its middle");
+    engine.swap(&store, Some(2)).await.unwrap();
+    engine.drop_version(&store, 1).await.unwrap();
+    assert!(!engine.observe(&store).await.unwrap().holds(1));
+    assert_eq!(engine.read(STORE, "k3").unwrap().value.unwrap()["text"], text(2, 3), "others read the new one");
+    go_on.send(()).unwrap();
+    let answer = reading.await.unwrap().unwrap();
+    assert_eq!(answer.version, 1);
+    for (number, value) in answer.values.iter().enumerate() {
+        assert_eq!(value.as_ref().unwrap()["text"], text(1, number));
     }
 }

@@ -274,3 +274,23 @@ async fn a_load_without_any_progress_is_cut_off_and_tried_again() {
     world.until_later("it is ingested all the same", |world| world.status(1) == Some(IngestionStatus::Completed)).await;
     assert_eq!(world.nodes[0].calls(On::Load, STORE), 2);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn c10_an_agent_whose_tasks_die_says_so_and_is_started_again() {
+    let mut world = World::new(1, 1).await;
+    world.start().await;
+    world.until("it follows", |world| world.link.heartbeats() > 0).await;
+    world.link.panic(true);
+    let trouble = |world: &World| world.agent.as_ref().unwrap().trouble();
+    world
+        .until_later("both are dead", |world| {
+            let trouble = trouble(world).unwrap_or_default();
+            trouble.contains("follows the control plane") && trouble.contains("says that the agent lives")
+        })
+        .await;
+    assert!(trouble(&world).unwrap().contains("told to panic"), "{:?}", trouble(&world));
+    world.assign(&[1], Some(1));
+    world.link.panic(false);
+    world.until_later("it serves", |world| world.nodes[0].serves(STORE) == Some(1)).await;
+    world.until_later("it is well", |world| trouble(world).is_none()).await;
+}

@@ -1,9 +1,11 @@
-//! Restarts, losses and separations: C7, C8, C9, C21, R7, R16, N8.
+//! Restarts, losses and separations: C7, C8, C9, C12, C21, R7, R16, N8.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use tidegate_rollout::engine::Engine;
 use tidegate_rollout::entities::IngestionStatus;
+use tidegate_state::Clock;
 
 use crate::support::{Fault, On, STORE, World, key};
 
@@ -141,6 +143,42 @@ async fn r7_nodes_restored_from_an_old_disk_get_back_what_is_assigned() {
     assert!(world.link.revision() > revision);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r7_n8_a_pointer_that_was_cut_off_is_set_right_from_the_assignment_with_no_push() {
+    let mut world = World::serving(2, &[1, 2], 2).await;
+    let loads = world.figures().loaded_bytes.get();
+    world.stop().await;
+    for node in &world.nodes {
+        for cut in ["", "{\"format\":1,\"incarn"] {
+            std::fs::write(node.folder().join("stores").join(STORE).join("serving.json"), cut).unwrap();
+            node.restart().await;
+            assert_eq!(node.serves(STORE), None, "nothing is known of what it serves");
+        }
+    }
+    world.restart_agent().await;
+    world.until_later("version 2 is back", |world| world.nodes.iter().all(|node| node.serves(STORE) == Some(2))).await;
+    world.until_serving(Some(2)).await;
+    assert_eq!(world.figures().loaded_bytes.get(), loads, "the version was there, and is not loaded again");
+    // Durably.
+    world.stop().await;
+    for node in &world.nodes {
+        node.restart().await;
+        assert_eq!(node.serves(STORE), Some(2));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_retention_drops_is_no_surprise() {
+    let world = World::serving(2, &[1, 2], 2).await;
+    let mismatches = world.figures().mismatches.get();
+    // Looked at while it drops: it neither has the version any more, nor has the step ended.
+    world.nodes.iter().for_each(|node| node.once(On::Drop, [Fault::HangsAfter]));
+    world.assign(&[2], Some(2));
+    world.until("both drop it", |world| world.nodes.iter().all(|node| node.calls(On::Drop, STORE) == 1)).await;
+    world.pass(world.options.limits.observe_every).await;
+    assert_eq!(world.figures().mismatches.get(), mismatches);
+}
+
 fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
@@ -240,4 +278,51 @@ async fn r16_a_region_that_was_removed_serves_what_it_has_and_its_reports_are_re
     world
         .until_later("it goes on as it was told", |world| world.nodes.iter().all(|node| node.serves(STORE) == Some(1)))
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn c12_watches_that_break_all_the_time_lose_no_word_and_double_no_step() {
+    let mut world = World::new(2, 3).await;
+    world.start().await;
+    // Every watch breaks every five seconds, whatever the agent is doing.
+    let link = world.link.clone();
+    let clock = world.clock.clone();
+    let stop = tokio_util::sync::CancellationToken::new();
+    let breaking = tokio::spawn({
+        let stop = stop.clone();
+        async move {
+            loop {
+                let due = Clock::sleep_until(&clock, Clock::now(&clock).after(Duration::from_secs(5)));
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = due => {
+                        link.cut(true);
+                        link.cut(false);
+                    }
+                }
+            }
+        }
+    });
+    for version in 1..=3_u64 {
+        let before = version.checked_sub(1).filter(|before| *before > 0);
+        let hold: Vec<u64> = before.into_iter().chain([version]).collect();
+        world.assign(&hold, before);
+        world.until_later("it is ingested", |world| world.status(version) == Some(IngestionStatus::Completed)).await;
+        world.assign(&hold, Some(version));
+        world
+            .until_later("it is served", |world| {
+                world.link.report(STORE).is_some_and(|report| report.serving == Some(version))
+            })
+            .await;
+    }
+    stop.cancel();
+    breaking.await.unwrap();
+    for node in &world.nodes {
+        assert_eq!(node.calls(On::Load, STORE), 3, "{}: each version is loaded once", node.name);
+        assert_eq!(node.calls(On::Swap, STORE), 3, "{}: and swapped to once", node.name);
+    }
+    let mut served: Vec<Option<u64>> =
+        world.link.history(STORE).into_iter().flatten().map(|report| report.serving).collect();
+    served.dedup();
+    assert_eq!(served, [None, Some(1), Some(2), Some(3)]);
 }

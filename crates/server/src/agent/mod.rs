@@ -8,6 +8,7 @@
 //! | this one | starting and stopping |
 //! | `routes` | its HTTP service: reads, health, metrics |
 //! | `nodes` | nodes that are processes of their own |
+//! | `exposure` | whether it may listen where it is told to |
 //! | `folder` | its data folder |
 //! | `control` | break glass: pins, through the running agent or on its folder |
 //! | `offline` | an agent that nobody is connected to, for orders while none runs |
@@ -15,6 +16,8 @@
 //! # Invariants
 //! - One process at a time uses a data folder; it is locked. The agent's identity is in it, so a restart is the same agent.
 //! - With the control plane gone the process starts, serves and answers as with it there.
+//! - Nodes, and whoever fetches artifacts, show the region's token. Reads are open to whoever reaches the process: an agent
+//!   can't ask the control plane about tokens when that is gone. So it listens on loopback unless told otherwise by name.
 //! - It does not let go of its nodes: stopping stops commanding, then answering.
 
 use std::fs::File;
@@ -38,16 +41,19 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::check_region_name;
-use crate::http::guard::Room;
+use crate::http::guard::{Hosts, Room};
 use crate::http::metrics::HttpMetrics;
+use crate::http::serve::{ConnectionLimits, ConnectionMetrics, Service, serve};
 
 mod control;
+mod exposure;
 pub(crate) mod folder;
 mod nodes;
 mod offline;
 mod routes;
 
 pub use control::{ControlError, pin_version, pins, unpin};
+pub use exposure::{Exposed, Exposure};
 use folder::{LOCK_FILE, open_data};
 use nodes::Nodes;
 use offline::{AgentFile, offline};
@@ -79,6 +85,8 @@ pub struct AgentSetup {
     pub data: PathBuf,
     /// Where to listen. Port 0: any free one.
     pub listen: SocketAddr,
+    /// What makes it listen beyond loopback.
+    pub exposure: Exposure,
     /// Where others reach the agent, if that is not where it listens.
     pub advertise: Option<String>,
     /// What people call it; by default the machine's name.
@@ -99,6 +107,7 @@ impl AgentSetup {
             trusted: None,
             data: data.into(),
             listen: DEFAULT_LISTEN.parse().expect("a constant address"),
+            exposure: Exposure::default(),
             advertise: None,
             name: None,
             nodes: 2,
@@ -119,16 +128,11 @@ pub enum AgentStartError {
         /// What is wrong with it.
         why: String,
     },
-    /// The address is not a loopback address.
-    #[error(
-        "the agent can't listen on {address}: whoever reaches it may read everything; choose a loopback address, such as {DEFAULT_LISTEN}"
-    )]
-    NotLoopback {
-        /// The address.
-        address: SocketAddr,
-    },
+    /// It would be open, or in the clear, beyond loopback.
+    #[error(transparent)]
+    Exposed(#[from] Exposed),
     /// The address can't be listened on.
-    #[error("the agent can't listen on {address}: {source}; another one may be running")]
+    #[error("the process can't listen on {address}: {source}; another one may be running")]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -183,6 +187,7 @@ struct Inner {
     hosted: Arc<HostedRegion>,
     metrics: MetricsRegistry,
     http: HttpMetrics,
+    connections: ConnectionMetrics,
     nodes: Nodes,
     /// The region's own copies, from which its nodes load.
     artifacts: ArtifactStore,
@@ -214,10 +219,14 @@ impl Agent {
         let controlling = control(&setup, app.clone()).await?;
         let closing = CancellationToken::new();
         let stop = closing.clone();
-        let service = axum::serve(listener, routes::router(app.clone()))
-            .with_graceful_shutdown(async move { stop.cancelled().await })
-            .into_future();
-        let serving = tokio::spawn(service);
+        let hosts = hosts(address, setup.advertise.as_deref());
+        let service = Service {
+            router: routes::router(app.clone(), hosts),
+            tls: None,
+            limits: ConnectionLimits::default(),
+            metrics: app.0.connections.clone(),
+        };
+        let serving = tokio::spawn(serve(listener, service, stop));
         tracing::info!(region = setup.region, %address, data = %setup.data.display(), "the agent serves");
         Ok(AgentHandle { address, app, closing, serving, controlling, _lock: lock })
     }
@@ -288,9 +297,7 @@ fn check(setup: &AgentSetup) -> Result<(), AgentStartError> {
     if !leases.contains(&setup.lease) {
         return Err(bad(&format!("a lease of {:?}", setup.lease), "it has to be from 1 s to 10 min"));
     }
-    if !setup.listen.ip().is_loopback() {
-        return Err(AgentStartError::NotLoopback { address: setup.listen });
-    }
+    setup.exposure.check(setup.listen)?;
     Ok(())
 }
 
@@ -318,6 +325,7 @@ async fn host(setup: &AgentSetup, address: SocketAddr) -> Result<AgentApp, Agent
     options.address = Some(setup.advertise.clone().unwrap_or_else(|| format!("http://{address}")));
     let mut metrics = MetricsRegistry::default();
     let http = HttpMetrics::register(&mut metrics);
+    let connections = ConnectionMetrics::register(&mut metrics);
     options.metrics.register(&mut metrics);
     let clock = link.clock();
     let links = Arc::new(move |_: &str| Ok(Arc::new(link.clone()) as Arc<dyn RegionLink>));
@@ -331,10 +339,18 @@ async fn host(setup: &AgentSetup, address: SocketAddr) -> Result<AgentApp, Agent
         hosted,
         metrics,
         http,
+        connections,
         nodes,
         downloads: Room::new("downloads", DOWNLOADS_MAX, Duration::MAX),
         token: setup.token_file.as_ref().map(TokenFile::new),
     })))
+}
+
+/// Which hosts a process answers for: loopback, its addresses, and the name that it is advertised by.
+pub(crate) fn hosts(address: SocketAddr, advertised: Option<&str>) -> Arc<Hosts> {
+    let url = advertised.and_then(|url| url.parse::<axum::http::Uri>().ok());
+    let names: Vec<String> = url.as_ref().and_then(axum::http::Uri::host).map(str::to_owned).into_iter().collect();
+    Arc::new(Hosts::new(&names, !address.ip().is_loopback(), false))
 }
 
 /// What this machine is called.

@@ -1,5 +1,7 @@
 //! The agent's own HTTP service. Reads are answered as a server answers them.
 
+use std::sync::Arc;
+
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{from_fn, from_fn_with_state};
@@ -15,11 +17,11 @@ use super::{AgentApp, nodes};
 use crate::config::ServerLimits;
 use crate::http::errors::{ApiError, ApiResult, NOTHING_CHANGED};
 use crate::http::extract::{Body, Path, Query};
-use crate::http::guard::{self, Room};
+use crate::http::guard::{self, Hosts, Room};
 use crate::http::metrics;
 use crate::routes::reads;
 
-pub(super) fn router(app: AgentApp) -> Router {
+pub(super) fn router(app: AgentApp, hosts: Arc<Hosts>) -> Router {
     let limits = ServerLimits::default();
     let batches = Room::new("look-ups", limits.reads, limits.request_time);
     let http = app.0.http.clone();
@@ -42,7 +44,7 @@ pub(super) fn router(app: AgentApp) -> Router {
         .route("/metrics", get(measures).fallback(guard::no_method))
         .fallback(guard::no_route)
         .layer(CatchPanicLayer::custom(guard::panicked))
-        .layer(from_fn(guard::check_host))
+        .layer(from_fn_with_state(hosts, guard::check_head))
         .layer(from_fn_with_state(http, metrics::count))
         .layer(from_fn(guard::identify))
         .with_state(app)
@@ -71,7 +73,7 @@ async fn key(
     Query(query): Query<RegionQuery>,
 ) -> ApiResult<Json<KeyAnswer>> {
     let region = query.check(&app)?;
-    let answer = app.0.host.read(&region, &store, &key).map_err(|error| reads::read_failed(&store, error))?;
+    let answer = app.0.host.read(&region, &store, &key).map_err(|error| reads::read_failed(&store, error, None))?;
     reads::key_answer(&store, key, region, answer).map(Json)
 }
 
@@ -84,7 +86,7 @@ async fn batch(
     let region = query.check(&app)?;
     reads::check_batch(&request, ServerLimits::default().batch_keys)?;
     let answer = app.0.host.read_batch(&region, &store, &request.keys);
-    let answer = answer.map_err(|error| reads::read_failed(&store, error))?;
+    let answer = answer.map_err(|error| reads::read_failed(&store, error, None))?;
     Ok(Json(reads::batch_answer(request, region, answer)))
 }
 

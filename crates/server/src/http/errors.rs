@@ -95,7 +95,7 @@ impl ApiError {
             ErrorBody::new(
                 code::INTERNAL,
                 "The server could not answer.",
-                format!("It met a fault of its own: {details}"),
+                "It met a fault of its own; its log has the details.",
                 "Whether something was changed is uncertain; what was asked for may not have happened.",
                 format!("Look into the server's log for {id}, and report it if it comes again."),
             ),

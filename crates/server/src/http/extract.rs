@@ -7,15 +7,12 @@ use axum::http::{HeaderMap, StatusCode, header};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
-use tidegate_api::{ErrorBody, code};
+use tidegate_api::{ErrorBody, Role, code};
+use tidegate_rollout::operations::Beside;
+use tidegate_state::{Transaction, TransactionError};
 
 use super::errors::{ApiError, NOTHING_CHANGED};
-
-/// Header that says who acts. There is no authentication yet: it is taken at its word.
-pub(crate) const USER_HEADER: &str = "tidegate-user";
-
-/// The longest name of a user that is kept.
-const USER_CHARS_MAX: usize = 128;
+use crate::access::{Asked, AuditEntry, Caller, claimed_name};
 
 /// A JSON body.
 pub(crate) struct Body<T>(pub(crate) T);
@@ -117,30 +114,61 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Path<T>
 /// Who acts, and the id of the request, for the record.
 #[derive(Clone, Debug)]
 pub(crate) struct Actor {
+    /// The token's name; where authentication is off, the name that the caller gives.
     pub(crate) name: String,
     pub(crate) request: String,
+    asked: Asked,
 }
 
 impl Actor {
     /// What goes with the transactions that this request makes.
     pub(crate) fn attributes(&self) -> tidegate_state::Attributes {
-        [("user", &self.name), ("request", &self.request)].map(|(key, value)| (key.to_owned(), value.clone())).into()
+        let token = self.asked.caller.bearer().map(|bearer| &bearer.token);
+        [("user", Some(&self.name)), ("request", Some(&self.request)), ("token", token)]
+            .into_iter()
+            .filter_map(|(key, value)| Some((key.to_owned(), value?.clone())))
+            .collect()
+    }
+
+    /// Who asks.
+    pub(crate) fn caller(&self) -> &Caller {
+        &self.asked.caller
+    }
+
+    /// What writes the request's entry of the audit trail within a transaction, if it gets one.
+    pub(crate) fn beside(&self) -> Option<Beside> {
+        self.asked.entry.as_ref().map(AuditEntry::beside)
+    }
+
+    /// Writes the request's entry of the audit trail within a transaction of its own.
+    pub(crate) fn write_beside(&self, transaction: &mut Transaction) -> Result<(), TransactionError> {
+        self.asked.entry.as_ref().map_or(Ok(()), |entry| entry.write(transaction))
+    }
+
+    /// The roles that an answer to a pause counts with. Whoever reaches a server without authentication is its operator.
+    pub(crate) fn roles(&self) -> Vec<String> {
+        let Some(bearer) = self.asked.caller.bearer() else {
+            return vec![Role::Operator.to_string(), Role::Admin.to_string()];
+        };
+        let mut roles = vec![bearer.role.to_string()];
+        if bearer.role == Role::Admin {
+            roles.push(Role::Operator.to_string());
+        }
+        roles.extend(bearer.team.as_ref().map(|team| format!("team:{team}")));
+        roles
     }
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Actor {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
-        let name = parts
-            .headers
-            .get(USER_HEADER)
-            .and_then(|value| std::str::from_utf8(value.as_bytes()).ok())
-            .map(|name| name.trim().chars().filter(|c| !c.is_control()))
-            .map(|name| name.take(USER_CHARS_MAX).collect::<String>())
-            .filter(|name| !name.is_empty())
-            .unwrap_or_else(|| "local user".to_owned());
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Self::Rejection> {
+        let asked = Asked::from_request_parts(parts, state).await?;
+        let name = match asked.caller.bearer() {
+            Some(bearer) => bearer.name.clone(),
+            None => claimed_name(&parts.headers),
+        };
         let request = parts.extensions.get::<super::guard::RequestId>().map_or_else(String::new, |id| id.0.clone());
-        Ok(Self { name, request })
+        Ok(Self { name, request, asked })
     }
 }

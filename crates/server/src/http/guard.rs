@@ -1,8 +1,8 @@
 //! What stands before every route: whom the request is for, how much is let in, how long it takes.
 //!
-//! A server listens on loopback, where every program of the machine, and every page in a browser
-//! on it, can reach it. A page of another site must not: its requests name another origin, or,
-//! where it has bent the name service (DNS rebinding), another host.
+//! A server on loopback can be reached by every program of the machine, and by every page in a browser on it; one beyond, by
+//! every page in a browser near it. A page of another site must not: its requests name another origin, or, where it has bent
+//! the name service (DNS rebinding), another host. An address of numbers can't be bent.
 
 use std::any::Any;
 use std::net::IpAddr;
@@ -24,6 +24,9 @@ pub(crate) const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-requ
 
 /// The longest id that is taken from the caller.
 const REQUEST_ID_BYTES_MAX: usize = 128;
+
+/// The largest head of a request: its target and its headers, in bytes.
+pub(crate) const HEAD_BYTES_MAX: usize = 64 * 1024;
 
 #[derive(Clone, Debug)]
 pub(crate) struct RequestId(pub(crate) String);
@@ -55,38 +58,92 @@ fn next_id() -> String {
     format!("{}-{}", *PROCESS, COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// Refuses requests that are meant for another host, or come from a page of another site.
-pub(crate) async fn check_host(request: Request, next: Next) -> Response {
-    match judge_host(request.method(), request.uri(), request.headers()) {
+/// Which hosts a server answers for.
+#[derive(Debug, Default)]
+pub(crate) struct Hosts {
+    /// The configured names.
+    names: Vec<String>,
+    /// Whether it listens beyond loopback, so that its addresses of numbers are hosts too.
+    is_beyond_loopback: bool,
+    /// Whether it speaks TLS itself. If not, something in front of it may.
+    has_tls: bool,
+}
+
+impl Hosts {
+    pub(crate) fn new(names: &[String], is_beyond_loopback: bool, has_tls: bool) -> Self {
+        Self { names: names.to_vec(), is_beyond_loopback, has_tls }
+    }
+
+    fn has(&self, host: &str) -> bool {
+        let Some(name) = name_of_host(host) else { return false };
+        name.eq_ignore_ascii_case("localhost")
+            || name.parse::<IpAddr>().is_ok_and(|address| self.is_beyond_loopback || address.is_loopback())
+            || self.names.iter().any(|known| known.eq_ignore_ascii_case(name))
+    }
+
+    /// Whether a page of this origin is the server's own.
+    fn is_own_origin(&self, origin: &str, host: &str) -> bool {
+        let own = |scheme: &str| origin.strip_prefix(scheme).is_some_and(|rest| rest.eq_ignore_ascii_case(host));
+        own("https://") || (!self.has_tls && own("http://"))
+    }
+}
+
+/// Refuses requests with too large a head, those that are meant for another host, and those that come from a page of another
+/// site.
+pub(crate) async fn check_head(State(hosts): State<Arc<Hosts>>, request: Request, next: Next) -> Response {
+    let judged = judge_size(request.uri(), request.headers())
+        .and_then(|()| judge_host(&hosts, request.method(), request.uri(), request.headers()));
+    match judged {
         Ok(()) => next.run(request).await,
         Err(error) => error.into_response(),
     }
 }
 
-fn judge_host(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), ApiError> {
+/// What reads a connection bounds its buffer, which may hold twice as much before that is noticed: here the limit is exact.
+fn judge_size(uri: &Uri, headers: &HeaderMap) -> Result<(), ApiError> {
+    let target = uri.path().len() + uri.query().map_or(0, str::len);
+    let size = headers.iter().fold(target, |size, (name, value)| size + name.as_str().len() + value.len());
+    if size <= HEAD_BYTES_MAX {
+        return Ok(());
+    }
+    Err(ApiError::new(
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+        ErrorBody::new(
+            code::TOO_LARGE,
+            "The request's head is too large.",
+            format!("Its target and headers have {size} bytes; there may be {HEAD_BYTES_MAX}."),
+            NOTHING_CHANGED,
+            "Send what is large in the body.",
+        ),
+    ))
+}
+
+fn judge_host(hosts: &Hosts, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), ApiError> {
+    // Whoever stands in between may have gone by another of them (RFC 9112, 3.2).
+    if headers.get_all(header::HOST).iter().count() > 1 {
+        return Err(host_refused("The request names several hosts.".to_owned(), "A request is for one host."));
+    }
     let host = headers
         .get(header::HOST)
         .map(|value| value.to_str().unwrap_or("?"))
         .or_else(|| uri.authority().map(|authority| authority.as_str()))
         .unwrap_or_default();
-    if !is_loopback_host(host) {
+    if !hosts.has(host) {
         return Err(host_refused(
             format!("The request is for the host `{}`.", shown(host)),
-            "This server answers for the machine that it runs on only, so that no page in a \
-             browser can reach it under another name.",
+            "This server answers for the names in its configuration and for this machine's own alone, so \
+             that no page in a browser can reach it under another name.",
         ));
     }
     let origin = headers.get(header::ORIGIN).and_then(|origin| origin.to_str().ok());
     if let Some(origin) = origin
         && !method.is_safe()
+        && !hosts.is_own_origin(origin, host)
     {
-        let own = origin.strip_prefix("http://").is_some_and(|rest| rest.eq_ignore_ascii_case(host));
-        if !own {
-            return Err(host_refused(
-                format!("The request comes from a page of `{}`.", shown(origin)),
-                "Only the server's own page may change anything.",
-            ));
-        }
+        return Err(host_refused(
+            format!("The request comes from a page of `{}`.", shown(origin)),
+            "Only the server's own page may change anything.",
+        ));
     }
     Ok(())
 }
@@ -99,7 +156,7 @@ fn host_refused(what: String, why: &str) -> ApiError {
             what,
             why,
             NOTHING_CHANGED,
-            "Use http://127.0.0.1 or http://localhost with the server's port.",
+            "Use http://127.0.0.1 or http://localhost with the server's port, or add the name to `hosts` in [server].",
         ),
     )
 }
@@ -109,20 +166,19 @@ fn shown(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(100).collect()
 }
 
-/// Whether a host, with or without a port, is this machine's loopback.
-fn is_loopback_host(host: &str) -> bool {
-    let name = match host.strip_prefix('[') {
+/// The name or address in a host, with or without a port.
+fn name_of_host(host: &str) -> Option<&str> {
+    match host.strip_prefix('[') {
         Some(rest) => match rest.split_once(']') {
-            Some((address, port)) if port.is_empty() || is_port(port) => address,
-            _ => return false,
+            Some((address, port)) if port.is_empty() || is_port(port) => Some(address),
+            _ => None,
         },
         None => match host.split_once(':') {
-            Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-            Some(_) => return false,
-            None => host,
+            Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => Some(name),
+            Some(_) => None,
+            None => Some(host),
         },
-    };
-    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    }
 }
 
 fn is_port(text: &str) -> bool {
@@ -223,9 +279,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_names_of_this_machine_are_hosts() {
+    fn only_names_of_this_machine_are_hosts_on_loopback() {
+        let hosts = Hosts::default();
         for host in ["localhost", "LOCALHOST:1", "127.0.0.1", "127.0.0.1:7600", "127.9.9.9:1", "[::1]", "[::1]:7600"] {
-            assert!(is_loopback_host(host), "{host}");
+            assert!(hosts.has(host), "{host}");
         }
         for host in [
             "",
@@ -240,25 +297,66 @@ mod tests {
             "[::2]:1",
             "::1",
         ] {
-            assert!(!is_loopback_host(host), "{host}");
+            assert!(!hosts.has(host), "{host}");
         }
     }
 
     #[test]
+    fn beyond_loopback_the_configured_names_and_numbers_are_hosts_too() {
+        let hosts = Hosts::new(&["tidegate.example.com".to_owned()], true, true);
+        for host in
+            ["tidegate.example.com", "TIDEGATE.example.com:7600", "10.0.0.1:7600", "[2001:db8::1]:1", "localhost"]
+        {
+            assert!(hosts.has(host), "{host}");
+        }
+        for host in
+            ["example.com", "evil.tidegate.example.com", "tidegate.example.com.evil", "tidegate.example.com:x", ""]
+        {
+            assert!(!hosts.has(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn a_request_is_for_one_host() {
+        let mut headers = HeaderMap::new();
+        headers.append(header::HOST, HeaderValue::from_static("127.0.0.1:7600"));
+        let judge = |headers: &HeaderMap| judge_host(&Hosts::default(), &Method::GET, &Uri::from_static("/"), headers);
+        assert!(judge(&headers).is_ok());
+        headers.append(header::HOST, HeaderValue::from_static("localhost"));
+        assert!(judge(&headers).is_err());
+    }
+
+    #[test]
+    fn a_head_has_a_size() {
+        let judge = |bytes: usize| {
+            let mut headers = HeaderMap::new();
+            headers.insert("x", HeaderValue::from_str(&"x".repeat(bytes)).unwrap());
+            judge_size(&Uri::from_static("/"), &headers).is_ok()
+        };
+        assert!(judge(HEAD_BYTES_MAX - 2));
+        assert!(!judge(HEAD_BYTES_MAX - 1));
+    }
+
+    #[test]
     fn pages_of_other_sites_change_nothing() {
-        let judge = |method: Method, origin: &'static str| {
+        let judge = |hosts: &Hosts, method: Method, origin: &'static str| {
             let mut headers = HeaderMap::new();
             headers.insert(header::HOST, HeaderValue::from_static("127.0.0.1:7600"));
             if !origin.is_empty() {
                 headers.insert(header::ORIGIN, HeaderValue::from_static(origin));
             }
-            judge_host(&method, &Uri::from_static("/v1/stores"), &headers).is_ok()
+            judge_host(hosts, &method, &Uri::from_static("/v1/stores"), &headers).is_ok()
         };
-        assert!(judge(Method::POST, ""));
-        assert!(judge(Method::POST, "http://127.0.0.1:7600"));
-        assert!(!judge(Method::POST, "http://127.0.0.1:7601"));
-        assert!(!judge(Method::PUT, "https://example.com"));
-        assert!(!judge(Method::DELETE, "null"));
-        assert!(judge(Method::GET, "https://example.com"));
+        let plain = Hosts::default();
+        assert!(judge(&plain, Method::POST, ""));
+        assert!(judge(&plain, Method::POST, "http://127.0.0.1:7600"));
+        assert!(judge(&plain, Method::POST, "https://127.0.0.1:7600"));
+        assert!(!judge(&plain, Method::POST, "http://127.0.0.1:7601"));
+        assert!(!judge(&plain, Method::PUT, "https://example.com"));
+        assert!(!judge(&plain, Method::DELETE, "null"));
+        assert!(judge(&plain, Method::GET, "https://example.com"));
+        let with_tls = Hosts::new(&[], true, true);
+        assert!(judge(&with_tls, Method::POST, "https://127.0.0.1:7600"));
+        assert!(!judge(&with_tls, Method::POST, "http://127.0.0.1:7600"));
     }
 }

@@ -1,6 +1,10 @@
-//! What every route shares: errors, extractors, guards.
+//! What every route shares: connections, errors, extractors, guards.
 
+mod converse;
 pub(crate) mod errors;
 pub(crate) mod extract;
 pub(crate) mod guard;
 pub(crate) mod metrics;
+pub(crate) mod serve;
+pub(crate) mod tls;
+mod unstalled;

@@ -16,7 +16,6 @@
 
 use std::fmt::Write as _;
 use std::fs::File;
-use std::future::IntoFuture;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -36,9 +35,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use crate::agent::AgentStartError;
 use crate::agent::folder::{open_data, write_private};
+use crate::agent::{AgentStartError, Exposure, hosts};
 use crate::http::metrics::HttpMetrics;
+use crate::http::serve::{ConnectionLimits, ConnectionMetrics, Service, serve};
 
 mod obeys;
 mod routes;
@@ -68,6 +68,8 @@ pub struct NodeSetup {
     pub data: PathBuf,
     /// Where to listen. Port 0: any free one.
     pub listen: SocketAddr,
+    /// What makes it listen beyond loopback.
+    pub exposure: Exposure,
     /// Where the agent and others reach the node, if that is not where it listens.
     pub advertise: Option<String>,
     /// Its name, which is its own within the region.
@@ -83,6 +85,7 @@ impl NodeSetup {
             trusted: None,
             data: data.into(),
             listen: DEFAULT_LISTEN.parse().expect("a constant address"),
+            exposure: Exposure::default(),
             advertise: None,
             name: name.into(),
         }
@@ -119,6 +122,7 @@ struct Inner {
     obeys: obeys::Obeys,
     metrics: MetricsRegistry,
     http: HttpMetrics,
+    connections: ConnectionMetrics,
     closing: CancellationToken,
     /// Steps that go on.
     steps: TaskTracker,
@@ -139,9 +143,7 @@ impl Node {
             let why = "it has 1 to 64 letters, digits, `-`, `_` and `.`".to_owned();
             return Err(AgentStartError::Setting { what: format!("the node's name {:?}", setup.name), why });
         }
-        if !setup.listen.ip().is_loopback() {
-            return Err(AgentStartError::NotLoopback { address: setup.listen });
-        }
+        setup.exposure.check(setup.listen)?;
         let lock = open_data(&setup.data, "node.lock")?;
         let failed = |source| AgentStartError::Listen { address: setup.listen, source };
         let listener = TcpListener::bind(setup.listen).await.map_err(failed)?;
@@ -153,10 +155,13 @@ impl Node {
         };
         let closing = app.0.closing.clone();
         let stop = closing.clone();
-        let service = axum::serve(listener, routes::router(app.clone()))
-            .with_graceful_shutdown(async move { stop.cancelled().await })
-            .into_future();
-        let serving = tokio::spawn(service);
+        let service = Service {
+            router: routes::router(app.clone(), hosts(address, setup.advertise.as_deref())),
+            tls: None,
+            limits: ConnectionLimits::default(),
+            metrics: app.0.connections.clone(),
+        };
+        let serving = tokio::spawn(serve(listener, service, stop));
         let announcing = tokio::spawn(announce(app.clone(), client, announcement, setup.data.join(REGION_FILE)));
         tracing::info!(node = setup.name, %address, data = %setup.data.display(), "the node serves");
         Ok(NodeHandle { address, app, closing, serving, announcing, _lock: lock })
@@ -226,6 +231,7 @@ async fn open(setup: &NodeSetup) -> Result<(NodeApp, RemoteClient), AgentStartEr
     }
     let mut metrics = MetricsRegistry::default();
     let http = HttpMetrics::register(&mut metrics);
+    let connections = ConnectionMetrics::register(&mut metrics);
     let app = NodeApp(Arc::new(Inner {
         name: setup.name.clone(),
         region: RwLock::new(region),
@@ -235,6 +241,7 @@ async fn open(setup: &NodeSetup) -> Result<(NodeApp, RemoteClient), AgentStartEr
         obeys,
         metrics,
         http,
+        connections,
         closing: CancellationToken::new(),
         steps: TaskTracker::new(),
     }));

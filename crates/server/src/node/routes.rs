@@ -26,7 +26,7 @@ use crate::agent::folder::has_bearer;
 use crate::config::ServerLimits;
 use crate::http::errors::{ApiError, ApiResult, NOTHING_CHANGED};
 use crate::http::extract::{Body, Path};
-use crate::http::guard::{self, Room};
+use crate::http::guard::{self, Hosts, Room};
 use crate::http::metrics;
 use crate::routes::reads;
 
@@ -36,7 +36,7 @@ const ALIVE_EVERY: Duration = Duration::from_secs(2);
 /// How many steps a node works on at once: one per store and node is usual.
 const STEPS_MAX: usize = 256;
 
-pub(super) fn router(app: NodeApp) -> Router {
+pub(super) fn router(app: NodeApp, hosts: Arc<Hosts>) -> Router {
     let limits = ServerLimits::default();
     let steps = Room::new("steps", STEPS_MAX, limits.request_time);
     let batches = Room::new("look-ups", limits.reads, limits.request_time);
@@ -62,7 +62,7 @@ pub(super) fn router(app: NodeApp) -> Router {
         .route("/metrics", get(measures).fallback(guard::no_method))
         .fallback(guard::no_route)
         .layer(CatchPanicLayer::custom(guard::panicked))
-        .layer(from_fn(guard::check_host))
+        .layer(from_fn_with_state(hosts, guard::check_head))
         .layer(from_fn_with_state(http, metrics::count))
         .layer(from_fn(guard::identify))
         .with_state(app)
@@ -174,11 +174,18 @@ impl NodeApp {
         let error = match error {
             NodeReadError::NoVersion => ReadError::NoVersion { region, store: name },
             NodeReadError::BadKey { message } => ReadError::BadKey { message },
-            error @ NodeReadError::Damaged { .. } => {
-                ReadError::Damaged { region, store: name, message: error.to_string() }
+            NodeReadError::Damaged { version, message } => {
+                tracing::warn!(
+                    node = self.0.name,
+                    store,
+                    version,
+                    message,
+                    "a read found damage; the agent puts it right"
+                );
+                ReadError::Damaged { region, store: name, version }
             }
         };
-        reads::read_failed(store, error)
+        reads::read_failed(store, error, None)
     }
 }
 

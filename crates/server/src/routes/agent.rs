@@ -17,6 +17,7 @@ use tidegate_state::{Epoch, Revision};
 use uuid::Uuid;
 
 use super::watch::{Cut, Sender, gone, stream};
+use crate::access::Asked;
 use crate::app::App;
 use crate::http::errors::{ApiError, ApiResult, NOTHING_CHANGED};
 use crate::http::extract::{Actor, Body, Path, Query};
@@ -125,6 +126,7 @@ pub(crate) struct WatchQuery {
         (status = 410, description = "The log no longer reaches back: begin anew", body = ErrorBody)))]
 pub(crate) async fn watch(
     State(app): State<App>,
+    asked: Asked,
     actor: Actor,
     Path(region): Path<String>,
     Query(query): Query<WatchQuery>,
@@ -144,7 +146,7 @@ pub(crate) async fn watch(
     if from.is_some() && !resumed {
         return Err(gone(&app.state().snapshot()));
     }
-    Ok(stream(&app, permit, |sender| send(watch, sender)))
+    Ok(stream(&app, asked, permit, |sender| send(watch, sender)))
 }
 
 async fn send(mut watch: StateWatch, sender: Sender) -> Result<(), Cut> {

@@ -8,6 +8,7 @@ use tidegate_api::freeze::{FreezeRequest, FreezeScope, FreezeView};
 use tidegate_rollout::entities;
 
 use super::stores::Reason;
+use crate::access::Asked;
 use crate::app::App;
 use crate::http::errors::ApiResult;
 use crate::http::extract::{Actor, Body, Path, Query};
@@ -16,13 +17,21 @@ use crate::views::ms;
 /// All freezes in force.
 #[utoipa::path(get, path = "/v1/freezes", tag = "freezes",
     responses((status = 200, body = Vec<FreezeView>)))]
-pub(crate) async fn list(State(app): State<App>) -> ApiResult<Json<Vec<FreezeView>>> {
+pub(crate) async fn list(State(app): State<App>, asked: Asked) -> ApiResult<Json<Vec<FreezeView>>> {
     let snapshot = app.state().snapshot();
-    let freezes = snapshot.roots::<entities::Freeze>().map(|item| {
+    let mut freezes = Vec::new();
+    for item in snapshot.roots::<entities::Freeze>() {
         let (freeze, value) = item?;
-        Ok(view(freeze.id(), value))
-    });
-    freezes.collect::<ApiResult<_>>().map(Json)
+        let is_shown = match &value.scope {
+            entities::FreezeScope::Store(store) => asked.sees_store(store, &snapshot),
+            // These hold everybody's stores.
+            entities::FreezeScope::Region(_) | entities::FreezeScope::All => true,
+        };
+        if is_shown {
+            freezes.push(view(freeze.id(), value));
+        }
+    }
+    Ok(Json(freezes))
 }
 
 /// Sets a freeze: nothing swaps where it is in force. Going back stays possible.

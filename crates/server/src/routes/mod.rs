@@ -4,7 +4,10 @@
 //! sees to it that none is missing and none is left over.
 
 mod agent;
+mod artifact_store;
 pub(crate) mod artifacts;
+mod audit;
+mod cluster;
 mod config;
 mod freezes;
 mod ops;
@@ -15,12 +18,15 @@ mod pushes;
 mod queue;
 pub(crate) mod reads;
 mod regions;
+pub(crate) mod sign_in;
 mod stores;
+mod tokens;
 mod upload;
 mod watch;
 
 pub(crate) mod openapi;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -30,6 +36,8 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{MethodRouter, delete, get, patch, post, put};
 use tower_http::catch_panic::CatchPanicLayer;
 
+use crate::access::table::Rule;
+use crate::access::{self, Gate};
 use crate::app::App;
 use crate::http::guard::{self, Room};
 use crate::http::metrics;
@@ -111,10 +119,13 @@ pub(crate) fn all() -> Vec<Route> {
         Route::new("/v1/pushes/{push}/schema", Requests).on("put", protocol::schema),
         Route::new("/v1/pushes/{push}/parts", Requests).on("get", upload::list),
         Route::new("/v1/pushes/{push}/parts/{part}", Uploads).on("put", upload::put),
+        Route::new("/v1/pushes/{push}/parts/{part}/upload", Requests).on("post", upload::sign),
+        Route::new("/v1/pushes/{push}/parts/{part}/sent", Requests).on("post", upload::sent),
         Route::new("/v1/pushes/{push}/complete", Manifests).on("post", upload::complete),
         Route::new("/v1/pushes/{push}/fail", Requests).on("post", protocol::fail),
         Route::new("/v1/pushes/{push}/kill", Requests).on("post", protocol::kill),
         Route::new("/v1/pushes/{push}/proceed", Requests).on("post", protocol::proceed),
+        Route::new("/v1/artifact-store", Requests).on("get", artifact_store::show),
         Route::new("/v1/regions", Requests).on("get", regions::list),
         Route::new("/v1/regions/{region}", Requests)
             .on("get", regions::show)
@@ -133,29 +144,56 @@ pub(crate) fn all() -> Vec<Route> {
         Route::new("/v1/pauses/{pause}/answer", Requests).on("post", pauses::answer),
         Route::new("/v1/config", Requests).on("get", config::show),
         Route::new("/v1/config/hooks", Requests).on("put", config::publish),
+        Route::new("/v1/cluster", Requests).on("get", cluster::show),
         Route::new("/v1/queue", Requests).on("get", queue::list),
         Route::new("/v1/queue/{request}/{action}", Requests).on("post", queue::act),
+        Route::new("/v1/tokens", Requests).on("get", tokens::list).on("post", tokens::create),
+        Route::new("/v1/tokens/{token}", Requests).on("delete", tokens::revoke),
+        Route::new("/v1/audit", Requests).on("get", audit::list),
         Route::new("/v1/watch", Free).on("get", watch::tree),
         Route::new("/openapi.json", Free).on("get", openapi::serve),
         Route::new("/metrics", Free).on("get", ops::metrics),
         Route::new("/healthz", Free).on("get", ops::health),
         Route::new("/readyz", Free).on("get", ops::ready),
         Route::new("/", Requests).on("get", page::page),
+        Route::new("/login", Requests).on("get", sign_in::show).on("post", sign_in::sign_in),
+        Route::new("/logout", Requests).on("post", sign_in::sign_out),
         Route::new("/assets/page.css", Free).on("get", page::style),
         Route::new("/assets/page.js", Free).on("get", page::script),
     ]
 }
 
+/// A route that the table of access knows nothing about.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the route {method} {path} is not in the table of access")]
+pub(crate) struct Unruled {
+    path: &'static str,
+    method: &'static str,
+}
+
 /// The whole service.
-pub(crate) fn router(app: App) -> Router {
+///
+/// # Errors
+/// A route without a rule: nobody may ask it, so it is a mistake.
+pub(crate) fn router(app: App) -> Result<Router, Unruled> {
+    build(app, all())
+}
+
+fn build(app: App, routes: Vec<Route>) -> Result<Router, Unruled> {
     let limits = app.limits().clone();
     let mut router = Router::new();
     let requests = Room::new("requests", limits.requests, limits.request_time);
     let reads = Room::new("look-ups", limits.reads, limits.request_time);
     // A part takes as long as it takes: its handler cuts off a sender that falls silent.
     let uploads = Room::new("uploads", limits.uploads, Duration::from_secs(24 * 60 * 60));
-    for route in all() {
-        let method_router = route.router.fallback(guard::no_method);
+    for route in routes {
+        let gate = Gate {
+            app: app.clone(),
+            rules: rules_of(&route)?,
+            is_look_up: matches!(route.group, Group::LookUps | Group::Reads),
+        };
+        // The guard stands within the group's room and time, so that a body that it reads is bounded by them, too.
+        let method_router = route.router.fallback(guard::no_method).layer(from_fn_with_state(gate, access::guard));
         let method_router = match route.group {
             Group::Requests => method_router
                 .layer(DefaultBodyLimit::max(limits.body_bytes))
@@ -174,11 +212,39 @@ pub(crate) fn router(app: App) -> Router {
         router = router.route(route.path, method_router);
     }
     let http = app.http_metrics().clone();
-    router
+    let hosts = app.hosts();
+    let router = router
         .fallback(guard::no_route)
         .layer(CatchPanicLayer::custom(guard::panicked))
-        .layer(from_fn(guard::check_host))
+        .layer(from_fn_with_state(hosts, guard::check_head))
         .layer(from_fn_with_state(http, metrics::count))
         .layer(from_fn(guard::identify))
-        .with_state(app)
+        .with_state(app);
+    Ok(router)
+}
+
+fn rules_of(route: &Route) -> Result<Arc<[&'static Rule]>, Unruled> {
+    let rules = route.methods.iter().map(|method| {
+        let path = route.path;
+        access::table::rule(method, path).ok_or(Unruled { path, method })
+    });
+    rules.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_route_that_is_not_in_the_table_does_not_start() {
+        let ruled = Route::new("/v1/stores", Group::Requests).on("get", stores::list);
+        assert!(rules_of(&ruled).is_ok());
+        for (path, method) in [("/v1/everything", "get"), ("/v1/stores", "delete")] {
+            let method_router = match method {
+                "get" => Route::new(path, Group::Requests).on("get", ops::health),
+                _ => Route::new(path, Group::Requests).on("delete", ops::health),
+            };
+            assert_eq!(rules_of(&method_router).unwrap_err(), Unruled { path, method });
+        }
+    }
 }

@@ -4,12 +4,14 @@ use std::sync::OnceLock;
 
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use utoipa::OpenApi;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::{Modify, OpenApi};
 
 use super::{
-    agent, artifacts, config, freezes, ops, page, pauses, protocol, pushes, queue, reads, regions, stores, upload,
-    watch,
+    agent, artifact_store, artifacts, audit, cluster, config, freezes, ops, page, pauses, protocol, pushes, queue,
+    reads, regions, sign_in, stores, tokens, upload, watch,
 };
+use crate::access::table::{Who, rule};
 
 /// Gathers what is described at each route.
 #[derive(OpenApi)]
@@ -46,7 +48,10 @@ use super::{
         protocol::proceed,
         upload::list,
         upload::put,
+        upload::sign,
+        upload::sent,
         upload::complete,
+        artifact_store::show,
         regions::list,
         regions::show,
         regions::set,
@@ -63,10 +68,15 @@ use super::{
         freezes::lift,
         pauses::list,
         pauses::answer,
+        cluster::show,
         config::show,
         config::publish,
         queue::list,
         queue::act,
+        tokens::list,
+        tokens::create,
+        tokens::revoke,
+        audit::list,
         watch::tree,
         watch::push,
         ops::health,
@@ -75,11 +85,46 @@ use super::{
         page::page,
         page::style,
         page::script,
+        sign_in::show,
+        sign_in::sign_in,
+        sign_in::sign_out,
         serve
     ),
+    modifiers(&Security),
     components(schemas(tidegate_api::WatchEvent, tidegate_api::QueueAction, tidegate_api::QueueEntryState))
 )]
 struct Description;
+
+/// Says which routes need a token, as the table of access has it.
+struct Security;
+
+impl Modify for Security {
+    fn modify(&self, description: &mut utoipa::openapi::OpenApi) {
+        let token = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("tg_ID_SECRET");
+        let token = token.description(Some(
+            "A token. Where authentication is off, none is needed. docs/access.md says which role may ask what.",
+        ));
+        let components = description.components.get_or_insert_default();
+        components.add_security_scheme("token", SecurityScheme::Http(token.build()));
+        for (path, item) in &mut description.paths.paths {
+            let operations = [
+                ("get", &mut item.get),
+                ("put", &mut item.put),
+                ("post", &mut item.post),
+                ("patch", &mut item.patch),
+                ("delete", &mut item.delete),
+            ];
+            for (method, operation) in operations {
+                let is_open = rule(method, path).is_some_and(|rule| rule.who == Who::Anybody);
+                if let Some(operation) = operation
+                    && !is_open
+                {
+                    operation.security = Some(vec![SecurityRequirement::new("token", Vec::<String>::new())]);
+                }
+            }
+        }
+    }
+}
 
 /// This description.
 #[utoipa::path(get, path = "/openapi.json", tag = "server",
@@ -118,6 +163,18 @@ mod tests {
             }
         }
         assert_eq!(described, served);
+    }
+
+    #[test]
+    fn every_route_but_the_open_ones_asks_for_a_token() {
+        let json = serde_json::to_value(Description::openapi()).unwrap();
+        assert_eq!(json["components"]["securitySchemes"]["token"]["scheme"], "bearer");
+        for rule in crate::access::table::TABLE.iter().filter(|rule| !rule.path.ends_with('*')) {
+            let security = &json["paths"][rule.path][rule.method]["security"];
+            let expected =
+                if rule.who == Who::Anybody { serde_json::Value::Null } else { serde_json::json!([{"token": []}]) };
+            assert_eq!(*security, expected, "{} {}", rule.method, rule.path);
+        }
     }
 
     #[test]

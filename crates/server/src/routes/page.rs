@@ -4,13 +4,14 @@ use axum::extract::State;
 use axum::http::{HeaderValue, header};
 use axum::response::{Html, IntoResponse, Response};
 
+use crate::access::Asked;
 use crate::app::App;
 use crate::http::errors::ApiResult;
 use crate::page::{Content, render};
 
 /// Nothing is loaded from elsewhere, nothing inline is run, and nobody may frame the page.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
-                      img-src 'self' data:; base-uri 'none'; form-action 'none'; \
+                      img-src 'self' data:; base-uri 'none'; form-action 'self'; \
                       frame-ancestors 'none'";
 
 /// How many pushes the page shows beside those that run.
@@ -19,10 +20,10 @@ const PUSHES: usize = 10;
 /// The page: stores, regions, and pushes, live where scripts run.
 #[utoipa::path(get, path = "/", tag = "server",
     responses((status = 200, description = "A page for people", body = String, content_type = "text/html")))]
-pub(crate) async fn page(State(app): State<App>) -> ApiResult<Response> {
+pub(crate) async fn page(State(app): State<App>, asked: Asked) -> ApiResult<Response> {
     let snapshot = app.state().snapshot();
     let scene = app.scene(&snapshot);
-    let summaries = scene.pushes(None, 500)?;
+    let summaries = scene.pushes(None, 500, |_| true)?;
     let (running, ended): (Vec<_>, Vec<_>) = summaries.iter().partition(|push| !push.state.status.is_terminal());
     let shown = running.into_iter().chain(ended.into_iter().take(PUSHES));
     let mut pushes = Vec::new();
@@ -41,6 +42,7 @@ pub(crate) async fn page(State(app): State<App>) -> ApiResult<Response> {
         stores: scene.stores()?,
         regions: scene.regions()?,
         pushes,
+        signed_in: asked.caller.bearer().filter(|bearer| bearer.by_session).map(|bearer| bearer.name.clone()),
     };
     let mut response = Html(render(&content).into_string()).into_response();
     let headers = response.headers_mut();

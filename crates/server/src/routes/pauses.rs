@@ -7,6 +7,7 @@ use tidegate_api::{ErrorBody, Verdict};
 use tidegate_lifecycle as lifecycle;
 use tidegate_lifecycle::Pause;
 
+use crate::access::Asked;
 use crate::app::App;
 use crate::http::errors::{ApiError, ApiResult};
 use crate::http::extract::{Actor, Body, Path};
@@ -15,13 +16,16 @@ use crate::views::{ms, words};
 /// All pauses: those that wait for an answer, and those that were answered and are still kept.
 #[utoipa::path(get, path = "/v1/pauses", tag = "pauses",
     responses((status = 200, body = Vec<PauseView>)))]
-pub(crate) async fn list(State(app): State<App>) -> ApiResult<Json<Vec<PauseView>>> {
+pub(crate) async fn list(State(app): State<App>, asked: Asked) -> ApiResult<Json<Vec<PauseView>>> {
     let snapshot = app.state().snapshot();
-    let pauses = snapshot.roots::<Pause>().map(|item| {
+    let mut pauses = Vec::new();
+    for item in snapshot.roots::<Pause>() {
         let (pause, value) = item?;
-        Ok(view(pause.id(), value))
-    });
-    pauses.collect::<ApiResult<_>>().map(Json)
+        if asked.sees_store(&value.store, &snapshot) {
+            pauses.push(view(pause.id(), value));
+        }
+    }
+    Ok(Json(pauses))
 }
 
 /// Answers a pause. Its gate is asked at once.
@@ -49,8 +53,7 @@ pub(crate) async fn answer(
             ));
         }
     };
-    // Whoever reaches a server without access control is its operator.
-    let who = lifecycle::Actor { user: actor.name.clone(), roles: vec!["operator".to_owned(), "admin".to_owned()] };
+    let who = lifecycle::Actor { user: actor.name.clone(), roles: actor.roles() };
     let operations = app.operations_of(&actor);
     let answered = operations.answer_pause(&pause, who, verdict, &request.comment).await?;
     app.caught_up().await;

@@ -11,6 +11,7 @@ use tidegate_rollout::entities::{self, BuildProgress, Push, Store};
 use tidegate_rollout::operations::StartPush;
 use tidegate_state::Ref;
 
+use crate::access::Caller;
 use crate::app::App;
 use crate::http::errors::ApiResult;
 use crate::http::extract::{Actor, Body, Path};
@@ -34,17 +35,22 @@ pub(crate) async fn start(
 ) -> ApiResult<(StatusCode, Json<PushAccepted>)> {
     let id = request.id.clone();
     let store = request.store.clone();
+    // Nothing that the caller says stands above its token.
+    let pushed_by = match actor.caller() {
+        Caller::Bearer(_) => actor.name.clone(),
+        Caller::Anyone => request.pushed_by.unwrap_or_else(|| actor.name.clone()),
+    };
     let accepted = app
-        .operations()
+        .operations_of(&actor)
         .start_push(StartPush {
             id: request.id,
             store: request.store,
-            pushed_by: request.pushed_by.unwrap_or(actor.name),
+            pushed_by,
             attributes: request.attributes,
             input_digest: request.input_digest,
             allow_empty: request.allow_empty,
-            from_version: None,
-            overrides: Default::default(),
+            from_version: request.from_version,
+            overrides: request.overrides,
         })
         .await?;
     app.caught_up().await;
@@ -75,6 +81,7 @@ pub(crate) async fn start(
     responses((status = 200, body = PushState), (status = 404, body = ErrorBody)))]
 pub(crate) async fn heartbeat(
     State(app): State<App>,
+    actor: Actor,
     Path(push): Path<String>,
     Body(request): Body<HeartbeatRequest>,
 ) -> ApiResult<Json<PushState>> {
@@ -93,7 +100,7 @@ pub(crate) async fn heartbeat(
             progress.input_bytes_total = request.of;
         }
     }
-    let heard = app.operations().heartbeat_push(&push, progress).await?;
+    let heard = app.operations_of(&actor).heartbeat_push(&push, progress).await?;
     answer(&app, &push, &heard)
 }
 
@@ -105,10 +112,11 @@ pub(crate) async fn heartbeat(
         (status = 409, body = ErrorBody), (status = 422, body = ErrorBody)))]
 pub(crate) async fn schema(
     State(app): State<App>,
+    actor: Actor,
     Path(push): Path<String>,
     Body(request): Body<RegisterSchemaRequest>,
 ) -> ApiResult<Json<PushState>> {
-    let changed = app.operations().register_schema(&push, request.schema).await?;
+    let changed = app.operations_of(&actor).register_schema(&push, request.schema).await?;
     answer(&app, &push, &changed)
 }
 
@@ -120,6 +128,7 @@ pub(crate) async fn schema(
         (status = 409, body = ErrorBody)))]
 pub(crate) async fn fail(
     State(app): State<App>,
+    actor: Actor,
     Path(push): Path<String>,
     Body(request): Body<FailRequest>,
 ) -> ApiResult<Json<PushState>> {
@@ -127,7 +136,7 @@ pub(crate) async fn fail(
         InputFault::Input => entities::EndedBy::Input,
         InputFault::Fault => entities::EndedBy::Fault,
     };
-    let ended = app.operations().fail_push(&push, by, &request.message).await?;
+    let ended = app.operations_of(&actor).fail_push(&push, by, &request.message).await?;
     answer(&app, &push, &ended)
 }
 

@@ -7,6 +7,7 @@ use tidegate_api::{CallView, ErrorBody, ExplainView, JobStatus, PushSummary, Pus
 use tidegate_lifecycle::CallRecord;
 use tidegate_state::{IndexKey, RecordSearch};
 
+use crate::access::Asked;
 use crate::app::App;
 use crate::http::errors::{ApiError, ApiResult};
 use crate::http::extract::{Path, Query};
@@ -31,10 +32,15 @@ pub(crate) struct ListQuery {
     params(("store" = Option<String>, Query, description = "Of this store only"),
         ("limit" = Option<u32>, Query, description = "How many at most; 50 unless told, 1000 at most")),
     responses((status = 200, body = Vec<PushSummary>), (status = 404, body = ErrorBody)))]
-pub(crate) async fn list(State(app): State<App>, Query(query): Query<ListQuery>) -> ApiResult<Json<Vec<PushSummary>>> {
+pub(crate) async fn list(
+    State(app): State<App>,
+    asked: Asked,
+    Query(query): Query<ListQuery>,
+) -> ApiResult<Json<Vec<PushSummary>>> {
     let limit = query.limit.unwrap_or(LIST_DEFAULT).min(LIST_MAX);
     let snapshot = app.state().snapshot();
-    let pushes = app.scene(&snapshot).pushes(query.store.as_deref(), limit as usize)?;
+    let is_shown = |store: &str| asked.sees_store(store, &snapshot);
+    let pushes = app.scene(&snapshot).pushes(query.store.as_deref(), limit as usize, is_shown)?;
     Ok(Json(pushes))
 }
 
@@ -92,6 +98,9 @@ pub(crate) async fn job(State(app): State<App>, Path(push): Path<String>) -> Api
 pub(crate) fn push_view(app: &App, push: &str) -> ApiResult<PushView> {
     let snapshot = app.state().snapshot();
     let scene = app.scene(&snapshot);
+    if let Some(view) = scene.later_push(&scene.push_reference(push)?) {
+        return Ok(view);
+    }
     let found = scene.find_push(push)?;
     scene.push_view(&found)
 }

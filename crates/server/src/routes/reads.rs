@@ -5,8 +5,10 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Deserialize;
 use tidegate_api::{BatchAnswer, BatchRequest, ErrorBody, KeyAnswer, KeyValue, code};
+use tidegate_rollout::entities::{Assignment, Region};
 use tidegate_rollout::region::RegionHost;
 use tidegate_rollout::region::host::{ReadAnswer, ReadBatchAnswer, ReadError};
+use tidegate_state::Ref;
 
 use crate::app::App;
 use crate::http::errors::{ApiError, ApiResult, NOTHING_CHANGED};
@@ -127,31 +129,42 @@ fn in_region<T>(
     })
 }
 
-fn not_read(app: &App, store: &str, error: ReadError) -> ApiError {
-    let snapshot = app.state().snapshot();
-    let scene = app.scene(&snapshot);
-    match &error {
-        ReadError::NoSuchStore { .. } => {
-            if let Err(error) = scene.find_store(store) {
-                return error;
-            }
-        }
-        ReadError::NoSuchRegion { region, .. } => {
-            if let Ok(Some(host)) = scene.region(region).map(|region| region.host) {
-                return hosted_elsewhere(region, &format!("agent {} (id {})", host.name, host.agent), host.address);
-            }
-        }
-        _ => {}
-    }
-    read_failed(store, error)
+/// What the region is to serve, whether or not it does.
+fn assigned(app: &App, store: &str, region: &str) -> Option<u64> {
+    let place = Ref::<Region>::root(region).and_then(|region| region.child::<Assignment>(store)).ok()?;
+    app.state().snapshot().get(&place).ok()??.serve
 }
 
-/// Why a region did not answer a read, as the API says it.
-pub(crate) fn read_failed(store: &str, error: ReadError) -> ApiError {
+fn not_read(app: &App, store: &str, error: ReadError) -> ApiError {
+    match error {
+        // A region may hold a store that was deleted for a moment longer.
+        ReadError::NoSuchStore { region, .. } | ReadError::NoVersion { region, .. } => {
+            let snapshot = app.state().snapshot();
+            match app.scene(&snapshot).find_store(store) {
+                Ok(_) => not_served(store, &region, assigned(app, store, &region)),
+                Err(error) => error,
+            }
+        }
+        ReadError::NoSuchRegion { region, known } => {
+            let snapshot = app.state().snapshot();
+            match app.scene(&snapshot).region(&region).map(|region| region.host) {
+                Ok(Some(host)) => {
+                    hosted_elsewhere(&region, &format!("agent {} (id {})", host.name, host.agent), host.address)
+                }
+                _ => ApiError::region_unknown(&region, &known),
+            }
+        }
+        error => read_failed(store, error, None),
+    }
+}
+
+/// Why a region did not answer a read, as the API says it. `assigned` is the version that it is to serve.
+pub(crate) fn read_failed(store: &str, error: ReadError, assigned: Option<u64>) -> ApiError {
     match error {
         ReadError::NoSuchRegion { region, known } => ApiError::region_unknown(&region, &known),
-        ReadError::NoSuchStore { region, .. } => not_served(store, &region),
-        ReadError::NoVersion { region, .. } => not_served(store, &region),
+        ReadError::NoSuchStore { region, .. } | ReadError::NoVersion { region, .. } => {
+            not_served(store, &region, assigned)
+        }
         ReadError::HostedElsewhere { region, by, address } => hosted_elsewhere(&region, &by, address),
         ReadError::BadKey { message } => ApiError::invalid(
             format!("This is no key of store `{store}`."),
@@ -180,7 +193,15 @@ fn hosted_elsewhere(region: &str, by: &str, address: Option<String>) -> ApiError
     )
 }
 
-fn not_served(store: &str, region: &str) -> ApiError {
+fn not_served(store: &str, region: &str, assigned: Option<u64>) -> ApiError {
+    if let Some(version) = assigned {
+        return ApiError::unavailable(
+            format!("Region `{region}` can't answer for store `{store}` at the moment."),
+            format!(
+                "It is to serve version {version}, and none of its nodes serves it now; its agent is putting that right."
+            ),
+        );
+    }
     ApiError::new(
         StatusCode::NOT_FOUND,
         ErrorBody::new(

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use tidegate_api::{AvailabilityRequest, ErrorBody, RegionSettings, RegionView};
 use tidegate_rollout::entities::{Availability, Region};
 
+use crate::access::Asked;
 use crate::app::App;
 use crate::config::check_region_name;
 use crate::http::errors::ApiError;
@@ -16,9 +17,13 @@ use crate::http::extract::{Actor, Body, Path, Query};
 /// All regions, with what each holds and serves.
 #[utoipa::path(get, path = "/v1/regions", tag = "regions",
     responses((status = 200, body = Vec<RegionView>)))]
-pub(crate) async fn list(State(app): State<App>) -> ApiResult<Json<Vec<RegionView>>> {
+pub(crate) async fn list(State(app): State<App>, asked: Asked) -> ApiResult<Json<Vec<RegionView>>> {
     let snapshot = app.state().snapshot();
-    Ok(Json(app.scene(&snapshot).regions()?))
+    let mut regions = app.scene(&snapshot).regions()?;
+    for region in &mut regions {
+        region.stores.retain(|store, _| asked.sees_store(store, &snapshot));
+    }
+    Ok(Json(regions))
 }
 
 /// A region, with what it holds and serves and who hosts it.

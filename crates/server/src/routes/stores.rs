@@ -13,19 +13,21 @@ use tidegate_lifecycle::HooksConfiguration;
 use tidegate_rollout::entities::{self, Store};
 use tidegate_rollout::operations::NewStore;
 
+use crate::access::Asked;
 use crate::app::App;
 use crate::http::errors::{ApiError, ApiResult};
 use crate::http::extract::{Actor, Body, Path, Query};
-use crate::schemas;
 use crate::validation;
 use crate::views::store::{PARTITIONS_MAX, schema_view};
 
 /// All stores.
 #[utoipa::path(get, path = "/v1/stores", tag = "stores",
     responses((status = 200, body = Vec<StoreView>)))]
-pub(crate) async fn list(State(app): State<App>) -> ApiResult<Json<Vec<StoreView>>> {
+pub(crate) async fn list(State(app): State<App>, asked: Asked) -> ApiResult<Json<Vec<StoreView>>> {
     let snapshot = app.state().snapshot();
-    Ok(Json(app.scene(&snapshot).stores()?))
+    let mut stores = app.scene(&snapshot).stores()?;
+    stores.retain(|store| asked.sees_store(&store.name, &snapshot));
+    Ok(Json(stores))
 }
 
 /// Creates a store.
@@ -43,7 +45,11 @@ pub(crate) async fn create(
     let mut new = NewStore::new(&request.name, &request.key_columns);
     new.partitions = request.partitions;
     new.hook_overrides = request.hooks;
-    let settings = request.settings;
+    let mut settings = request.settings;
+    // What a team makes is its own.
+    if let Some(team) = actor.caller().team() {
+        settings.team = Some(team.to_owned());
+    }
     app.operations_of(&actor).create_store(new, &actor.name, move |store| apply(store, &settings)).await?;
     app.caught_up().await;
     let view = store_view(&app, &request.name)?;
@@ -162,7 +168,11 @@ pub(crate) async fn add_schema(
     Path(store): Path<String>,
     Body(request): Body<RegisterSchemaRequest>,
 ) -> ApiResult<Json<SchemaView>> {
-    let (id, schema) = schemas::register(&app, &store, request.schema, &actor).await?;
+    // Half of what a request may take: hooks that need longer are still asked, and whoever asks again waits for the same
+    // answer.
+    let patience = app.limits().request_time / 2;
+    let operations = app.operations_of(&actor);
+    let (id, schema) = operations.add_schema(&store, request.schema, &actor.name, patience).await?;
     app.caught_up().await;
     Ok(Json(schema_view(id, &schema)))
 }
@@ -279,6 +289,15 @@ fn check_patch(patch: &StorePatch) -> ApiResult<()> {
             ));
         }
     }
+    if let Some(percent) = patch.embedded_dead_percent_max
+        && percent > 100
+    {
+        return Err(ApiError::invalid(
+            format!("`embedded_dead_percent_max` can't be {percent}."),
+            "It is a share of a region's embedded clients, from 0 to 100 percent.",
+            "Choose a share within these limits.",
+        ));
+    }
     if limits.value_bytes == Some(0) {
         return Err(ApiError::invalid(
             "`limits.value_bytes` can't be 0.",
@@ -316,6 +335,9 @@ fn apply(store: &mut Store, patch: &StorePatch) {
             api::EmbeddedSwap::WithRegion => entities::EmbeddedSwap::WithRegion,
         };
     }
+    if let Some(team) = &patch.team {
+        store.team = Some(team.clone()).filter(|team| !team.is_empty());
+    }
     set(&mut store.auto_register_schema, &patch.auto_register_schemas);
     set(&mut store.allow_empty, &patch.allow_empty);
     set(&mut store.retention.versions, &patch.retention);
@@ -323,6 +345,7 @@ fn apply(store: &mut Store, patch: &StorePatch) {
     set(&mut store.retention.grace_ms, &patch.grace_ms);
     set(&mut store.retention.pushes, &patch.keep_pushes);
     set(&mut store.golden_keys, &patch.golden_keys);
+    set(&mut store.embedded_dead_percent_max, &patch.embedded_dead_percent_max);
     if let Some(limits) = &patch.limits {
         set(&mut store.limits.push_ms, &limits.push_ms);
         set(&mut store.limits.region_ms, &limits.region_ms);

@@ -1,14 +1,19 @@
 //! Parts and the manifest: what a push client sends.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::{Request, State};
 use serde::Deserialize;
 use tidegate_api::manifest::Manifest;
-use tidegate_api::{ErrorBody, PartView, PartsView, PushPhase, PushState, code};
+use tidegate_api::{
+    ErrorBody, PartSentRequest, PartUploadRequest, PartUploadView, PartView, PartsView, PushPhase, PushState, code,
+};
 
 use crate::app::App;
 use crate::http::errors::{ApiError, ApiResult, NOTHING_CHANGED};
-use crate::http::extract::{Body, Path, Query};
+use crate::http::extract::{Actor, Body, Path, Query};
+use crate::uploads::check_part_count;
 
 use super::protocol::answer;
 
@@ -19,8 +24,7 @@ use super::protocol::answer;
 pub(crate) async fn list(State(app): State<App>, Path(push): Path<String>) -> ApiResult<Json<PartsView>> {
     let snapshot = app.state().snapshot();
     app.scene(&snapshot).push_reference(&push)?;
-    let parts = app.uploads().list(&push).await?;
-    Ok(Json(PartsView { parts }))
+    Ok(Json(app.uploads().list(&push).await?))
 }
 
 #[derive(Deserialize)]
@@ -54,30 +58,81 @@ pub(crate) async fn put(
     Ok(Json(view))
 }
 
+/// URLs over which a part can be put straight into the artifact store, where that is a bucket. Repeated with the id of
+/// the upload, it gives those of further chunks, or new ones for those that ran out.
+#[utoipa::path(post, path = "/v1/pushes/{push}/parts/{part}/upload", tag = "push protocol",
+    request_body = PartUploadRequest,
+    params(("push" = String, Path, description = "The push's id"),
+        ("part" = String, Path, description = "The part's name")),
+    responses((status = 200, body = PartUploadView), (status = 404, body = ErrorBody),
+        (status = 409, description = "The push takes no parts (any more)", body = ErrorBody),
+        (status = 413, body = ErrorBody),
+        (status = 422, description = "Parts go through the server here", body = ErrorBody)))]
+pub(crate) async fn sign(
+    State(app): State<App>,
+    Path((push, part)): Path<(String, String)>,
+    Body(request): Body<PartUploadRequest>,
+) -> ApiResult<Json<PartUploadView>> {
+    check_takes_parts(&app, &push)?;
+    Ok(Json(app.uploads().sign(&push, &part, app.limits().part_bytes, request).await?))
+}
+
+/// Says that all chunks of a part have been put into the artifact store. Its bytes are checked before the artifact is
+/// complete.
+#[utoipa::path(post, path = "/v1/pushes/{push}/parts/{part}/sent", tag = "push protocol",
+    request_body = PartSentRequest,
+    params(("push" = String, Path, description = "The push's id"),
+        ("part" = String, Path, description = "The part's name")),
+    responses((status = 200, body = PartView), (status = 404, body = ErrorBody),
+        (status = 409, description = "The push takes no parts (any more)", body = ErrorBody),
+        (status = 422, description = "Parts go through the server here", body = ErrorBody)))]
+pub(crate) async fn sent(
+    State(app): State<App>,
+    Path((push, part)): Path<(String, String)>,
+    Body(request): Body<PartSentRequest>,
+) -> ApiResult<Json<PartView>> {
+    check_takes_parts(&app, &push)?;
+    let view = app.uploads().sent(&push, &part, app.limits().part_bytes, request).await?;
+    check_takes_parts(&app, &push)?;
+    Ok(Json(view))
+}
+
 /// Completes the artifact of a push: all parts have been sent, and this is the manifest.
 #[utoipa::path(post, path = "/v1/pushes/{push}/complete", tag = "push protocol",
     request_body = Manifest,
     params(("push" = String, Path, description = "The push's id")),
     responses((status = 200, body = PushState), (status = 404, body = ErrorBody),
         (status = 409, description = "Parts are missing; they are named", body = ErrorBody),
-        (status = 422, body = ErrorBody)))]
+        (status = 422, body = ErrorBody),
+        (status = 503, description = "Its parts are still being checked; ask again", body = ErrorBody)))]
 pub(crate) async fn complete(
     State(app): State<App>,
+    actor: Actor,
     Path(push): Path<String>,
     Body(manifest): Body<Manifest>,
 ) -> ApiResult<Json<PushState>> {
     let state = current(&app, &push)?;
+    let manifest = Arc::new(manifest);
     let manifest_sha256 = if state.phase == PushPhase::Upload {
+        check_part_count(&manifest, partitions(&app, &state.store)?)?;
         app.uploads().complete(&push, &manifest).await?
     } else {
         // Complete already, ended, or not so far: which of them is the operation's to say.
         String::new()
     };
-    let completed = app.operations().complete_push(&push, manifest, manifest_sha256).await?;
+    let operations = app.operations_of(&actor);
+    let completed = operations.complete_push(&push, Arc::unwrap_or_clone(manifest), manifest_sha256).await?;
     if let Err(error) = app.uploads().remove(&push).await {
         tracing::warn!(push, %error, "what is left of an upload could not be removed; the clean-up will");
     }
     answer(&app, &push, &completed)
+}
+
+fn partitions(app: &App, store: &str) -> ApiResult<u32> {
+    let snapshot = app.state().snapshot();
+    let scene = app.scene(&snapshot);
+    let (_, store) = scene.find_store(store)?;
+    Ok(store.partitions)
 }
 
 fn current(app: &App, push: &str) -> ApiResult<PushState> {

@@ -19,6 +19,7 @@ use tidegate_state::{Applied, Entity, Epoch, Feed, FeedItem, Path as TreePath, R
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinHandle;
 
+use crate::access::{Asked, Token};
 use crate::app::App;
 use crate::http::errors::{ApiError, ApiResult, NOTHING_CHANGED};
 use crate::http::extract::{Path, Query};
@@ -52,7 +53,7 @@ pub(crate) struct TreeQuery {
             content_type = "text/event-stream"),
         (status = 400, body = ErrorBody),
         (status = 410, description = "The log no longer reaches back: begin anew", body = ErrorBody)))]
-pub(crate) async fn tree(State(app): State<App>, Query(query): Query<TreeQuery>) -> ApiResult<Response> {
+pub(crate) async fn tree(State(app): State<App>, asked: Asked, Query(query): Query<TreeQuery>) -> ApiResult<Response> {
     let scope = Scope::parse(query.prefix.as_deref())?;
     let from = match (query.epoch, query.revision) {
         (None, None) => None,
@@ -78,7 +79,7 @@ pub(crate) async fn tree(State(app): State<App>, Query(query): Query<TreeQuery>)
         }
     }
     let watch = TreeWatch { feed, scope };
-    Ok(stream(&app, permit, |sender| watch.run(sender)))
+    Ok(stream(&app, asked, permit, |sender| watch.run(sender)))
 }
 
 pub(super) fn gone(at: &Snapshot) -> ApiError {
@@ -125,6 +126,10 @@ impl Scope {
     }
 
     fn has(&self, path: &TreePath) -> bool {
+        if path.pairs().next().is_some_and(|(collection, _)| collection == Token::COLLECTION) {
+            // What proves a token is shown to nobody, not even as a digest.
+            return false;
+        }
         match self {
             Self::Everything => true,
             Self::Entity(scope) => path.is_within(scope),
@@ -213,13 +218,13 @@ fn parsed(json: &str) -> serde_json::Value {
     responses((status = 200, description = "Events, each a `PushView`", body = PushView,
             content_type = "text/event-stream"),
         (status = 404, body = ErrorBody)))]
-pub(crate) async fn push(State(app): State<App>, Path(push): Path<String>) -> ApiResult<Response> {
+pub(crate) async fn push(State(app): State<App>, asked: Asked, Path(push): Path<String>) -> ApiResult<Response> {
     let permit = app.enter_watch()?;
     let feed = app.state().changes(None);
     let snapshot = app.state().snapshot();
     let reference = app.scene(&snapshot).push_reference(&push)?;
     let watch = PushWatch { app: app.clone(), feed, id: push, store: reference.parent::<Store>() };
-    Ok(stream(&app, permit, |sender| watch.run(sender)))
+    Ok(stream(&app, asked, permit, |sender| watch.run(sender)))
 }
 
 struct PushWatch {
@@ -295,7 +300,7 @@ impl PushWatch {
                 Some((Region::COLLECTION, _)) => {
                     path.depth() == 1 || path.pairs().nth(1).is_some_and(|(_, id)| id == store)
                 }
-                Some(("stores" | "push-names" | "cluster-hooks" | "uptime" | "garbage", _)) => false,
+                Some(("stores" | "push-names" | "cluster-hooks" | "uptime" | "garbage" | "artifact-store", _)) => false,
                 _ => true,
             }
         })
@@ -382,8 +387,13 @@ impl Stream for Events {
     }
 }
 
-/// The answer that a producer's events make up.
-pub(super) fn stream<F>(app: &App, permit: OwnedSemaphorePermit, produce: impl FnOnce(Sender) -> F) -> Response
+/// The answer that a producer's events make up, until whoever asked may ask no more.
+pub(super) fn stream<F>(
+    app: &App,
+    asked: Asked,
+    permit: OwnedSemaphorePermit,
+    produce: impl FnOnce(Sender) -> F,
+) -> Response
 where
     F: Future<Output = Result<(), Cut>> + Send + 'static,
 {
@@ -393,10 +403,12 @@ where
     let work = produce(Sender(sender));
     let closing = app.closing();
     let cut = metrics.watches_cut.clone();
+    let watched = app.clone();
     let producer = tokio::spawn(async move {
         let done = tokio::select! {
             biased;
             () = closing.cancelled() => return,
+            () = asked.until_over(&watched) => return,
             done = work => done,
         };
         if let Err(Cut::Stalled) = done {
@@ -430,5 +442,8 @@ mod tests {
         assert!(has("/stores/s/pushes", "/stores/s/pushes/p"));
         assert!(!has("/stores/s/pushes", "/stores/s"));
         assert!(Scope::parse(Some("stores")).is_err());
+        for prefix in ["", "/tokens", "/tokens/t", "/tokens/t/sessions"] {
+            assert!(!has(prefix, "/tokens/t") && !has(prefix, "/tokens/t/sessions/s"), "{prefix}");
+        }
     }
 }

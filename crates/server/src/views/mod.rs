@@ -1,8 +1,10 @@
 //! From a snapshot to what the API shows. Pure: no I/O, and time comes in as an argument.
 
+pub(crate) mod cluster;
 pub(crate) mod explain;
 pub(crate) mod gate;
 pub(crate) mod job;
+pub(crate) mod later;
 pub(crate) mod push;
 pub(crate) mod region;
 pub(crate) mod store;

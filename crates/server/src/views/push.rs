@@ -87,7 +87,7 @@ impl Scene<'_> {
         let manifest = self.artifact(&found.reference, push)?;
         let mut gates: Vec<(Function, GateView)> = Vec::new();
         for gate in found.push().gates.values() {
-            let view = gate_view(gate, &facts.hooks, self.now);
+            let view = gate_view(gate, &facts.hooks, push.end().is_some(), self.now);
             gates.push((gate.gate.state.function, view));
         }
         gates.sort_by_key(|(function, _)| order_of(*function));
@@ -219,32 +219,46 @@ impl Scene<'_> {
     }
 
     /// Pushes, the newest first, of one store or of all.
-    pub(crate) fn pushes(&self, store: Option<&str>, limit: usize) -> ApiResult<Vec<PushSummary>> {
-        let stores: Vec<Ref<Store>> = match store {
-            Some(name) => vec![self.find_store(name)?.0],
-            None => {
-                let stores = self.snapshot.roots::<Store>();
-                stores.map(|item| Ok(item?.0)).collect::<ApiResult<_>>()?
-            }
-        };
+    pub(crate) fn pushes(
+        &self,
+        store: Option<&str>,
+        limit: usize,
+        is_shown: impl Fn(&str) -> bool,
+    ) -> ApiResult<Vec<PushSummary>> {
+        if let Some(name) = store {
+            self.find_store(name)?;
+        }
         let mut pushes = Vec::new();
-        for store in stores {
-            for item in self.snapshot.children::<Push>(&store) {
-                let (reference, push) = item?;
-                pushes.push((push.created_at, reference, push));
+        for item in self.snapshot.roots::<PushName>() {
+            let (id, name) = item?;
+            // The name of a push whose store was deleted and made again is not yet free, and leads nowhere.
+            let Ok(reference) = self.push_reference(&id.id()) else { continue };
+            if store.is_none_or(|store| store == name.store) && is_shown(&name.store) {
+                pushes.push(self.summary(&reference)?);
             }
         }
-        pushes.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| b.1.cmp(&a.1)));
+        let newest_first = |a: &PushSummary, b: &PushSummary| {
+            b.created_at
+                .cmp(&a.created_at)
+                .then_with(|| (&b.state.store, &b.state.push).cmp(&(&a.state.store, &a.state.push)))
+        };
+        pushes.sort_by(newest_first);
         pushes.truncate(limit);
-        Ok(pushes
-            .into_iter()
-            .map(|(created_at, reference, push)| PushSummary {
-                state: push_state(&reference, push),
-                pushed_by: push.pushed_by.clone(),
-                created_at: ms(created_at),
-                ended_at: push.end().map(|end| ms(end.at)),
-            })
-            .collect())
+        Ok(pushes)
+    }
+
+    fn summary(&self, reference: &Ref<Push>) -> ApiResult<PushSummary> {
+        if let Some(view) = self.later_push(reference) {
+            let PushView { state, pushed_by, created_at, ended_at, .. } = view;
+            return Ok(PushSummary { state, pushed_by, created_at, ended_at });
+        }
+        let push = self.snapshot.require(reference)?;
+        Ok(PushSummary {
+            state: push_state(reference, push),
+            pushed_by: push.pushed_by.clone(),
+            created_at: ms(push.created_at),
+            ended_at: push.end().map(|end| ms(end.at)),
+        })
     }
 }
 

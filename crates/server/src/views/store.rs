@@ -40,7 +40,8 @@ impl Scene<'_> {
         let mut running = None;
         let mut last: Option<(tidegate_state::Timestamp, String)> = None;
         for item in self.snapshot.children::<Push>(reference) {
-            let (push, value) = item?;
+            // What a later release wrote in another way says nothing here.
+            let Ok((push, value)) = item else { continue };
             if matches!(value.state, PushState::Running(_)) {
                 running = Some(push.id());
             }
@@ -55,6 +56,7 @@ impl Scene<'_> {
         Ok(StoreView {
             serving: self.serving(&name, store)?,
             name,
+            team: store.team.clone(),
             key_columns: store.key_columns.clone(),
             partitions: store.partitions,
             schema_mode: words::schema_mode(store.schema_mode),
@@ -65,6 +67,7 @@ impl Scene<'_> {
             grace_ms: store.retention.grace_ms,
             keep_pushes: store.retention.pushes,
             embedded_swap: words::embedded_swap(store.embedded_swap),
+            embedded_dead_percent_max: store.embedded_dead_percent_max,
             golden_keys: store.golden_keys.clone(),
             on_new_push: words::on_new_push(store.on_new_push),
             limits: Limits {

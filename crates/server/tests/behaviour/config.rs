@@ -76,6 +76,22 @@ async fn h36_a_hooks_configuration_is_published_whole_or_not_at_all() {
     assert!(error.to_string().contains("order"), "{error}");
     assert_eq!(world.client.config().await.unwrap().hooks.generation, 2);
 
+    // A wrong file never takes guards away by saying nothing of them.
+    for (file, named) in [
+        ("", "[hooks]"),
+        ("[server]\nname = 'x'\n", "[hooks]"),
+        ("[hookz]\nwait_interval = '9s'\n", "hookz"),
+        ("[hooks]\nwait_interval = '9s'\n[something]\n", "something"),
+    ] {
+        let error = world.client.publish_hooks_toml(file).await.unwrap_err();
+        assert_eq!(error.code(), Some(code::HOOK_REFUSED), "{file}: {error}");
+        assert!(error.to_string().contains(named), "{file}: {error}");
+    }
+    // What a file would do can be asked for.
+    let would_be = world.client.check_hooks_toml("[hooks]\nwait_interval = '9s'\n").await.unwrap();
+    assert_eq!((would_be.generation, would_be.wait_interval_ms, would_be.hooks.len()), (0, 9_000, 0));
+    assert_eq!(world.client.config().await.unwrap().hooks.generation, 2);
+
     let settings = world.client.config().await.unwrap().server.settings;
     assert_eq!(settings["server.listen"].origin, SettingOrigin::Flag);
     assert_eq!(settings["server.limits.requests"].origin, SettingOrigin::Default);

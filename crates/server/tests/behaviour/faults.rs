@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use tidegate_client::api::manifest::Part;
 use tidegate_client::api::{EndedBy, FailRequest, InputFault, PushPhase, PushStatus, code};
 use tidegate_client::{Error, PushEvent};
 
@@ -51,6 +52,14 @@ async fn d6_an_incomplete_upload_is_refused_naming_the_parts_and_goes_on() {
     let without = manifest_without_last(&built.manifest);
     let error = world.client.complete_push("p1", &without).await.unwrap_err();
     assert_eq!(error.code(), Some(code::MANIFEST_REFUSED));
+
+    // So is one with more parts than the store has partitions, before anything is done for each of them.
+    let mut huge = built.manifest.clone();
+    huge.partition_count = 95_000;
+    huge.parts = (0..95_000).map(|n| Part { name: format!("part-{n}"), ..parts[0].clone() }).collect();
+    let error = world.client.complete_push("p1", &huge).await.unwrap_err();
+    assert_eq!(error.code(), Some(code::MANIFEST_REFUSED));
+    assert!(error.to_string().contains("95000 parts for 95000 partitions, and the store has 2"), "{error}");
 
     world.put_all("p1", &built).await;
     world.client.complete_push("p1", &built.manifest).await.unwrap();

@@ -1,20 +1,37 @@
 //! What protects a server.
 
 use tidegate_client::api::code;
+use tidegate_server::access::config::Authentication;
 use tidegate_server::{Server, StartError};
 
 use crate::world::{World, assert_error, options};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn only_loopback_is_listened_on() {
+async fn what_is_open_or_in_the_clear_beyond_loopback_does_not_start_unless_told_so_by_name() {
     let folder = tempfile::tempdir().unwrap();
     for address in ["0.0.0.0:0", "[::]:0", "192.0.2.1:80"] {
         let mut options = options(folder.path());
         options.listen = Some(address.parse().unwrap());
+        options.config.access.authentication = Some(Authentication::Off);
         let error = Server::start(options).await.unwrap_err();
-        assert!(matches!(error, StartError::NotLoopback { .. }), "{error}");
-        assert!(error.to_string().contains("access control"), "{error}");
+        assert!(matches!(error, StartError::Exposed(_)), "{error}");
+        for named in ["--allow-anyone", "--allow-plain-http"] {
+            assert!(error.to_string().contains(named), "{error}");
+        }
     }
+    let mut options = options(folder.path());
+    options.listen = Some("0.0.0.0:0".parse().unwrap());
+    options.config.access.allow_plain_http = true;
+    let mut server = Server::start(options).await.unwrap();
+    assert!(server.take_first_token().is_some());
+    let port = server.address().port();
+    let http = reqwest::Client::new();
+    let stores = format!("http://127.0.0.1:{port}/v1/stores");
+    assert_eq!(http.get(&stores).send().await.unwrap().status(), 401);
+    // An address of numbers is no name that anybody could bend; a name has to be configured.
+    assert_eq!(http.get(&stores).header("host", "192.0.2.1:1").send().await.unwrap().status(), 401);
+    assert_eq!(http.get(&stores).header("host", "evil.example").send().await.unwrap().status(), 403);
+    server.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,14 +1,20 @@
 //! A real server on a free port, spoken to by the real client.
 #![allow(clippy::unwrap_used)]
 
+mod access;
 mod agents;
+mod audit;
 mod config;
 mod errors;
 mod faults;
 mod guards;
 mod job;
+mod later;
 mod nodes;
 mod page;
 mod protocol;
+mod sign_in;
+mod tls;
+mod tokens;
 mod watch;
 mod world;

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use tidegate_client::api::manifest::Manifest;
-use tidegate_client::api::{PushPhase, PushStart, PushState, StoreCreate};
-use tidegate_client::{Client, PushJob, PushOptions, PushOutcome};
+use tidegate_client::api::{PushPhase, PushStart, PushState, Role, StoreCreate, TokenCreate, TokenCreated};
+use tidegate_client::{Client, Options as ClientOptions, PushJob, PushOptions, PushOutcome, Token};
 use tidegate_dataset::build::{BuildOptions, Builder, BuiltArtifact};
 use tidegate_dataset::{Cancel, quiet};
+use tidegate_server::access::config::Authentication;
 use tidegate_server::{Handle, Options, Server};
 
 /// No test waits longer than this for anything.
@@ -33,6 +34,41 @@ impl World {
         let server = Server::start(options).await.unwrap();
         let client = Client::new(&server.url()).unwrap();
         World { folder, server: Some(server), client }
+    }
+
+    /// A server that asks everybody for a token; the world's own client is an admin.
+    pub(crate) async fn guarded() -> Self {
+        Self::guarded_with(|_| {}).await
+    }
+
+    pub(crate) async fn guarded_with(settle: impl FnOnce(&mut Options)) -> Self {
+        let mut world = Self::start_with(|options| {
+            options.config.access.authentication = Some(Authentication::Required);
+            settle(options);
+        })
+        .await;
+        let token = world.server.as_mut().unwrap().take_first_token().expect("there was no token before");
+        world.client = world.client_with(&token);
+        world
+    }
+
+    /// A client that shows this token.
+    pub(crate) fn client_with(&self, token: &str) -> Client {
+        let mut options = ClientOptions::new(self.url());
+        options.token = Some(Token::new(token).unwrap());
+        Client::with_options(options).unwrap()
+    }
+
+    /// A token that the world's own client makes.
+    pub(crate) async fn token(&self, name: &str, role: Role, owner: Option<&str>) -> TokenCreated {
+        let create = TokenCreate {
+            name: name.to_owned(),
+            role,
+            team: owner.filter(|_| role == Role::Team).map(str::to_owned),
+            region: owner.filter(|_| role == Role::Region).map(str::to_owned),
+            expires_in_ms: None,
+        };
+        self.client.create_token(&create).await.unwrap()
     }
 
     /// Ends the server in order and starts it again on what it left.

@@ -22,5 +22,7 @@ pub const RUN_BEFORE_START: &str = "run.before-start";
 pub const RUN_BEFORE_RECEIPT: &str = "run.before-receipt";
 /// Receipts are durable, and the owner has not been told.
 pub const RUN_AFTER_RECEIPT: &str = "run.after-receipt";
+/// It is not known whether a run's writes and receipt are committed, and nothing was done to find out.
+pub const RUN_OUTCOME_UNKNOWN: &str = "run.outcome-unknown";
 /// Before a run's writes and receipt are sent together.
 pub const RUN_BEFORE_COMPLETION: &str = "run.before-completion";

@@ -68,7 +68,7 @@ impl Queue<'_> {
     /// [`QueueError::Store`]
     pub async fn list(&self, filter: QueueFilter) -> Result<Vec<QueueEntry>, QueueError> {
         let running: HashSet<RequestId> = self.state.runtime().running_requests().await.into_iter().collect();
-        Ok(unfinished(self.state.core(), &filter, &running, Depth::All).await?)
+        Ok(unfinished(self.state.core(), &filter, &running, Depth::All).await?.entries)
     }
 
     /// Runs a dead letter again, its attempts counted afresh.
@@ -276,15 +276,19 @@ impl State {
                 return Err(WaitError::Closed);
             }
             // One that is not finished is enough to go on waiting; dead letters are listed whole.
-            let entries = unfinished(self.core(), &wait.filter, &nothing, Depth::UntilOneIsOpen).await;
-            let entries = entries.map_err(WaitError::Store)?;
+            let looked = unfinished(self.core(), &wait.filter, &nothing, Depth::UntilOneIsOpen).await;
+            let looked = looked.map_err(WaitError::Store)?;
+            let entries = &looked.entries;
             let open: Vec<&QueueEntry> = entries
                 .iter()
                 .filter(|entry| !matches!(entry.state, RequestState::Dead | RequestState::PausedBehind(_)))
                 .collect();
-            if open.is_empty() {
+            let settled = open.is_empty()
+                && (wait.filter.until.is_some()
+                    || looked.nothing_since(self.core()).await.map_err(WaitError::Store)?);
+            if settled {
                 let (dead, paused): (Vec<QueueEntry>, Vec<QueueEntry>) =
-                    entries.into_iter().partition(|entry| entry.state == RequestState::Dead);
+                    looked.entries.into_iter().partition(|entry| entry.state == RequestState::Dead);
                 return Ok(HooksReport { finished: dead.is_empty() && paused.is_empty(), dead, paused });
             }
             let waited = started.elapsed();

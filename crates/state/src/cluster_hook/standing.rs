@@ -166,6 +166,8 @@ struct Found {
     exception: Option<Exception>,
 }
 
+type ByKey = Vec<(String, Vec<Found>)>;
+
 /// How much is to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Depth {
@@ -175,17 +177,39 @@ pub(crate) enum Depth {
     UntilOneIsOpen,
 }
 
-/// What is not finished, hook by hook, in order of the log within each key.
+/// What is not finished, and how far the log was read for that.
+pub(crate) struct Unfinished {
+    /// Hook by hook, in order of the log within each key.
+    pub(crate) entries: Vec<QueueEntry>,
+    /// A slot of each hook that was asked about, and the revision up to which it was.
+    read: Vec<(SlotId, Revision)>,
+}
+
+impl Unfinished {
+    /// Whether none of the hooks was asked for a run since: hooks are read one after the other, and a run of a later one
+    /// may have asked for one of an earlier one, and ended, in between.
+    pub(crate) async fn nothing_since(&self, core: &Core) -> Result<bool, DriverError> {
+        for (slot, read_to) in &self.read {
+            if !core.driver.pending(*slot, *read_to, 1).await?.rows.is_empty() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// What is not finished, as far as it is asked for.
 pub(crate) async fn unfinished(
     core: &Core,
     filter: &QueueFilter,
     running: &HashSet<RequestId>,
     depth: Depth,
-) -> Result<Vec<QueueEntry>, DriverError> {
+) -> Result<Unfinished, DriverError> {
     let snapshot = core.snapshot();
     let matcher = Matcher::of(snapshot.tree());
     let cluster = Cluster::read(core).await?;
     let mut listed = Vec::new();
+    let mut read = Vec::new();
     let mut hooks: Vec<&Arc<Definitions>> = matcher.all().collect();
     hooks.sort_by_key(|definitions| definitions.entity.number);
     for definitions in hooks {
@@ -196,7 +220,8 @@ pub(crate) async fn unfinished(
         if most == 0 {
             break;
         }
-        let keys = unfinished_of(core, definitions, &cluster, filter, most, depth).await?;
+        let (keys, read_to) = unfinished_of(core, definitions, &cluster, filter, most, depth).await?;
+        read.push(read_to);
         for (key, found) in keys {
             list_key(definitions, &cluster, &key, found, running, &mut listed);
         }
@@ -204,10 +229,11 @@ pub(crate) async fn unfinished(
             listed.truncate(limit);
         }
     }
-    Ok(listed)
+    Ok(Unfinished { entries: listed, read })
 }
 
-/// The unfinished requests of one hook by key. Stops early where `most` are enough.
+/// The unfinished requests of one hook by key, with one of its slots and how far the log was read. Stops early where `most`
+/// are enough.
 async fn unfinished_of(
     core: &Core,
     definitions: &Definitions,
@@ -215,7 +241,7 @@ async fn unfinished_of(
     filter: &QueueFilter,
     most: usize,
     depth: Depth,
-) -> Result<Vec<(String, Vec<Found>)>, DriverError> {
+) -> Result<(ByKey, (SlotId, Revision)), DriverError> {
     let number = definitions.entity.number;
     let wanted = |id: RequestId, key: &str| {
         filter.until.is_none_or(|until| id.revision <= until) && filter.key.as_ref().is_none_or(|wanted| wanted == key)
@@ -249,6 +275,7 @@ async fn unfinished_of(
     let first = definitions.entity.current_layout().slot(number, 0);
     let mut after = cluster.lowest(definitions);
     let mut let_go: HashSet<RequestId> = HashSet::new();
+    let mut retried: HashSet<RequestId> = HashSet::new();
     loop {
         let pending = core.driver.pending(first, after, ROWS_AT_ONCE).await?;
         let finished: HashSet<RequestId> = pending.receipts.iter().copied().collect();
@@ -266,10 +293,12 @@ async fn unfinished_of(
                         let (path, at) = (cause.change.path.clone(), cause.at);
                         add(&key, Found { request: id, slot, path, at, exception: None });
                     }
-                    Entry::Act { id, target, action } => {
-                        if matches!(action, RequestAction::Discard | RequestAction::Cancel) && !finished.contains(&id) {
-                            let_go.insert(target);
-                        }
+                    Entry::Act { id, .. } if finished.contains(&id) => {}
+                    Entry::Act { target, action, .. } => {
+                        match action {
+                            RequestAction::Discard | RequestAction::Cancel => let_go.insert(target),
+                            RequestAction::Retry => retried.insert(target),
+                        };
                     }
                 }
             }
@@ -284,12 +313,20 @@ async fn unfinished_of(
     for key in order {
         let Some(mut found) = by_key.remove(&key) else { continue };
         found.retain(|found| !let_go.contains(&found.request));
+        // A letter that an operator wants to run again is dead no longer, though its owner has not heard of it yet.
+        for found in found.iter_mut().filter(|found| retried.contains(&found.request)) {
+            if let Some(exception) =
+                found.exception.as_mut().filter(|exception| exception.state == ExceptionState::Dead)
+            {
+                exception.state = ExceptionState::Parked;
+            }
+        }
         found.sort_by_key(|found| found.request);
         if !found.is_empty() {
             keys.push((key, found));
         }
     }
-    Ok(keys)
+    Ok((keys, (first, after)))
 }
 
 fn list_key(

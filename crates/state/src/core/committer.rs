@@ -145,7 +145,9 @@ impl Committer {
             self.fail_all(&failure);
             return Ok(());
         }
-        core.points.pass(point::COMMIT_BEFORE_LOCK).await;
+        if core.points.pass(point::COMMIT_BEFORE_LOCK).await == Pass::Cut {
+            return Err(Setback::Nothing(DriverError::Unavailable("cut by a test before the lock".to_owned())));
+        }
         let (epoch, after) = {
             let head = core.head.lock().await;
             (head.snapshot.epoch(), head.snapshot.revision())
@@ -352,6 +354,7 @@ impl Committer {
         };
         match committed {
             Ok(()) => {
+                core.note_write();
                 core.metrics.commits.inc();
                 core.metrics.transactions.inc_by(size as u64);
                 core.metrics.group_size.observe(size as f64);
@@ -457,11 +460,20 @@ impl Committer {
                 if let DriverError::SetBack { .. } = error {
                     self.core.stop_writes(&error);
                 }
+                self.core.note_failed_write(&error);
                 (error.to_string(), error.is_retryable(), false)
             }
             Setback::Unknown(reason) => (reason, true, true),
         };
         let limit = self.core.options.write_limit;
+        if retryable {
+            self.drain();
+        } else {
+            // Before anyone is answered: what is submitted after an answer is not to fail for what was before it.
+            while let Ok(submission) = self.queue.try_recv() {
+                self.waiting.push_back(submission);
+            }
+        }
         let waiting = std::mem::take(&mut self.waiting);
         for submission in waiting {
             let waited = submission.submitted.elapsed();
@@ -477,27 +489,16 @@ impl Committer {
             // The caller may have gone.
             let _ = submission.answer.send(Answer::Failed(failure));
         }
-        self.expire_queue(&reason, retryable);
         progress
-    }
-
-    /// Those that still queue are bound by the same limit.
-    fn expire_queue(&mut self, reason: &str, retryable: bool) {
-        if retryable {
-            self.drain();
-            return;
-        }
-        while let Ok(submission) = self.queue.try_recv() {
-            let waited = submission.submitted.elapsed();
-            let failure = Failure::Unavailable { reason: reason.to_owned(), retryable, waited };
-            let _ = submission.answer.send(Answer::Failed(failure));
-        }
     }
 
     fn fail_all(&mut self, failure: &Failure) {
         self.drain();
         for submission in std::mem::take(&mut self.waiting) {
             let failure = match failure {
+                Failure::Unavailable { reason, .. } if submission.unresolved => {
+                    Failure::Unknown { reason: reason.clone() }
+                }
                 Failure::Closed if submission.unresolved => Failure::Unknown { reason: "closed".to_owned() },
                 failure => failure.clone(),
             };

@@ -27,7 +27,7 @@ pub(crate) use submission::{Fenced, Submission};
 use crate::change::Applied;
 use crate::clock::Clock;
 use crate::cluster_hook::matcher::Matcher;
-use crate::driver::{Driver, DriverError, ServerName, SlotToken};
+use crate::driver::{Driver, DriverError, LEASES_PER_LOCK_LIMIT, ServerName, SlotToken};
 use crate::error::{OpenError, WaitError};
 use crate::feed::{Feed, FeedEvent};
 use crate::metrics::StateMetrics;
@@ -70,6 +70,8 @@ pub(crate) struct Core {
     tail_wake: Notify,
     /// Why nothing may be written until an operator confirms (a head lower than one that was seen).
     writes_stopped: ArcSwapOption<String>,
+    /// That the store had no room for the last write, and what it said.
+    full: ArcSwapOption<String>,
 }
 
 /// The head of the log as this server has applied it.
@@ -95,6 +97,15 @@ impl Core {
         options: StateOptions,
     ) -> Result<(Arc<Core>, mpsc::Receiver<Submission>), OpenError> {
         options.check().map_err(OpenError::Options)?;
+        if let Some(limit) = driver.lock_limit()
+            && options.lease < limit * LEASES_PER_LOCK_LIMIT
+        {
+            return Err(OpenError::Options(format!(
+                "lease is {:?}, and the store keeps the locks of a server that has stopped for {limit:?}; a lease is at \
+                 least {LEASES_PER_LOCK_LIMIT} times as long, so that no other server loses its own meanwhile",
+                options.lease
+            )));
+        }
         driver.open(&options.records).await?;
         let loaded = apply::load(&*driver).await?;
         let (submissions, queue) = mpsc::channel(SUBMISSIONS_MAX);
@@ -118,6 +129,7 @@ impl Core {
             committer_ended: watch::Sender::new(false),
             tail_wake: Notify::new(),
             writes_stopped: ArcSwapOption::empty(),
+            full: ArcSwapOption::empty(),
         };
         Ok((Arc::new(core), queue))
     }

@@ -139,6 +139,29 @@ impl Core {
         self.writes_stopped.load_full()
     }
 
+    /// Takes note of how a write has failed: a store without room stays so until one has succeeded.
+    pub(crate) fn note_failed_write(&self, error: &DriverError) {
+        if !matches!(error, DriverError::Full(_)) {
+            return;
+        }
+        if self.full.swap(Some(Arc::new(error.to_string()))).is_none() {
+            tracing::error!(server = %self.server, %error, "nothing can be written until there is room; what is there is read on");
+        }
+    }
+
+    /// Takes note that a write has succeeded.
+    pub(crate) fn note_write(&self) {
+        // Nearly always there is nothing to take back, and looking is cheap.
+        if self.full.load().is_some() && self.full.swap(None).is_some() {
+            tracing::info!(server = %self.server, "the store has room again");
+        }
+    }
+
+    /// What the store said when it had no room for the last write, if so.
+    pub(crate) fn full(&self) -> Option<Arc<String>> {
+        self.full.load_full()
+    }
+
     /// An operator confirms that the store was put back: it gets a new epoch, and this server loads it.
     pub(crate) async fn confirm_lower_head(&self) -> Result<Revision, DriverError> {
         let meta = self.driver.meta().await?;

@@ -47,6 +47,7 @@ pub(super) async fn run(core: Arc<Core>) {
 
 fn report(core: &Core, what: &str, error: &DriverError) {
     core.metrics.upkeep_errors.inc();
+    core.note_failed_write(error);
     tracing::warn!(server = %core.server, %error, "{what}; it is tried again");
 }
 

@@ -1,12 +1,14 @@
 //! A switch in front of a driver that plays an absent store and lost answers, for tests of what is above it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use super::{
     Batch, Begun, CommitError, Driver, DriverError, EntityRow, Exception, Fence, HookNumber, LogPage, Meta, Pending,
@@ -25,6 +27,9 @@ pub enum CommitFault {
     AppliedAnswerLost,
     /// It is not applied, and that is not known either: [`CommitError::Unknown`].
     NotAppliedAnswerLost,
+    /// It is still on its way, holding the write lock, when its answer is lost, and is applied on
+    /// [`Faults::let_late_commits_arrive`]: [`CommitError::Unknown`].
+    AppliedLate,
     /// It is refused with this error, and certainly not applied.
     Refused(DriverError),
 }
@@ -40,6 +45,35 @@ pub enum SettleFault {
     NotApplied,
 }
 
+/// A call of the driver's contract, to be counted or failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[allow(missing_docs, reason = "each is the method of its name")]
+pub enum Call {
+    Open,
+    Meta,
+    Load,
+    ReadLog,
+    FindSubmission,
+    Begin,
+    Fence,
+    Commit,
+    QueryRecords,
+    PruneRecords,
+    Join,
+    Heartbeat,
+    Leave,
+    Cluster,
+    TakeSlots,
+    ReleaseSlots,
+    Pending,
+    Settle,
+    Exceptions,
+    WriteEntities,
+    ReplaceEntities,
+    Compact,
+    NewEpoch,
+}
+
 /// The switch. Clones are one switch; every server of a test can have its own, before the same store.
 #[derive(Debug, Clone)]
 pub struct Faults(Arc<Switch>);
@@ -47,7 +81,14 @@ pub struct Faults(Arc<Switch>);
 #[derive(Debug)]
 struct Switch {
     absent: watch::Sender<bool>,
+    calls: Mutex<BTreeMap<Call, u64>>,
+    errors: Mutex<BTreeMap<Call, VecDeque<DriverError>>>,
+    /// Sessions that were begun under an earlier number are cut off.
+    connection: AtomicU64,
+    deaf: watch::Sender<bool>,
     commits: Mutex<VecDeque<CommitFault>>,
+    late_commits_arrive: watch::Sender<bool>,
+    late_commits: Mutex<JoinSet<()>>,
     settles: Mutex<VecDeque<SettleFault>>,
     takes: Mutex<VecDeque<SettleFault>>,
     heartbeat_answers_lost: watch::Sender<bool>,
@@ -65,7 +106,13 @@ impl Faults {
     pub fn new() -> Self {
         Faults(Arc::new(Switch {
             absent: watch::Sender::new(false),
+            calls: Mutex::default(),
+            errors: Mutex::default(),
+            connection: AtomicU64::new(0),
+            deaf: watch::Sender::new(false),
             commits: Mutex::default(),
+            late_commits_arrive: watch::Sender::new(false),
+            late_commits: Mutex::default(),
             settles: Mutex::default(),
             takes: Mutex::default(),
             heartbeat_answers_lost: watch::Sender::new(false),
@@ -83,9 +130,19 @@ impl Faults {
         *self.0.absent.borrow()
     }
 
+    /// While set, no news come by themselves: a server learns of the others' changes by polling alone.
+    pub fn set_deaf(&self, deaf: bool) {
+        self.0.deaf.send_replace(deaf);
+    }
+
     /// What happens to the next commits, one after the other.
     pub fn next_commits(&self, faults: impl IntoIterator<Item = CommitFault>) {
         self.0.commits.lock().extend(faults);
+    }
+
+    /// Lets every [`CommitFault::AppliedLate`] be applied, from now on at once.
+    pub fn let_late_commits_arrive(&self) {
+        self.0.late_commits_arrive.send_replace(true);
     }
 
     /// What happens to the next settlements, one after the other.
@@ -103,8 +160,38 @@ impl Faults {
         self.0.heartbeat_answers_lost.send_replace(lost);
     }
 
-    fn check(&self) -> Result<(), DriverError> {
-        if self.is_absent() { Err(DriverError::Unavailable("played absent".to_owned())) } else { Ok(()) }
+    /// What the next calls of one kind are answered, one after the other; nothing is done for them.
+    pub fn next_errors(&self, call: Call, errors: impl IntoIterator<Item = DriverError>) {
+        self.0.errors.lock().entry(call).or_default().extend(errors);
+    }
+
+    /// How many of the errors set up for this call have not been answered yet.
+    #[must_use]
+    pub fn errors_left(&self, call: Call) -> usize {
+        self.0.errors.lock().get(&call).map_or(0, VecDeque::len)
+    }
+
+    /// Plays a connection that broke and was made anew: transactions begun before fail, all that is begun from now on
+    /// is not touched.
+    pub fn reconnect(&self) {
+        self.0.connection.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// How often each call was made since the switch was made or the counts were last taken.
+    #[must_use]
+    pub fn take_calls(&self) -> BTreeMap<Call, u64> {
+        std::mem::take(&mut *self.0.calls.lock())
+    }
+
+    fn check(&self, call: Call) -> Result<(), DriverError> {
+        *self.0.calls.lock().entry(call).or_default() += 1;
+        if self.is_absent() {
+            return Err(DriverError::Unavailable("played absent".to_owned()));
+        }
+        match self.0.errors.lock().get_mut(&call).and_then(VecDeque::pop_front) {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
     }
 }
 
@@ -129,6 +216,18 @@ impl FaultyDriver {
 struct FaultySession {
     inner: Box<dyn Session>,
     faults: Faults,
+    connection: u64,
+}
+
+impl FaultySession {
+    fn check(&self, call: Call) -> Result<(), DriverError> {
+        self.faults.check(call)?;
+        if self.connection == self.faults.0.connection.load(Ordering::SeqCst) {
+            Ok(())
+        } else {
+            Err(DriverError::Unavailable("played: the connection of this transaction is gone".to_owned()))
+        }
+    }
 }
 
 #[async_trait]
@@ -138,12 +237,12 @@ impl Session for FaultySession {
     }
 
     async fn fence(&mut self, fences: &[Fence]) -> Result<Vec<bool>, DriverError> {
-        self.faults.check()?;
+        self.check(Call::Fence)?;
         self.inner.fence(fences).await
     }
 
     async fn commit(self: Box<Self>, batch: Batch) -> Result<(), CommitError> {
-        self.faults.check().map_err(CommitError::NotCommitted)?;
+        self.check(Call::Commit).map_err(CommitError::NotCommitted)?;
         let fault = self.faults.0.commits.lock().pop_front().unwrap_or(CommitFault::None);
         match fault {
             CommitFault::None => self.inner.commit(batch).await,
@@ -152,6 +251,16 @@ impl Session for FaultySession {
                 Err(CommitError::Unknown(answer_lost()))
             }
             CommitFault::NotAppliedAnswerLost => Err(CommitError::Unknown(answer_lost())),
+            CommitFault::AppliedLate => {
+                let mut arrive = self.faults.0.late_commits_arrive.subscribe();
+                let session = self.inner;
+                self.faults.0.late_commits.lock().spawn(async move {
+                    // Fails only when the switch is gone, and this task with it.
+                    let _ = arrive.wait_for(|arrive| *arrive).await;
+                    let _ = session.commit(batch).await;
+                });
+                Err(CommitError::Unknown(answer_lost()))
+            }
             CommitFault::Refused(error) => Err(CommitError::NotCommitted(error)),
         }
     }
@@ -167,23 +276,27 @@ impl Driver for FaultyDriver {
         self.inner.clock()
     }
 
+    fn lock_limit(&self) -> Option<Duration> {
+        self.inner.lock_limit()
+    }
+
     async fn open(&self, records: &[IndexDeclaration]) -> Result<Meta, DriverError> {
-        self.faults.check()?;
+        self.faults.check(Call::Open)?;
         self.inner.open(records).await
     }
 
     async fn meta(&self) -> Result<Meta, DriverError> {
-        self.faults.check()?;
+        self.faults.check(Call::Meta)?;
         self.inner.meta().await
     }
 
     async fn load(&self) -> Result<StoredTree, DriverError> {
-        self.faults.check()?;
+        self.faults.check(Call::Load)?;
         self.inner.load().await
     }
 
     async fn read_log(&self, epoch: Epoch, after: Revision, rows_max: usize) -> Result<LogPage, DriverError> {
-        self.faults.check()?;
+        self.faults.check(Call::ReadLog)?;
         self.inner.read_log(epoch, after, rows_max).await
     }
 
@@ -192,56 +305,59 @@ impl Driver for FaultyDriver {
             let mut absent = self.faults.0.absent.subscribe();
             // Either the store comes back or the limit is over: both are news.
             let _ = tokio::time::timeout(limit, absent.wait_for(|absent| !absent)).await;
+        } else if *self.faults.0.deaf.borrow() {
+            tokio::time::sleep(limit).await;
         } else {
             self.inner.wait_for_news(after, limit).await;
         }
     }
 
     async fn find_submission(&self, submission: SubmissionId) -> Result<Option<Revision>, DriverError> {
-        self.faults.check()?;
+        self.faults.check(Call::FindSubmission)?;
         self.inner.find_submission(submission).await
     }
 
     async fn begin(&self, epoch: Epoch, after: Revision, rows_max: usize) -> Result<Begun, DriverError> {
-        self.faults.check()?;
+        self.faults.check(Call::Begin)?;
+        let connection = self.faults.0.connection.load(Ordering::SeqCst);
         let Begun { session, rows } = self.inner.begin(epoch, after, rows_max).await?;
-        let session = Box::new(FaultySession { inner: session, faults: self.faults.clone() });
+        let session = Box::new(FaultySession { inner: session, faults: self.faults.clone(), connection });
         Ok(Begun { session, rows })
     }
 
     async fn query_records(&self, query: &RecordQuery) -> Result<RecordPage, DriverError> {
-        self.faults.check()?;
+        self.faults.check(Call::QueryRecords)?;
         self.inner.query_records(query).await
     }
 
     async fn prune_records(&self, retention: &Retention, rows_max: usize) -> Result<usize, DriverError> {
-        self.faults.check()?;
+        self.faults.check(Call::PruneRecords)?;
         self.inner.prune_records(retention, rows_max).await
     }
 
     async fn join(&self, server: ServerRow) -> Result<(), DriverError> {
-        self.faults.check()?;
+        self.faults.check(Call::Join)?;
         self.inner.join(server).await
     }
 
     async fn heartbeat(&self, server: ServerRow) -> Result<(), DriverError> {
-        self.faults.check()?;
+        self.faults.check(Call::Heartbeat)?;
         self.inner.heartbeat(server).await?;
         if *self.faults.0.heartbeat_answers_lost.borrow() { Err(answer_lost()) } else { Ok(()) }
     }
 
     async fn leave(&self, server: ServerId) -> Result<(), DriverError> {
-        self.faults.check()?;
+        self.faults.check(Call::Leave)?;
         self.inner.leave(server).await
     }
 
     async fn cluster(&self) -> Result<(Vec<ServerRow>, Vec<SlotRow>), DriverError> {
-        self.faults.check()?;
+        self.faults.check(Call::Cluster)?;
         self.inner.cluster().await
     }
 
     async fn take_slots(&self, server: ServerId, slots: &[SlotId]) -> Result<Vec<Fence>, DriverError> {
-        self.faults.check()?;
+        self.faults.check(Call::TakeSlots)?;
         let fault = self.faults.0.takes.lock().pop_front().unwrap_or(SettleFault::None);
         if fault == SettleFault::NotApplied {
             return Err(answer_lost());
@@ -251,17 +367,17 @@ impl Driver for FaultyDriver {
     }
 
     async fn release_slots(&self, fences: &[Fence]) -> Result<(), DriverError> {
-        self.faults.check()?;
+        self.faults.check(Call::ReleaseSlots)?;
         self.inner.release_slots(fences).await
     }
 
     async fn pending(&self, slot: SlotId, after: Revision, rows_max: usize) -> Result<Pending, DriverError> {
-        self.faults.check()?;
+        self.faults.check(Call::Pending)?;
         self.inner.pending(slot, after, rows_max).await
     }
 
     async fn settle(&self, items: Vec<Settle>) -> Result<Vec<Settled>, DriverError> {
-        self.faults.check()?;
+        self.faults.check(Call::Settle)?;
         let fault = self.faults.0.settles.lock().pop_front().unwrap_or(SettleFault::None);
         if fault == SettleFault::NotApplied {
             return Err(answer_lost());
@@ -271,7 +387,7 @@ impl Driver for FaultyDriver {
     }
 
     async fn exceptions(&self, hook: Option<HookNumber>) -> Result<Vec<Exception>, DriverError> {
-        self.faults.check()?;
+        self.faults.check(Call::Exceptions)?;
         self.inner.exceptions(hook).await
     }
 
@@ -283,12 +399,12 @@ impl Driver for FaultyDriver {
         changed: Vec<EntityRow>,
         removed: Vec<crate::path::Path>,
     ) -> Result<(), DriverError> {
-        self.faults.check()?;
+        self.faults.check(Call::WriteEntities)?;
         self.inner.write_entities(epoch, from, to, changed, removed).await
     }
 
     async fn replace_entities(&self, epoch: Epoch, tree: StoredTree) -> Result<(), DriverError> {
-        self.faults.check()?;
+        self.faults.check(Call::ReplaceEntities)?;
         self.inner.replace_entities(epoch, tree).await
     }
 
@@ -299,12 +415,12 @@ impl Driver for FaultyDriver {
         floor: Revision,
         rows_max: usize,
     ) -> Result<Revision, DriverError> {
-        self.faults.check()?;
+        self.faults.check(Call::Compact)?;
         self.inner.compact(epoch, keep, floor, rows_max).await
     }
 
     async fn new_epoch(&self, tokens_above: SlotToken) -> Result<Meta, DriverError> {
-        self.faults.check()?;
+        self.faults.check(Call::NewEpoch)?;
         self.inner.new_epoch(tokens_above).await
     }
 

@@ -95,10 +95,17 @@ impl Leases {
         changes
     }
 
+    /// Renews a lease. A heartbeat that lands late neither takes back what a later one has renewed nor lets a server that
+    /// drains have slots again.
     pub(crate) fn heartbeat(&mut self, server: ServerRow, now: Timestamp) -> Result<LeaseChanges, DriverError> {
-        if !self.lives(server.id, now) {
+        let Some(there) = self.servers.get(&server.id).filter(|there| there.lease_until > now) else {
             return Err(DriverError::LeaseLapsed);
-        }
+        };
+        let server = ServerRow {
+            lease_until: server.lease_until.max(there.lease_until),
+            draining: server.draining || there.draining,
+            ..server
+        };
         self.servers.insert(server.id, server.clone());
         Ok(LeaseChanges { servers: vec![server], ..LeaseChanges::default() })
     }

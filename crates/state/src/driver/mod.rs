@@ -13,9 +13,13 @@
 //! 6. Log rows are only removed up to what compaction allows: below every slot's low watermark and below the revision
 //!    that `entities` stand for. The newest row stays.
 
+mod encoding;
+mod entities_mark;
 mod faults;
+pub(crate) mod format;
 mod leases;
 pub mod memory;
+pub mod postgres;
 mod record_index;
 mod rows;
 pub mod sqlite;
@@ -25,7 +29,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-pub use faults::{CommitFault, Faults, FaultyDriver, SettleFault};
+pub use faults::{Call, CommitFault, Faults, FaultyDriver, SettleFault};
 pub use rows::{
     EntityRow, Exception, ExceptionState, Fence, HookLoad, HookNumber, IndexEntry, LogEntry, LogRow, Meta, Receipt,
     ReceiptOutcome, RecordId, RecordRow, RecordWrite, RequestAction, RequestId, RequestedChange, ServerHook, ServerId,
@@ -43,7 +47,7 @@ pub enum DriverError {
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
     /// The store has no room left. Nothing was done; try again once there is room.
-    #[error("the store has no room left: {0}")]
+    #[error("the disk that holds the store has no room left, so free some there: {0}")]
     Full(String),
     /// The store was written by a newer release.
     #[error("the store has format {found}, and this build knows formats up to {known}; nothing was written")]
@@ -52,6 +56,17 @@ pub enum DriverError {
         found: u32,
         /// The newest one that this build knows.
         known: u32,
+    },
+    /// The store's format is older than this build brings up to date. Nothing was written.
+    #[error(
+        "the store has format {found}, and this build takes over formats from {oldest} on; first start a release that knows \
+         format {oldest}, which brings the store there; nothing was written"
+    )]
+    OlderFormat {
+        /// The store's format.
+        found: u32,
+        /// The oldest that this build takes over.
+        oldest: u32,
     },
     /// Another process has the store.
     #[error("the store is held by another process: {0}")]
@@ -271,6 +286,9 @@ impl StoredState {
     }
 }
 
+/// How many times [`Driver::lock_limit`] a lease has to be.
+pub const LEASES_PER_LOCK_LIMIT: u32 = 3;
+
 /// What stores and orders. See the module's invariants.
 #[async_trait]
 pub trait Driver: Send + Sync + 'static {
@@ -388,9 +406,19 @@ pub trait Driver: Send + Sync + 'static {
     /// all slots, and gives out tokens above `tokens_above` and above all that the store knows of.
     async fn new_epoch(&self, tokens_above: SlotToken) -> Result<Meta, DriverError>;
 
+    /// How long the store lets a holder of the write lock that does not move keep it; none where a holder can't be cut off
+    /// from it. A lease has to be at least [`LEASES_PER_LOCK_LIMIT`] times as long, or a state is refused at its start: a
+    /// stopped holder must never cost others their leases.
+    fn lock_limit(&self) -> Option<Duration> {
+        None
+    }
+
     /// Everything, as of one moment.
     async fn stored(&self) -> Result<StoredState, DriverError>;
 }
+
+/// By how much tokens rise when a backup is restored where nobody knows any more what was given out after it.
+const RESTORED_TOKENS_ABOVE: u64 = 1 << 24;
 
 /// Refuses a page with a hole (invariant 1): rows have to follow `after` one by one, and to end at the head unless the
 /// page is full.

@@ -7,6 +7,8 @@ pub mod driver_contract;
 pub mod history;
 pub mod linter;
 pub mod points;
+pub mod postgres;
+pub mod proxy;
 mod store;
 
 pub use cluster::{Cluster, ClusterBuilder, START};

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use crate::clock::ManualClock;
 use crate::driver::memory::MemoryStore;
+use crate::driver::postgres::{PostgresBackup, PostgresOptions, PostgresStore};
 use crate::driver::sqlite::{SqliteOptions, SqliteStore};
 use crate::driver::{Driver, DriverError, Faults, StoredState};
 
@@ -48,6 +49,8 @@ pub enum StoreKind {
     Memory,
     /// [`SqliteStore`] in a folder of its own, removed with it.
     Sqlite,
+    /// [`PostgresStore`] in a schema of its own, on the server of [`super::postgres`].
+    Postgres,
 }
 
 /// Makes a store for a test.
@@ -55,6 +58,11 @@ pub enum StoreKind {
 pub trait StoreFactory: Send + Sync {
     /// An empty store on this clock.
     async fn make(&self, clock: ManualClock) -> Box<dyn TestStore>;
+
+    /// Why there can be no store here, if so; it has been noted in the table of skips. Cases then end at once.
+    fn skipped(&self) -> Option<&'static str> {
+        None
+    }
 }
 
 #[async_trait]
@@ -70,6 +78,14 @@ impl StoreFactory for StoreKind {
                 store.open().await.expect("a fresh folder holds no store yet");
                 Box::new(store)
             }
+            StoreKind::Postgres => Box::new(PostgresTestStore::make(clock).await),
+        }
+    }
+
+    fn skipped(&self) -> Option<&'static str> {
+        match self {
+            StoreKind::Memory | StoreKind::Sqlite => None,
+            StoreKind::Postgres => super::postgres::skipped(),
         }
     }
 }
@@ -187,5 +203,56 @@ impl TestStore for SqliteTestStore {
 
     async fn tamper(&self, change: Tamper) -> Result<(), DriverError> {
         self.store().tamper(change).await
+    }
+}
+
+struct PostgresTestStore {
+    store: PostgresStore,
+    backups: Mutex<Vec<Arc<PostgresBackup>>>,
+}
+
+impl PostgresTestStore {
+    async fn make(clock: ManualClock) -> Self {
+        let server = super::postgres::shared().expect("a case that needs PostgreSQL asks before whether it is skipped");
+        let options = PostgresOptions { clock: Some(Arc::new(clock)), ..server.test_options() };
+        let store = PostgresStore::new(&server.url(), options).expect("the test server's address is well formed");
+        store.driver().open(&[]).await.expect("a schema of its own is empty");
+        PostgresTestStore { store, backups: Mutex::default() }
+    }
+}
+
+#[async_trait]
+impl TestStore for PostgresTestStore {
+    fn driver(&self, faults: Faults) -> Arc<dyn Driver> {
+        self.store.driver_with(faults)
+    }
+
+    async fn reopen(&self) -> Result<(), DriverError> {
+        Ok(())
+    }
+
+    async fn drop_and_recreate(&self) -> Result<(), DriverError> {
+        self.store.drop_and_recreate().await
+    }
+
+    async fn back_up(&self) -> Result<usize, DriverError> {
+        let backup = Arc::new(self.store.backup().await?);
+        let mut backups = self.backups.lock();
+        backups.push(backup);
+        Ok(backups.len() - 1)
+    }
+
+    async fn restore(&self, backup: usize) -> Result<(), DriverError> {
+        let backup = self.backups.lock()[backup].clone();
+        self.store.restore(&backup).await
+    }
+
+    async fn set_back_to(&self, backup: usize) -> Result<(), DriverError> {
+        let backup = self.backups.lock()[backup].clone();
+        self.store.set_back_to(&backup).await
+    }
+
+    async fn tamper(&self, change: Tamper) -> Result<(), DriverError> {
+        self.store.tamper(change).await
     }
 }

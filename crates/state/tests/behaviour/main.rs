@@ -2,7 +2,6 @@
 #![allow(clippy::unwrap_used)]
 
 mod cluster_kit;
-mod hooks;
 
 use tidegate_state::testing::StoreKind;
 use tidegate_state::testing::conformance::Variants;

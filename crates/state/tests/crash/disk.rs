@@ -3,12 +3,25 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tidegate_state::driver::sqlite::{SqliteOptions, SqliteStore};
 use tidegate_state::driver::{CommitError, DriverError};
-use tidegate_state::{Revision, SubmissionId};
+use tidegate_state::{Entity, Ref, Revision, Root, State, StateOptions, SubmissionId};
 
 use crate::writers::{FOLDER, acknowledged_in, batch, declaration, store_in};
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Note {
+    text: String,
+}
+
+impl Entity for Note {
+    const COLLECTION: &'static str = "notes";
+    type Parent = Root;
+    type Id = String;
+}
 
 /// A file system of 16 MB, taken down when it is dropped.
 struct SmallDisk {
@@ -173,4 +186,38 @@ fn d30_what_was_told_of_a_commit_that_did_not_fit_is_true_after_a_restart() {
         assert!(refused.iter().all(|submission| !found.contains(submission)));
         assert_eq!(integrity(&store_in(folder.path())), "ok");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d30_a_state_says_that_its_store_is_full_until_a_write_succeeds() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(folder.path().join("store.db"), SqliteOptions::default()).unwrap();
+    let options = StateOptions { write_limit: Duration::from_millis(200), ..StateOptions::new("server") };
+    let state = State::open(store.driver(), options).await.unwrap();
+    let place: Ref<Note> = Ref::root("a").unwrap();
+    let write = async |length: usize| {
+        let (place, note) = (place.clone(), Note { text: "x".repeat(length) });
+        state.write(move |tx| tx.put(&place, note.clone())).await.map(|_| ())
+    };
+    write(10).await.unwrap();
+    assert_eq!(state.store_full(), None);
+    store.set_bytes_max(Some(300 << 10)).await.unwrap();
+    // The write-ahead log takes what the file has no pages for; then it is over.
+    let mut refused = None;
+    for _ in 0..50 {
+        if let Err(error) = write(100_000).await {
+            refused = Some(error);
+            break;
+        }
+    }
+    let refused = refused.expect("the store is bounded").to_string();
+    for part in ["has no room left", "free some", "nothing was committed"] {
+        assert!(refused.contains(part), "{part} in {refused}");
+    }
+    assert!(state.store_full().unwrap().contains("no room left"));
+    assert!(state.snapshot().contains(place.path()), "it is read on");
+    store.set_bytes_max(None).await.unwrap();
+    write(10).await.unwrap();
+    assert_eq!(state.store_full(), None);
+    state.close().await;
 }

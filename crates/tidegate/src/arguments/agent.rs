@@ -42,6 +42,12 @@ pub(crate) struct AgentRunArguments {
     /// Where it answers reads.
     #[arg(long, env = "TIDEGATE_LISTEN", value_name = "ADDRESS", default_value = tidegate_server::agent::DEFAULT_LISTEN)]
     pub(crate) listen: SocketAddr,
+    /// Listen beyond loopback although whoever reaches it may read everything.
+    #[arg(long)]
+    pub(crate) allow_anyone: bool,
+    /// Listen beyond loopback although it speaks no TLS itself.
+    #[arg(long)]
+    pub(crate) allow_plain_http: bool,
     /// Where others reach it, if that is not where it listens.
     #[arg(long, value_name = "URL")]
     pub(crate) advertise: Option<String>,
@@ -108,6 +114,12 @@ pub(crate) struct NodeArguments {
     /// Where it answers reads and its agent's orders.
     #[arg(long, env = "TIDEGATE_LISTEN", value_name = "ADDRESS", default_value = tidegate_server::node::DEFAULT_LISTEN)]
     pub(crate) listen: SocketAddr,
+    /// Listen beyond loopback although whoever reaches it may read everything.
+    #[arg(long)]
+    pub(crate) allow_anyone: bool,
+    /// Listen beyond loopback although it speaks no TLS itself.
+    #[arg(long)]
+    pub(crate) allow_plain_http: bool,
     /// Where the agent and others reach it, if that is not where it listens.
     #[arg(long, value_name = "URL")]
     pub(crate) advertise: Option<String>,

@@ -1,6 +1,9 @@
 //! What the command line takes. One file per group of commands.
 
+mod access;
 mod agent;
+#[cfg(test)]
+mod deploy_tests;
 mod push;
 mod server;
 mod store;
@@ -10,6 +13,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub(crate) use access::{AuditArguments, TokenCommand};
 pub(crate) use agent::{AgentArguments, AgentCommand, AgentRunArguments, NodeArguments};
 pub(crate) use push::{ProceedArguments, PushArguments, PushCommand};
 pub(crate) use server::{ConfigCommand, DemoArguments, QueueCommand, RegionCommand, ServerArguments};
@@ -31,6 +35,12 @@ pub(crate) struct GlobalArguments {
     /// The server's address.
     #[arg(long, global = true, env = "TIDEGATE_URL", default_value = "http://127.0.0.1:7600", value_name = "URL")]
     pub(crate) url: String,
+    /// A file with the token to show to the server. Without it, TIDEGATE_TOKEN has the token itself.
+    #[arg(long, global = true, env = "TIDEGATE_TOKEN_FILE", value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// A file with the certificates (PEM) that the server's leads to, in place of those that this machine trusts.
+    #[arg(long, global = true, env = "TIDEGATE_CA", value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
     /// Text for people, or one JSON object for programs.
     #[arg(long, global = true, value_enum, default_value_t = OutputFormat::Text, value_name = "FORMAT")]
     pub(crate) output: OutputFormat,
@@ -80,7 +90,7 @@ pub(crate) enum Command {
     Get {
         /// The store.
         store: String,
-        /// The key; several key columns are separated by commas.
+        /// The key; several key columns are separated by commas, or written as a JSON array.
         key: String,
         /// The region to read in.
         #[arg(long)]
@@ -102,9 +112,18 @@ pub(crate) enum Command {
     /// The hooks' configuration that is in force.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// The control plane's servers: how far each is behind, what it leases, and what waits.
+    Cluster,
     /// Requests of the cluster hooks that wait, failed or are dead.
     #[command(subcommand)]
     Queue(QueueCommand),
+    /// Whether the server at --url can work: exit code 0 if so, 1 if not, 3 if nobody answers.
+    Ready,
+    /// Tokens: who may ask the server what.
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Who changed what, the newest first.
+    Audit(AuditArguments),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.

@@ -14,8 +14,14 @@ pub(crate) struct PushArguments {
     #[arg(required = true)]
     pub(crate) store: Option<String>,
     /// Files, folders of part files, or patterns such as 'data/part-*.csv.zst'.
-    #[arg(required = true, value_name = "PATH")]
+    #[arg(required_unless_present = "from_version", value_name = "PATH")]
     pub(crate) paths: Vec<String>,
+    /// Release the data of this version again, as a new version: nothing is built or sent, every gate is asked.
+    #[arg(long, value_name = "VERSION", conflicts_with_all = ["paths", "allow_empty"])]
+    pub(crate) from_version: Option<u64>,
+    /// Open one gate whatever its hooks say, on record: 'pre-creation@a=the drop is expected'.
+    #[arg(long = "proceed", value_name = "GATE[@REGION]=REASON")]
+    pub(crate) overrides: Vec<String>,
     /// The push's id. The same id again continues the same push; without one a new id is made.
     #[arg(long)]
     pub(crate) id: Option<String>,

@@ -13,6 +13,9 @@ pub(crate) struct DemoArguments {
     /// Where the page and the API are served.
     #[arg(long, default_value = "127.0.0.1:0", value_name = "ADDRESS")]
     pub(crate) listen: SocketAddr,
+    /// A PostgreSQL to keep the demo's state in, in a schema that goes with it; by default a file.
+    #[arg(long, value_name = "URL")]
+    pub(crate) database: Option<String>,
     /// Where the demo keeps its data; by default a folder that goes with it.
     #[arg(long, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
@@ -23,12 +26,34 @@ pub(crate) struct ServerArguments {
     /// Where the server keeps everything.
     #[arg(long, env = "TIDEGATE_DATA", value_name = "DIR")]
     pub(crate) data: PathBuf,
-    /// Where it listens, loopback only [default: as the configuration says, or 127.0.0.1:7600].
+    /// Where it listens [default: as the configuration says, or 127.0.0.1:7600]. Beyond loopback it needs [tls] in its
+    /// configuration, and asks everybody for a token.
     #[arg(long, env = "TIDEGATE_LISTEN", value_name = "ADDRESS")]
     pub(crate) listen: Option<SocketAddr>,
-    /// Its configuration (TOML): regions, limits and `[hooks]`.
+    /// A PostgreSQL that several servers share, for their state: `postgres://user@host/database` [default: as the
+    /// configuration says, or a file below --data].
+    #[arg(long, env = "TIDEGATE_DATABASE", value_name = "URL", hide_env_values = true)]
+    pub(crate) database: Option<String>,
+    /// Where artifacts are kept: `s3://bucket/prefix` or `file:///a/folder` [default: as the configuration says, or a
+    /// folder below --data]. All servers have to reach one store.
+    #[arg(long, env = "TIDEGATE_ARTIFACTS", value_name = "URL")]
+    pub(crate) artifacts: Option<String>,
+    /// Its configuration (TOML): regions, limits, `[artifacts]` and `[hooks]`.
     #[arg(long, env = "TIDEGATE_CONFIG", value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) exposure: ExposureArguments,
+}
+
+/// What a server beyond loopback has to be told by name.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub(crate) struct ExposureArguments {
+    /// Listen beyond loopback without TLS: something in front of the server speaks it, or tokens travel in the clear.
+    #[arg(long)]
+    pub(crate) allow_plain_http: bool,
+    /// Listen beyond loopback without authentication: whoever reaches the server may do anything.
+    #[arg(long)]
+    pub(crate) allow_anyone: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -87,6 +112,9 @@ pub(crate) enum ConfigCommand {
     Apply {
         /// The file (TOML).
         file: PathBuf,
+        /// Do not ask where hooks stop being configured by it.
+        #[arg(long, short)]
+        yes: bool,
     },
     /// What is in force, and where it came from.
     Show,

@@ -16,6 +16,9 @@ pub(crate) enum StoreCommand {
         /// How many partitions its versions have.
         #[arg(long)]
         partitions: Option<u32>,
+        /// The team that may change it, beside operators and admins.
+        #[arg(long)]
+        team: Option<String>,
         /// What a push does while another runs: refuse, queue or supersede.
         #[arg(long, value_name = "POLICY")]
         on_new_push: Option<String>,
@@ -27,7 +30,7 @@ pub(crate) enum StoreCommand {
         /// The store.
         name: String,
     },
-    /// Change settings, as NAME=VALUE: `store set airports retention=3 on_new_push=queue`.
+    /// Change settings, as NAME=VALUE: `store set airports retention=3 on_new_push=queue limits.push_ms=2h`.
     Set {
         /// The store.
         name: String,
@@ -48,6 +51,9 @@ pub(crate) enum StoreCommand {
         /// In this region alone.
         #[arg(long)]
         region: Option<String>,
+        /// To this version; without it each region goes to the one that it served before.
+        #[arg(long, value_name = "VERSION")]
+        to: Option<u64>,
         /// Why, for the record.
         #[arg(long)]
         reason: String,

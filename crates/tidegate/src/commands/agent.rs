@@ -2,13 +2,13 @@
 
 use tidegate_api::PinView;
 use tidegate_api::agent::{PinAnswer, PinOrder, StorePins};
-use tidegate_server::agent::{Agent, AgentSetup, AgentStartError, ControlError, pin_version, pins, unpin};
+use tidegate_server::agent::{Agent, AgentSetup, AgentStartError, ControlError, Exposure, pin_version, pins, unpin};
 
 use super::server::stop_signal;
 use crate::arguments::{AgentArguments, AgentCommand, AgentRunArguments};
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::output::{Output, Paint, Style, plain, table, time};
+use crate::output::{Output, Paint, Style, moment, plain, say, table};
 
 pub(super) async fn run(arguments: AgentArguments, output: Output) -> Result<Exit, Failure> {
     match (arguments.command, arguments.run) {
@@ -44,6 +44,7 @@ async fn start(arguments: AgentRunArguments, output: Output) -> Result<(), Failu
     setup.token_file = arguments.token_file;
     setup.trusted = arguments.ca_file;
     setup.listen = arguments.listen;
+    setup.exposure = Exposure { allow_anyone: arguments.allow_anyone, allow_plain_http: arguments.allow_plain_http };
     setup.advertise = arguments.advertise;
     setup.name = arguments.name;
     setup.nodes = arguments.nodes;
@@ -54,10 +55,10 @@ async fn start(arguments: AgentRunArguments, output: Output) -> Result<(), Failu
         output.result(&serde_json::json!({ "url": agent.url(), "region": region }), |_, _| String::new())?;
     } else {
         let mark = output.error_style.mark(Paint::Good);
-        eprintln!("{mark} agent of region {} listening on {}", plain(&region), agent.url());
+        say(&format!("{mark} agent of region {} listening on {}", plain(&region), agent.url()));
     }
     stop_signal().await?;
-    eprintln!("{} stopping", output.error_style.mark(Paint::Going));
+    say(&format!("{} stopping", output.error_style.mark(Paint::Going)));
     agent.shutdown().await;
     Ok(())
 }
@@ -89,14 +90,14 @@ fn list(pins: &[StorePins], style: Style) -> String {
     let mut rows = Vec::new();
     let mut row = |store: &str, pin: &PinView| {
         let state = match (&pin.ended, pin.ended_at) {
-            (Some(ended), Some(at)) => format!("over since {}: {}", time(at), plain(ended)),
+            (Some(ended), Some(at)) => format!("over since {}: {}", moment(at), plain(ended)),
             _ => "in force".to_owned(),
         };
         rows.push(vec![
             plain(store),
             format!("v{}", pin.version),
             plain(&pin.by),
-            time(pin.at),
+            moment(pin.at),
             plain(&pin.reason),
             state,
         ]);
@@ -113,7 +114,7 @@ impl From<AgentStartError> for Failure {
     fn from(error: AgentStartError) -> Self {
         let to_do = match &error {
             AgentStartError::Setting { .. } => "Correct it and try again.",
-            AgentStartError::NotLoopback { .. } => "Choose a loopback address, such as 127.0.0.1:7610.",
+            AgentStartError::Exposed(_) => "Choose a loopback address, such as 127.0.0.1:7610, or ask for it by name.",
             AgentStartError::Listen { .. } => "Stop what listens there, or choose another address with --listen.",
             AgentStartError::DataInUse { .. } => "Stop the other process, or choose another folder with --data.",
             AgentStartError::Data { .. } => "Choose the agent's own folder, which this user may write, with --data.",

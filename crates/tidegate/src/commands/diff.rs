@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 
 use tidegate_dataset::Cancel;
-use tidegate_dataset::diff::{DiffInput, DiffOptions, diff};
+use tidegate_dataset::diff::{DiffError, DiffInput, DiffOptions, diff};
 
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{Output, plain};
 
 pub(super) async fn run(before: PathBuf, after: PathBuf, key: Vec<String>, output: Output) -> Result<Exit, Failure> {
-    let work = tempfile::tempdir()?;
+    let work = tempfile::Builder::new().prefix("tidegate-diff-").tempdir()?;
     let options = DiffOptions::new(key, work.path());
     let sides = (input(before), input(after));
     let cancel = Cancel::default();
@@ -26,13 +26,21 @@ pub(super) async fn run(before: PathBuf, after: PathBuf, key: Vec<String>, outpu
     let report = report.map_err(|error| {
         Failure::new(
             "the two could not be compared",
-            error.to_string(),
+            words(&error),
             "Nothing was changed.",
             "Mend what the text names, and repeat the command.",
         )
     })?;
     output.result(&report, |report, _| plain(&report.to_string()))?;
     Ok(Exit::Done)
+}
+
+/// What is wrong, naming the side once: most texts about an input name it themselves.
+fn words(error: &DiffError) -> String {
+    match error {
+        DiffError::Build { side, source } if source.to_string().starts_with(side.as_str()) => source.to_string(),
+        other => other.to_string(),
+    }
 }
 
 /// A folder with a manifest is an artifact; anything else is input.

@@ -1,6 +1,8 @@
 //! What each command does. One file per group.
 
 mod agent;
+mod audit;
+mod cluster;
 mod config;
 mod diff;
 mod node;
@@ -9,23 +11,29 @@ mod queue;
 mod region;
 mod server;
 mod store;
+mod token;
+
+use std::time::Duration;
+
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::CommandFactory;
 use tidegate_client::Client;
 use tidegate_lifecycle::Registry;
 
 use crate::arguments::{Arguments, Command};
+use crate::connection;
 use crate::demo;
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::output::{Output, plain};
+use crate::output::{Output, Paint, ask, plain, say};
 
 pub(crate) use push::follow_push;
 pub(crate) use server::start_server;
 
 /// Runs a command to its end.
 pub(crate) async fn run(arguments: Arguments, registry: Registry, output: Output) -> Result<Exit, Failure> {
-    let client = || Client::new(&arguments.global.url);
+    let client = || connection::client(&arguments.global).map(|client| with_notice(client, output));
     match arguments.command {
         Command::Demo(demo) => demo::run(demo, registry, output).await,
         Command::Server(server) => server::run(server, registry, output).await,
@@ -34,8 +42,9 @@ pub(crate) async fn run(arguments: Arguments, registry: Registry, output: Output
         Command::Store(command) => store::run(command, &client()?, output).await,
         Command::Push(push) => push::run(push, &client()?, output).await,
         Command::Get { store, key, region } => {
-            let key = if key.contains(',') { composite_key(&key) } else { key };
-            let answer = client()?.get(&store, &key, Some(&region)).await?;
+            let client = client()?;
+            let key = if key.contains(',') { key_of(&key, &client.store(&store).await?.key_columns)? } else { key };
+            let answer = client.get(&store, &key, Some(&region)).await?;
             output.result(&answer, |answer, _| {
                 let fields = match &answer.value {
                     serde_json::Value::Object(fields) => fields
@@ -51,26 +60,59 @@ pub(crate) async fn run(arguments: Arguments, registry: Registry, output: Output
         Command::Region(command) => region::run(command, &client()?, output).await,
         Command::Diff { before, after, key } => diff::run(before, after, key, output).await,
         Command::Config(command) => config::run(command, &client()?, output).await,
+        Command::Cluster => cluster::run(&client()?, output).await,
         Command::Queue(command) => queue::run(command, &client()?, output).await,
+        Command::Ready => {
+            // Asked again and again by whoever wants to know, so it is asked once.
+            client()?.with_patience(Duration::ZERO).is_ready().await?;
+            output.result(&serde_json::json!({ "ready": true }), |_, _| "ready".to_owned())?;
+            Ok(Exit::Done)
+        }
+        Command::Token(command) => token::run(command, &client()?, output).await,
+        Command::Audit(arguments) => audit::run(arguments, &client()?, output).await,
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Arguments::command(), "tidegate", &mut std::io::stdout());
+            // Into memory first: the generator panics when it can't write.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "tidegate", &mut script);
+            output.text(&String::from_utf8_lossy(&script))?;
             Ok(Exit::Done)
         }
     }
 }
 
-/// Several key columns are written with commas on the command line, and as a JSON array in the API.
-fn composite_key(text: &str) -> String {
-    let parts: Vec<serde_json::Value> = text
-        .split(',')
-        .map(|part| part.parse::<i64>().map_or_else(|_| serde_json::Value::from(part), serde_json::Value::from))
-        .collect();
-    serde_json::Value::from(parts).to_string()
+/// Says soon, and once, that a server does not answer and is tried on.
+fn with_notice(client: Client, output: Output) -> Client {
+    let told = AtomicBool::new(output.is_json());
+    client.with_notice(move |error, patience| {
+        if error.is_unreachable() && !told.swap(true, Ordering::Relaxed) {
+            let style = output.error_style;
+            let limit = crate::output::elapsed(i64::try_from(patience.as_millis()).unwrap_or(i64::MAX));
+            say(&format!("{} the server does not answer; trying on for up to {limit}", style.mark(Paint::Held)));
+        }
+    })
+}
+
+/// Several key columns are written with commas on the command line, and as a JSON array in the API; the array itself is
+/// taken as it is. Each part goes as text, which the server reads by its column's type, so that `01` stays what it is. The
+/// text of a single column is the key, whatever is in it.
+fn key_of(text: &str, columns: &[String]) -> Result<String, Failure> {
+    if columns.len() < 2 || text.starts_with('[') {
+        return Ok(text.to_owned());
+    }
+    let parts: Vec<&str> = text.split(',').collect();
+    if parts.len() != columns.len() {
+        return Err(Failure::usage(
+            format!("{text:?} is no key of this store"),
+            format!("It has {} parts, and the key has {} columns: {}.", parts.len(), columns.len(), columns.join(", ")),
+            "Write one part for each, or, where a part has a comma in it, a JSON array: '[\"a,b\", \"c\"]'.",
+        ));
+    }
+    Ok(serde_json::Value::from(parts).to_string())
 }
 
 /// Asks on the terminal; without one, nothing dangerous is done unless the flag says so.
 fn confirm(question: &str, yes: bool) -> Result<(), Failure> {
-    use std::io::{BufRead, IsTerminal, Write};
+    use std::io::{BufRead, IsTerminal};
     if yes {
         return Ok(());
     }
@@ -81,8 +123,7 @@ fn confirm(question: &str, yes: bool) -> Result<(), Failure> {
             "Add --yes to do it without being asked.",
         ));
     }
-    eprint!("{question} [y/N] ");
-    std::io::stderr().flush()?;
+    ask(&format!("{question} [y/N] "));
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer)?;
     if matches!(answer.trim(), "y" | "Y" | "yes") {
@@ -109,8 +150,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn several_key_columns_become_an_array() {
-        assert_eq!(composite_key("de,7"), r#"["de",7]"#);
+    fn a_key_is_split_only_where_the_store_has_several_key_columns() {
+        let columns = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let key = |text: &str, names: &[&str]| key_of(text, &columns(names)).map_err(|_| ());
+        assert_eq!(key("de,07", &["country", "number"]), Ok(r#"["de","07"]"#.to_owned()));
+        assert_eq!(key(r#"["a,b", 7]"#, &["country", "number"]), Ok(r#"["a,b", 7]"#.to_owned()));
+        assert_eq!(key("Berlin, Tegel", &["name"]), Ok("Berlin, Tegel".to_owned()));
+        assert_eq!(key("[1,2]", &["name"]), Ok("[1,2]".to_owned()));
+        assert!(key("a,b,c", &["country", "number"]).is_err());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::confirm;
 use crate::arguments::RegionCommand;
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::output::{Output, Paint, Style, plain, table, time};
+use crate::output::{Output, Paint, Style, moment, plain, table};
 
 pub(super) async fn run(command: RegionCommand, client: &Client, output: Output) -> Result<Exit, Failure> {
     match command {
@@ -49,7 +49,7 @@ fn availability(region: &RegionView) -> String {
 fn host(host: Option<&HostView>) -> String {
     match host {
         None => "nobody".to_owned(),
-        Some(host) if host.lapsed => format!("nobody since {}, last {}", time(host.until), plain(&host.name)),
+        Some(host) if host.lapsed => format!("nobody since {}, last {}", moment(host.until), plain(&host.name)),
         Some(host) => plain(&host.name),
     }
 }
@@ -86,8 +86,8 @@ fn show(region: &RegionView, style: Style) -> String {
         lines.push(format!(
             "    agent {}, since {}, heard of at {}",
             host.agent,
-            time(host.since),
-            time(host.heard_at)
+            moment(host.since),
+            moment(host.heard_at)
         ));
         if let Some(address) = &host.address {
             lines.push(format!("    answers reads at {}", plain(address)));
@@ -111,7 +111,7 @@ fn show(region: &RegionView, style: Style) -> String {
         }
         for pin in state.past_pins.iter().rev() {
             let ended = pin.ended.as_deref().unwrap_or("over");
-            let at = pin.ended_at.map(time).unwrap_or_default();
+            let at = pin.ended_at.map(moment).unwrap_or_default();
             lines.push(format!("    was {}; {} at {at}", pinned(pin), plain(ended)));
         }
         for (version, held) in &state.held {
@@ -126,5 +126,5 @@ fn show(region: &RegionView, style: Style) -> String {
 }
 
 fn pinned(pin: &PinView) -> String {
-    format!("pinned to v{} by {} since {}: {}", pin.version, plain(&pin.by), time(pin.at), plain(&pin.reason))
+    format!("pinned to v{} by {} since {}: {}", pin.version, plain(&pin.by), moment(pin.at), plain(&pin.reason))
 }

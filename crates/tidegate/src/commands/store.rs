@@ -1,22 +1,25 @@
 //! `tidegate store …`.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value};
 use tidegate_api::{OverridesUpdate, RollbackRequest, StoreCreate, StorePatch, StoreView, VersionView};
 use tidegate_client::Client;
 
 use super::{confirm, name_and_value};
-use crate::arguments::{HooksCommand, SchemaCommand, StoreCommand};
+use crate::arguments::{HooksCommand, SchemaCommand, StoreCommand, parse_duration};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{Output, Paint, Style, count, plain, table, tree};
 
 pub(super) async fn run(command: StoreCommand, client: &Client, output: Output) -> Result<Exit, Failure> {
     match command {
-        StoreCommand::Create { name, key, partitions, on_new_push } => {
-            let settings = match on_new_push {
+        StoreCommand::Create { name, key, partitions, team, on_new_push } => {
+            let mut settings = match on_new_push {
                 Some(policy) => patch_of(&[("on_new_push".to_owned(), policy)])?,
                 None => StorePatch::default(),
             };
+            settings.team = team;
             let create = StoreCreate { name, key_columns: key, partitions, settings, ..StoreCreate::default() };
             let store = client.create_store(&create).await?;
             output.result(&store, |store, style| {
@@ -55,6 +58,10 @@ pub(super) async fn run(command: StoreCommand, client: &Client, output: Output) 
                     (store, OverridesUpdate { set, unset: Vec::new() })
                 }
                 HooksCommand::Unset { store, keys } => {
+                    let there = client.overrides(&store).await?.overrides;
+                    if let Some(absent) = keys.iter().find(|key| !there.contains_key(*key)) {
+                        return Err(not_set(&store, absent, &there));
+                    }
                     (store, OverridesUpdate { set: Default::default(), unset: keys })
                 }
             };
@@ -80,10 +87,11 @@ pub(super) async fn run(command: StoreCommand, client: &Client, output: Output) 
                 format!("{} schema {} is registered", style.mark(Paint::Good), schema.id)
             })?;
         }
-        StoreCommand::Rollback { name, region, reason, yes } => {
+        StoreCommand::Rollback { name, region, to, reason, yes } => {
             let place = region.as_deref().map_or("all regions".to_owned(), |region| format!("region {region}"));
-            confirm(&format!("Roll {} back in {place} to what was served before?", plain(&name)), yes)?;
-            let answer = client.roll_back_store(&name, &RollbackRequest { region, version: None, reason }).await?;
+            let target = to.map_or("what was served before".to_owned(), |version| format!("version {version}"));
+            confirm(&format!("Roll {} back in {place} to {target}?", plain(&name)), yes)?;
+            let answer = client.roll_back_store(&name, &RollbackRequest { region, version: to, reason }).await?;
             output.result(&answer, |answer, style| {
                 let line = |(region, version): (&String, &Option<u64>)| {
                     let version = version.map_or("no version".to_owned(), |version| format!("version {version}"));
@@ -103,11 +111,16 @@ pub(super) async fn run(command: StoreCommand, client: &Client, output: Output) 
     Ok(Exit::Done)
 }
 
-/// `limits.push_ms=3600000` becomes `{"limits": {"push_ms": 3600000}}`; the server's own type then says what is allowed.
+/// `limits.push_ms=3600000`, or `limits.push_ms=1h`, becomes `{"limits": {"push_ms": 3600000}}`; the server's own type then
+/// says what is allowed.
 fn patch_of(settings: &[(String, String)]) -> Result<StorePatch, Failure> {
     let mut patch = Map::new();
     for (name, text) in settings {
-        let value = serde_json::from_str(text).unwrap_or_else(|_| Value::from(text.as_str()));
+        let duration = || parse_duration(text).ok().filter(|_| name.ends_with("_ms"));
+        let milliseconds = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let value = serde_json::from_str(text).unwrap_or_else(|_| {
+            duration().map_or_else(|| Value::from(text.as_str()), |time| milliseconds(time).into())
+        });
         match name.split_once('.') {
             None => {
                 patch.insert(name.clone(), value);
@@ -121,12 +134,42 @@ fn patch_of(settings: &[(String, String)]) -> Result<StorePatch, Failure> {
         }
     }
     serde_json::from_value(Value::Object(patch)).map_err(|error| {
+        let named: Vec<&str> = settings.iter().map(|(name, _)| name.as_str()).collect();
         Failure::usage(
-            "these settings can't be made",
-            error.to_string(),
-            "There are schema_mode, auto_register_schemas, allow_empty, retention, golden_keys, on_new_push, limits.… and freshness.….",
+            format!("{} can't be set", named.join(", ")),
+            in_our_words(&error.to_string(), settings),
+            "There are team, schema_mode, auto_register_schemas, allow_empty, retention, keep_rejected_ms, grace_ms, keep_pushes, golden_keys, on_new_push, embedded_swap, embedded_dead_percent_max, limits.… and freshness.….",
         )
     })
+}
+
+fn not_set(store: &str, key: &str, there: &BTreeMap<String, String>) -> Failure {
+    let keys: Vec<&str> = there.keys().map(String::as_str).collect();
+    let why = if keys.is_empty() {
+        format!("Store {store} has no hook settings of its own.")
+    } else {
+        format!("Store {store} has {}.", keys.join(", "))
+    };
+    Failure::new(format!("{key} is not set"), why, "Nothing was changed.", "Name settings that the store has.")
+}
+
+/// What the reader of JSON says about a setting, with the setting's name and value as they were typed.
+fn in_our_words(said: &str, settings: &[(String, String)]) -> String {
+    let quoted = said.split('`').nth(1).unwrap_or_default();
+    let field_is = |(name, _): &&(String, String)| name == quoted || name.rsplit('.').next() == Some(quoted);
+    if said.starts_with("unknown field") {
+        let name = settings.iter().find(field_is).map_or(quoted, |(name, _)| name);
+        return format!("There is no setting {name}.");
+    }
+    if said.starts_with("unknown variant") {
+        let allowed: Vec<&str> = said.split('`').skip(3).step_by(2).collect();
+        let name = settings.iter().find(|(_, value)| value == quoted).map_or("the setting", |(name, _)| name);
+        return format!("{name} can't be {quoted}; it is one of {}.", allowed.join(", "));
+    }
+    match settings {
+        [(name, value)] => format!("{name} can't be {value:?}: it is of another kind."),
+        _ => "One of the values is of another kind than its setting.".to_owned(),
+    }
 }
 
 fn list(stores: &[StoreView], style: Style) -> String {
@@ -160,6 +203,7 @@ fn show(store: &StoreView, versions: &[VersionView], style: Style) -> String {
     let mut text = format!("{}\n", style.paint(Paint::Strong, &plain(&store.name)));
     for (name, value) in [
         ("key", store.key_columns.join(", ")),
+        ("team", store.team.clone().unwrap_or_else(|| "none".to_owned())),
         ("serving", serving(store)),
         ("running push", store.running.clone().unwrap_or_else(|| "none".to_owned())),
         ("partitions", store.partitions.to_string()),
@@ -231,7 +275,24 @@ mod tests {
         let patch = patch.unwrap_or_else(|_| panic!("refused"));
         assert_eq!(patch.retention, Some(3));
         assert_eq!(patch.limits.and_then(|limits| limits.push_ms), Some(60_000));
+        let patch = patch_of(&[setting("limits.push_ms", "1h30m"), setting("grace_ms", "2h")]);
+        let patch = patch.unwrap_or_else(|_| panic!("refused"));
+        assert_eq!(patch.limits.and_then(|limits| limits.push_ms), Some(5_400_000));
+        assert_eq!(patch.grace_ms, Some(7_200_000));
+        assert!(patch_of(&[setting("limits.push_ms", "soon")]).is_err());
         assert!(patch_of(&[setting("retentoin", "3")]).is_err());
         assert!(patch_of(&[setting("retention", "many")]).is_err());
+        let said = |name: &str, value: &str| {
+            let settings = [setting(name, value)];
+            let error = patch_of(&settings).err().unwrap();
+            error.why().to_owned()
+        };
+        assert_eq!(said("retentoin", "3"), "There is no setting retentoin.");
+        assert_eq!(said("limits.push", "3"), "There is no setting limits.push.");
+        assert_eq!(
+            said("on_new_push", "perhaps"),
+            "on_new_push can't be perhaps; it is one of refuse, queue, supersede."
+        );
+        assert_eq!(said("retention", "many"), "retention can't be \"many\": it is of another kind.");
     }
 }

@@ -13,6 +13,7 @@ use std::path::Path;
 
 use tidegate_client::Client;
 use tidegate_lifecycle::Registry;
+use tidegate_server::{Handle, Options, drop_schema};
 
 use self::application::{Application, STORE};
 use self::facts::Facts;
@@ -21,7 +22,7 @@ use crate::arguments::DemoArguments;
 use crate::commands::start_server;
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::output::{Output, Paint};
+use crate::output::{Output, Paint, say};
 
 /// Tells the story; afterwards stays up until it is interrupted, unless it was to be told once.
 pub(crate) async fn run(arguments: DemoArguments, registry: Registry, output: Output) -> Result<Exit, Failure> {
@@ -29,7 +30,7 @@ pub(crate) async fn run(arguments: DemoArguments, registry: Registry, output: Ou
     let folder: &Path = match &arguments.data {
         Some(folder) => folder,
         None => {
-            temporary = tempfile::tempdir()?;
+            temporary = tempfile::Builder::new().prefix("tidegate-demo-").tempdir()?;
             temporary.path()
         }
     };
@@ -39,29 +40,44 @@ pub(crate) async fn run(arguments: DemoArguments, registry: Registry, output: Ou
         tokio::task::spawn_blocking(move || data::write(&folder)).await.map_err(std::io::Error::other)??
     };
 
-    let handle = start_server(folder.join("server"), Some(arguments.listen), None, registry).await?;
+    let mut options = Options::new(folder.join("server"));
+    options.listen = Some(arguments.listen);
+    options.registry = registry;
+    options.database = arguments.database;
+    // A demo begins with nothing, also in a database that holds the state of others, and leaves nothing there.
+    options.schema = Some(format!("tidegate_demo_{}", std::process::id()));
+    let handle = start_server(options.clone()).await?;
+    let told = tell(&handle, folder, &inputs, arguments.once, output).await;
+    handle.shutdown().await;
+    if let Err(error) = drop_schema(&options).await {
+        let schema = options.schema.as_deref().unwrap_or_default();
+        say(&format!("the schema {schema} of the demo could not be dropped: {error}"));
+    }
+    told
+}
+
+async fn tell(
+    handle: &Handle,
+    folder: &Path,
+    inputs: &data::Inputs,
+    once: bool,
+    output: Output,
+) -> Result<Exit, Failure> {
     let client = Client::new(&handle.url())?;
     let application = Application::start(client.clone()).await?;
     let mut story = Story::new(client, application, folder.join("work"), output);
-    let told = story.tell(&inputs).await;
-    let facts = match told {
-        Ok(facts) => facts,
-        Err(failure) => {
-            story.end().await;
-            handle.shutdown().await;
-            return Err(failure);
-        }
+    let told = story.tell(inputs).await;
+    let ended = match told {
+        Ok(facts) => finish(&facts, output).map(|()| if facts.as_told { Exit::Done } else { Exit::Failed }),
+        Err(failure) => Err(failure),
     };
-    finish(&facts, output)?;
-
-    if !arguments.once {
+    if ended.is_ok() && !once {
         invite(&handle.url(), output);
         // Without a signal handler the process ends by the signal itself, and all that is lost is the demo's own folder.
         let _ = tokio::signal::ctrl_c().await;
     }
     story.end().await;
-    handle.shutdown().await;
-    Ok(if facts.as_told { Exit::Done } else { Exit::Failed })
+    ended
 }
 
 fn finish(facts: &Facts, output: Output) -> Result<(), Failure> {
@@ -87,17 +103,22 @@ fn finish(facts: &Facts, output: Output) -> Result<(), Failure> {
 
 fn invite(url: &str, output: Output) {
     let style = output.error_style;
-    eprintln!("\nThe page: {}", style.paint(Paint::Strong, url));
-    eprintln!("From another terminal:\n  export TIDEGATE_URL={url}");
+    say(&format!("\nThe page: {}", style.paint(Paint::Strong, url)));
+    say(&format!("From another terminal:\n  export TIDEGATE_URL={url}"));
     for command in [
         "push list",
         "push status demo-3",
         "push calls demo-3",
         "get airports EDDF --region a",
         "store hooks set airports region-order.delay=30s",
-        "push airports demo/airports.csv.zst --watch",
+        "push airports demo/airports.csv.zst --id mine --watch",
+        "push explain mine",
+        "push kill mine --reason 'seen enough'",
+        "store rollback airports --reason 'I liked it before'",
     ] {
-        eprintln!("  tidegate {command}");
+        say(&format!("  tidegate {command}"));
     }
-    eprintln!("(`cargo run --release -- …` where it is not installed.) Ctrl-C ends the demo; its store is {STORE:?}.");
+    say(&format!(
+        "(`cargo run --release -- …` where it is not installed.) Ctrl-C ends the demo; its store is {STORE:?}."
+    ));
 }

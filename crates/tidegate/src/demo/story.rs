@@ -11,7 +11,7 @@ use super::data::{Inputs, KEY};
 use super::facts::{Facts, PushFacts, Told, deviations};
 use crate::commands::follow_push;
 use crate::failure::Failure;
-use crate::output::{Output, Paint, tree};
+use crate::output::{Output, Paint, say, tree};
 
 /// Regions swap at least this far apart.
 const DELAY_MS: u64 = 2_000;
@@ -98,7 +98,7 @@ impl Story {
         let before = self.application.reads();
         let view = follow_push(&self.client, STORE, id, vec![input.to_owned()], &self.work, self.output).await?;
         if !self.output.is_json() {
-            eprintln!("{}", tree::push(&view, self.output.error_style));
+            say(&tree::push(&view, self.output.error_style));
         }
         let calls = self.client.push_calls(id).await?;
         Ok(PushFacts::new(&view, calls, self.application.reads().since(before)))
@@ -123,7 +123,7 @@ impl Story {
 
     fn say(&self, text: &str) {
         if !self.output.is_json() {
-            eprintln!("\n{}", self.output.error_style.paint(Paint::Strong, text));
+            say(&format!("\n{}", self.output.error_style.paint(Paint::Strong, text)));
         }
     }
 

@@ -4,7 +4,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tidegate_api::PushView;
 
 use super::steps::Steps;
-use super::{Output, Style, tree};
+use super::{Output, Style, say, tree};
 
 /// What is shown of one push until it ends. Goes to standard error.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ impl Live {
             Live::Tree { bar, style } => bar.set_message(tree::push(view, *style)),
             Live::Steps { steps, style } => {
                 for line in steps.lines(view, *style) {
-                    eprintln!("{line}");
+                    say(&line);
                 }
             }
             Live::Silent => {}

@@ -1,6 +1,7 @@
 //! What is printed: results on standard output, everything else on standard error.
 
 pub(crate) mod live;
+mod say;
 mod steps;
 mod style;
 pub(crate) mod table;
@@ -10,6 +11,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
+pub(crate) use say::{ask, say};
 pub(crate) use style::{Paint, Style};
 
 use crate::arguments::{GlobalArguments, OutputFormat};
@@ -37,8 +39,21 @@ impl Output {
         self.format == OutputFormat::Json
     }
 
-    /// Prints a result: as JSON for programs, else as `text` puts it for people.
+    /// Prints a result: as JSON for programs, else as `text` puts it for people. A reader that has gone away (`| head -1`)
+    /// is no error: it has read what it wanted.
     pub(crate) fn result<T: Serialize>(self, value: &T, text: impl FnOnce(&T, Style) -> String) -> io::Result<()> {
+        match self.write(value, text) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            written => written,
+        }
+    }
+
+    /// Prints a text that is the same for people and programs.
+    pub(crate) fn text(self, text: &str) -> io::Result<()> {
+        Output { format: OutputFormat::Text, ..self }.result(&(), |(), _| text.to_owned())
+    }
+
+    fn write<T: Serialize>(self, value: &T, text: impl FnOnce(&T, Style) -> String) -> io::Result<()> {
         let mut out = io::stdout().lock();
         match self.format {
             OutputFormat::Json => {
@@ -57,11 +72,13 @@ impl Output {
     }
 }
 
-/// Text from elsewhere, made fit for a terminal: control characters, escape sequences among them, are shown and not obeyed.
+/// Text from elsewhere, made fit for a terminal: control characters, escape sequences among them, and characters that turn
+/// the direction of what follows are shown and not obeyed.
 pub(crate) fn plain(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     for letter in text.chars() {
-        if letter == '\n' || !letter.is_control() {
+        let turns = matches!(letter, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
+        if letter == '\n' || !(letter.is_control() || turns) {
             plain.push(letter);
         } else {
             plain.extend(letter.escape_default());
@@ -83,6 +100,12 @@ pub(crate) fn bytes(count: u64) -> String {
     if unit == 0 { format!("{count} B") } else { format!("{amount:.1} {}", UNITS[unit]) }
 }
 
+/// A time for people, in UTC: `2026-07-01 12:30:05`.
+pub(crate) fn moment(epoch_ms: u64) -> String {
+    let time = i64::try_from(epoch_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+    time.map_or_else(|| epoch_ms.to_string(), |time| time.strftime("%Y-%m-%d %H:%M:%S").to_string())
+}
+
 /// A whole number with its thousands set apart: `28 298`.
 pub(crate) fn count(number: u64) -> String {
     let digits = number.to_string();
@@ -96,10 +119,16 @@ pub(crate) fn count(number: u64) -> String {
     text
 }
 
-/// A time for people, in UTC: `2026-03-01 12:00:00`.
-pub(crate) fn time(epoch_ms: u64) -> String {
-    let at = i64::try_from(epoch_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
-    at.map_or_else(|| format!("{epoch_ms} ms"), |at| at.strftime("%Y-%m-%d %H:%M:%S").to_string())
+/// A number of things: `1 record`, `28 298 records`.
+pub(crate) fn counted(number: u64, thing: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{} {thing}{plural}", count(number))
+}
+
+/// A text as a sentence: with one full stop at its end, whoever wrote it.
+pub(crate) fn sentence(text: &str) -> String {
+    let text = text.trim_end();
+    if text.is_empty() || text.ends_with(['.', '!', '?', '…']) { text.to_owned() } else { format!("{text}.") }
 }
 
 /// Elapsed time for people: `4s`, `12m30s`, `3h05m`, `2d4h`.
@@ -124,13 +153,16 @@ mod tests {
         assert_eq!(bytes(1_500_000), "1.4 MiB");
         assert_eq!(count(28_298), "28 298");
         assert_eq!(count(7), "7");
+        assert_eq!(moment(1_782_909_005_000), "2026-07-01 12:30:05");
+        assert_eq!((counted(1, "record"), counted(1_234, "part")), ("1 record".to_owned(), "1 234 parts".to_owned()));
+        assert_eq!(["a", "a.", "a…", ""].map(sentence), ["a.", "a.", "a…", ""]);
         assert_eq!(elapsed(750), "750ms");
         assert_eq!(elapsed(3_725_000), "1h02m");
-        assert_eq!(time(0), "1970-01-01 00:00:00");
     }
 
     #[test]
     fn escape_sequences_from_elsewhere_are_shown_and_not_obeyed() {
         assert_eq!(plain("a\u{1b}[31mred\nb\r"), "a\\u{1b}[31mred\nb\\r");
+        assert_eq!(plain("a\u{202e}b"), "a\\u{202e}b");
     }
 }

@@ -57,9 +57,9 @@ impl Steps {
         }
         if view.state.status.is_terminal() && !self.ended {
             self.ended = true;
-            let reason = view.state.reason.as_deref().map(|reason| format!(": {}", plain(reason))).unwrap_or_default();
             let paint = if view.state.status == tidegate_api::PushStatus::Completed { Paint::Good } else { Paint::Bad };
-            lines.push(format!("{} {name} {}{reason}", style.mark(paint), tree::status(&view.state, style)));
+            // The reason is told at the end, by whoever follows.
+            lines.push(format!("{} {name} {}", style.mark(paint), tree::status(&view.state, style)));
         }
         lines
     }

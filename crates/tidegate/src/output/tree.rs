@@ -5,19 +5,28 @@ use tidegate_api::{
     Verdict,
 };
 
-use super::{Paint, Style, bytes, count, elapsed, plain};
+use super::{Paint, Style, bytes, count, counted, elapsed, plain};
 
 /// The whole tree, a line each, without a line end after the last.
 pub(crate) fn push(view: &PushView, style: Style) -> String {
+    let mut lines = without_reason(view, style);
+    if let (true, Some(reason)) = (view.state.status.is_terminal(), &view.state.reason) {
+        lines.push_str(&format!("\n  {}", plain(reason)));
+    }
+    lines
+}
+
+/// The tree for where the reason of its end is told beside it.
+pub(crate) fn without_reason(view: &PushView, style: Style) -> String {
     let mut lines = vec![heading(view, style)];
     if let Some(artifact) = &view.artifact {
         let duplicates =
             if artifact.duplicates == 0 { String::new() } else { format!(", {} repeated", count(artifact.duplicates)) };
         let text = format!(
-            "artifact {} · {} records{duplicates} · {} parts · {}",
+            "artifact {} · {}{duplicates} · {} · {}",
             short(&artifact.id),
-            count(artifact.records),
-            artifact.parts,
+            counted(artifact.records, "record"),
+            counted(artifact.parts, "part"),
             bytes(artifact.bytes)
         );
         lines.push(format!("  {}", style.paint(Paint::Quiet, &text)));
@@ -48,9 +57,6 @@ pub(crate) fn push(view: &PushView, style: Style) -> String {
     }
     for hold in view.holds.iter().filter(|hold| hold.region.is_none() && !view.state.status.is_terminal()) {
         lines.push(format!("  {}", hold_line(hold, view, style)));
-    }
-    if let (true, Some(reason)) = (view.state.status.is_terminal(), &view.state.reason) {
-        lines.push(format!("  {}", plain(reason)));
     }
     lines.join("\n")
 }
@@ -101,9 +107,22 @@ fn region_line(region: &PushRegionView, view: &PushView, width: usize, style: St
         | RegionStage::Waiting
         | RegionStage::Unknown => Paint::Quiet,
     };
-    let serving = region.serving.map_or("serves nothing".to_owned(), |version| format!("serves v{version}"));
     let since =
         region.serving_since.map(|since| format!(" for {}", elapsed(difference(view.now, since)))).unwrap_or_default();
+    let serving = region.serving.map_or("serves nothing".to_owned(), |version| format!("serves v{version}"));
+    // Of a push that has ended it is of interest what it left; what came after it is another push's.
+    let left = match region.stage {
+        RegionStage::Done if view.state.status.is_terminal() => Some(view.state.version),
+        RegionStage::WentBack if view.state.status.is_terminal() => Some(region.previous_version),
+        _ => None,
+    };
+    let (serving, since) = match left {
+        Some(left) if left != region.serving => {
+            let left = left.map_or("nothing".to_owned(), |version| format!("v{version}"));
+            (format!("was left on {left}, {serving} now"), String::new())
+        }
+        _ => (serving, since),
+    };
     let stage = format!("{:<10}", region.stage.word().replace('_', " "));
     format!(
         "{} {:<width$}  {} {}",
@@ -149,7 +168,7 @@ fn worth_showing(gate: &GateView) -> bool {
         | GateStatus::Aborted
         | GateStatus::RolledBack
         | GateStatus::Overridden => true,
-        GateStatus::Open | GateStatus::Unknown => false,
+        GateStatus::Open | GateStatus::NotAskedAnyMore | GateStatus::Unknown => false,
     }
 }
 
@@ -158,6 +177,7 @@ fn gate_line(gate: &GateView, view: &PushView, style: Style) -> String {
         GateStatus::Open | GateStatus::Overridden => Paint::Good,
         GateStatus::Aborted | GateStatus::RolledBack => Paint::Bad,
         GateStatus::Asking | GateStatus::Waiting | GateStatus::Unknown => Paint::Held,
+        GateStatus::NotAskedAnyMore => Paint::Quiet,
     };
     let again = match gate.next_ask_at {
         Some(at) if at > view.now => format!(", asked again in {}", elapsed(difference(at, view.now))),

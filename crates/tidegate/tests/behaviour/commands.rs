@@ -1,6 +1,9 @@
 //! Exit codes and words of the commands, for people and for programs.
 
-use crate::process::{Server, describe, tidegate, write_csv};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use crate::process::{PATIENCE, Server, describe, tidegate, write_csv};
 
 #[test]
 fn f11_a_server_that_is_not_there_is_exit_code_3_and_names_the_address() {
@@ -14,6 +17,84 @@ fn f11_a_server_that_is_not_there_is_exit_code_3_and_names_the_address() {
 fn f11_a_wrong_command_line_is_exit_code_2() {
     let output = tidegate().args(["push", "airports"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2), "{}", describe(&output));
+}
+
+#[test]
+fn f10_a_client_that_waits_for_the_swap_is_told_of_the_end_at_once() {
+    // Region a swaps, b and c wait for an hour.
+    let server = Server::start_with(Some("[hooks.config.region-order]\norder = \"a, b, c\"\ndelay = \"1h\"\n"));
+    let input = server.scratch().join("things.csv");
+    write_csv(&input, 1_000, 0);
+    server.json(&["store", "create", "things", "--key", "id"]);
+    // Sitting out its own timeout would take longer than anything here may.
+    let timeout = format!("{}s", (PATIENCE * 10).as_secs());
+    let mut command = server.command(&["push", "things", input.to_str().unwrap(), "--id", "p1", "--timeout", &timeout]);
+    let mut client = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while server.json(&["store", "show", "things"])["serving"]["a"] != 1 {
+        assert!(Instant::now() < deadline, "region a does not swap");
+        assert!(client.try_wait().unwrap().is_none(), "the client waits for the others");
+    }
+    server.json(&["store", "set", "things", "limits.push_ms=1000"]);
+    while client.try_wait().unwrap().is_none() {
+        if Instant::now() >= deadline {
+            client.kill().unwrap();
+            panic!("the client was not told: {}", describe(&client.wait_with_output().unwrap()));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let output = client.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(10), "{}", describe(&output));
+    let said = String::from_utf8_lossy(&output.stderr);
+    for part in ["push limit is 1 s", "region-order", "b:"] {
+        assert!(said.contains(part), "{part} in {said}");
+    }
+    // F11: part of it is released, so it says who serves what.
+    assert!(said.contains("released in part") && said.contains("a serves version 1, b serves nothing"), "{said}");
+    let push = server.json(&["push", "status", "p1"]);
+    assert_eq!((&push["status"], &push["ended_by"]), (&"ERROR".into(), &"limit".into()), "{push:#}");
+    assert_eq!(push["version_status"], "PARTIALLY_ONLINE", "{push:#}");
+}
+
+#[test]
+fn b11_b19_what_was_rolled_back_is_released_again_as_a_new_version() {
+    let server = Server::start();
+    server.json(&["store", "create", "things", "--key", "id"]);
+    for generation in [0, 1] {
+        let input = server.scratch().join(format!("{generation}.csv"));
+        write_csv(&input, 100, generation);
+        let output = server.run(&["push", "things", input.to_str().unwrap(), "--id", &format!("p{generation}")]);
+        assert_eq!(output.status.code(), Some(0), "{}", describe(&output));
+    }
+    server.json(&["store", "rollback", "things", "--reason", "prices are off", "--yes"]);
+    let refused = server.run(&["store", "rollback", "things", "--to", "2", "--reason", "no, good", "--yes"]);
+    assert_eq!(refused.status.code(), Some(1), "{}", describe(&refused));
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(said.contains("--from-version 2"), "{said}");
+    // What it names is what there is; every gate is asked, one that is named is opened on record.
+    let again = server.run(&[
+        "push",
+        "things",
+        "--from-version",
+        "2",
+        "--id",
+        "p2",
+        "--proceed",
+        "pre-creation@a=the drop is expected",
+    ]);
+    assert_eq!(again.status.code(), Some(0), "{}", describe(&again));
+    let answer = server.json(&["get", "things", "k7", "--region", "a"]);
+    assert_eq!((&answer["version"], &answer["value"]["amount"]), (&3.into(), &50.into()), "{answer:#}");
+    // A gate that is none, and data that is not there.
+    for (arguments, part) in [
+        (["push", "things", "--from-version", "2", "--proceed", "pre-swapp@a=x"], "pre-swap"),
+        (["push", "things", "--from-version", "2", "--proceed", "swap@nowhere=x"], "nowhere"),
+        (["push", "things", "--from-version", "9", "--proceed", "swap@a=x"], "9"),
+    ] {
+        let refused = server.run(&arguments);
+        assert_eq!(refused.status.code(), Some(1), "{arguments:?}: {}", describe(&refused));
+        assert!(String::from_utf8_lossy(&refused.stderr).contains(part), "{part} in {}", describe(&refused));
+    }
 }
 
 #[test]
@@ -70,6 +151,34 @@ fn bad_input_ends_the_push_with_exit_code_10_and_says_what_is_wrong() {
 }
 
 #[test]
+fn r9_an_empty_version_needs_leave_and_then_is_one_like_any_other() {
+    let server = Server::start();
+    server.json(&["store", "create", "things", "--key", "id"]);
+    let (empty, full) = (server.scratch().join("empty.csv"), server.scratch().join("full.csv"));
+    std::fs::write(&empty, "id,name,amount\n").unwrap();
+    write_csv(&full, 100, 0);
+    let push = |path: &std::path::Path, further: &[&str]| {
+        let output = server.run(&[&["push", "things", path.to_str().unwrap()], further].concat());
+        (output.status.code(), describe(&output))
+    };
+    assert_eq!(push(&full, &[]).0, Some(0));
+    let (code, said) = push(&empty, &[]);
+    assert!(code == Some(10) && said.contains("--allow-empty"), "{said}");
+    let (code, said) = push(&empty, &["--allow-empty"]);
+    assert_eq!(code, Some(0), "{said}");
+    for region in ["a", "b", "c"] {
+        let absent = server.run(&["get", "things", "k7", "--region", region]);
+        assert_eq!(absent.status.code(), Some(1), "{}", describe(&absent));
+        assert!(
+            String::from_utf8_lossy(&absent.stderr).contains("Version 3 has no such record"),
+            "{}",
+            describe(&absent)
+        );
+    }
+    assert_eq!(push(&full, &[]).0, Some(0), "the next push is accepted");
+}
+
+#[test]
 fn d16_two_files_are_compared_without_a_server() {
     let folder = tempfile::tempdir().unwrap();
     let (before, after) = (folder.path().join("before.csv"), folder.path().join("after.csv"));
@@ -89,9 +198,44 @@ fn d16_two_files_are_compared_without_a_server() {
 }
 
 #[test]
-fn a_server_refuses_to_listen_beyond_loopback() {
+fn d16_what_can_not_be_compared_is_named_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let there = folder.path().join("there.csv");
+    std::fs::write(&there, "id,amount\na,1\n").unwrap();
+    let absent = folder.path().join("absent.csv");
+    let output = tidegate().arg("diff").args([&there, &absent]).args(["--key", "id"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", describe(&output));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(said.matches("absent.csv").count(), 1, "{said}");
+}
+
+#[test]
+fn r14_a_deleted_store_is_gone_for_readers_and_its_name_is_free() {
+    let server = Server::start();
+    let input = server.scratch().join("things.csv");
+    write_csv(&input, 100, 0);
+    for _ in 0..2 {
+        server.json(&["store", "create", "things", "--key", "id"]);
+        let output = server.run(&["push", "things", input.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(0), "{}", describe(&output));
+        assert_eq!(server.json(&["get", "things", "k7", "--region", "a"])["version"], 1);
+        server.json(&["store", "delete", "things", "--yes"]);
+        // A region that has not heard of it yet may still answer with what it has, for a moment.
+        let deadline = Instant::now() + PATIENCE;
+        while !String::from_utf8_lossy(&server.run(&["get", "things", "k7", "--region", "a"]).stderr)
+            .contains("There is no store `things`")
+        {
+            assert!(Instant::now() < deadline, "readers are never told");
+        }
+    }
+}
+
+#[test]
+fn a_server_refuses_to_listen_beyond_loopback_unless_told_so_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let output = tidegate().args(["server", "--listen", "0.0.0.0:0", "--data"]).arg(folder.path()).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", describe(&output));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("loopback"), "{}", describe(&output));
+    for named in ["loopback", "--allow-plain-http", "[tls]"] {
+        assert!(String::from_utf8_lossy(&output.stderr).contains(named), "{named}: {}", describe(&output));
+    }
 }

@@ -1,9 +1,16 @@
 //! The server and the push client each survive `kill -9` at any moment of a push.
 //!
-//! Twenty pushes each; the moment is drawn from a seed that is printed. Afterwards the push has ended, with a reason unless
-//! it completed, every region serves one version, and the next push is accepted.
+//! Twenty pushes each (`TIDEGATE_KILL_ROUNDS` says how many; more for a longer run); the moment is drawn from a seed that is
+//! printed, between the start of a push and the time that an undisturbed one takes. Afterwards the push has ended, with a
+//! reason unless it completed, every region serves one version, and the next push is accepted.
+//!
+//! The long run by itself:
+//!
+//! ```sh
+//! TIDEGATE_KILL_ROUNDS=100 cargo test --release -p tidegate --test tidegate_behaviour kill -- --nocapture
+//! ```
 
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
@@ -19,9 +26,46 @@ const ROWS: usize = 20_000;
 const ENDED: [i32; 5] = [0, 10, 11, 12, 13];
 
 fn seed() -> u64 {
-    let seed = std::env::var("TIDEGATE_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(rand::random);
+    let seed = setting("TIDEGATE_SEED").unwrap_or_else(rand::random);
     println!("TIDEGATE_SEED={seed}");
     seed
+}
+
+fn rounds() -> usize {
+    setting("TIDEGATE_KILL_ROUNDS").unwrap_or(ROUNDS)
+}
+
+fn setting<T: std::str::FromStr>(name: &str) -> Option<T> {
+    std::env::var(name).ok().and_then(|text| text.parse().ok())
+}
+
+/// How long a push takes that nobody disturbs.
+fn undisturbed(server: &Server, inputs: &[String; 2]) -> Duration {
+    let taken = [0, 1].map(|number| {
+        let begun = Instant::now();
+        follow_to_the_end(server, &format!("undisturbed-{number}"), &inputs[number]);
+        begun.elapsed()
+    });
+    // The first one also warms things up.
+    taken[0].min(taken[1])
+}
+
+fn spawn(server: &Server, id: &str, input: &str) -> Child {
+    let mut command = server.command(&["push", "things", input, "--id", id]);
+    command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+/// What came to an end in its own time: a kill after the end of a push says nothing.
+struct Tally {
+    hit: usize,
+    rounds: usize,
+}
+
+impl Tally {
+    fn check(&self, whom: &str) {
+        println!("{} of {} kills hit the {whom} in the middle of a push", self.hit, self.rounds);
+        assert!(self.hit * 2 >= self.rounds, "{} of {} kills came too late", self.rounds - self.hit, self.rounds);
+    }
 }
 
 fn prepare() -> (Server, [String; 2]) {
@@ -60,42 +104,75 @@ fn follow_to_the_end(server: &Server, id: &str, input: &str) -> Value {
 fn c01_the_server_is_killed_at_random_moments_of_a_push() {
     let mut random = StdRng::seed_from_u64(seed());
     let (mut server, inputs) = prepare();
-    let mut completed = 0;
-    for round in 0..ROUNDS {
+    let takes = undisturbed(&server, &inputs);
+    let mut tally = Tally { hit: 0, rounds: rounds() };
+    for round in 0..tally.rounds {
         let (id, input) = (format!("server-{round}"), &inputs[round % 2]);
-        let mut client = server
-            .command(&["push", "things", input, "--id", &id])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        std::thread::sleep(Duration::from_millis(random.random_range(0..1_200)));
+        let mut client = spawn(&server, &id, input);
+        std::thread::sleep(takes.mul_f64(random.random_range(0.0..1.0)));
+        tally.hit += usize::from(client.try_wait().unwrap().is_none());
         server.kill();
         server.restart();
         client.wait().unwrap();
         let push = follow_to_the_end(&server, &id, input);
-        completed += usize::from(push["status"] == "COMPLETED");
+        // Killing the server is no reason for a push not to complete.
+        assert_eq!(push["status"], "COMPLETED", "{push:#}");
     }
-    // Killing the server is no reason for a push not to complete.
-    assert_eq!(completed, ROUNDS);
+    tally.check("server");
+    let next = follow_to_the_end(&server, "next", &inputs[0]);
+    assert_eq!(next["status"], "COMPLETED", "{next:#}");
 }
 
 #[test]
 fn d09_the_push_client_is_killed_at_random_moments_of_a_push() {
     let mut random = StdRng::seed_from_u64(seed());
     let (server, inputs) = prepare();
-    for round in 0..ROUNDS {
+    let takes = undisturbed(&server, &inputs);
+    let mut tally = Tally { hit: 0, rounds: rounds() };
+    for round in 0..tally.rounds {
         let (id, input) = (format!("client-{round}"), &inputs[round % 2]);
-        let mut client = server
-            .command(&["push", "things", input, "--id", &id])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        std::thread::sleep(Duration::from_millis(random.random_range(0..900)));
+        let mut client = spawn(&server, &id, input);
+        std::thread::sleep(takes.mul_f64(random.random_range(0.0..1.0)));
+        tally.hit += usize::from(client.try_wait().unwrap().is_none());
         client.kill().unwrap();
         client.wait().unwrap();
         let push = follow_to_the_end(&server, &id, input);
         assert_eq!(push["status"], "COMPLETED", "{push:#}");
     }
+    tally.check("client");
+    let next = follow_to_the_end(&server, "next", &inputs[0]);
+    assert_eq!(next["status"], "COMPLETED", "{next:#}");
+}
+
+#[test]
+fn d09_a_push_whose_client_was_killed_and_never_comes_back_ends_by_itself() {
+    let mut random = StdRng::seed_from_u64(seed());
+    let (server, inputs) = prepare();
+    let takes = undisturbed(&server, &inputs);
+    server.json(&["store", "set", "things", "limits.silence_ms=500"]);
+    for round in 0..rounds().div_ceil(4) {
+        let id = format!("left-{round}");
+        let mut client = spawn(&server, &id, &inputs[round % 2]);
+        std::thread::sleep(takes.mul_f64(random.random_range(0.0..1.0)));
+        client.kill().unwrap();
+        client.wait().unwrap();
+        // It may have died before it was heard of; else the push goes on, if its data had arrived, or ends at the limit.
+        let known = server.run(&["push", "status", &id, "--watch"]);
+        if known.status.code() == Some(1) {
+            assert!(String::from_utf8_lossy(&known.stderr).contains(&id), "{}", describe(&known));
+            continue;
+        }
+        let push = server.json(&["push", "status", &id]);
+        match push["status"].as_str().unwrap() {
+            "COMPLETED" => {}
+            "ERROR" => {
+                assert_eq!(push["ended_by"], "limit", "{push:#}");
+                assert!(push["reason"].as_str().unwrap().contains("silent"), "{push:#}");
+            }
+            _ => panic!("{push:#}"),
+        }
+    }
+    server.json(&["store", "set", "things", "limits.silence_ms=600000"]);
+    let next = follow_to_the_end(&server, "next", &inputs[0]);
+    assert_eq!(next["status"], "COMPLETED", "{next:#}");
 }

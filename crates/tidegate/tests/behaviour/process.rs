@@ -14,7 +14,10 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 /// The command, talking to no server in particular.
 pub(crate) fn tidegate() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
-    command.env_remove("TIDEGATE_URL").env_remove("TIDEGATE_CONFIG").env_remove("TIDEGATE_DATA").env("NO_COLOR", "1");
+    for name in ["URL", "CONFIG", "DATA", "LISTEN", "TOKEN", "TOKEN_FILE", "CA"] {
+        command.env_remove(format!("TIDEGATE_{name}"));
+    }
+    command.env("NO_COLOR", "1");
     command.stdin(Stdio::null());
     command
 }
@@ -87,6 +90,21 @@ impl Server {
             command.arg("--config").arg(file);
         }
         self.child = Some(command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap());
+        self.wait_until_ready();
+    }
+
+    /// Starts it again with a log, of this much, that nobody takes.
+    pub(crate) fn restart_with_closed_log(&mut self, level: &str) {
+        let mut command = tidegate();
+        command.arg("server").arg("--data").arg(self.data()).args(["--listen", &format!("127.0.0.1:{}", self.port)]);
+        command.env("TIDEGATE_LOG", level).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        drop(child.stderr.take());
+        self.child = Some(child);
+        self.wait_until_ready();
+    }
+
+    fn wait_until_ready(&mut self) {
         let deadline = Instant::now() + PATIENCE;
         while !self.is_ready() {
             if let Some(status) = self.child.as_mut().unwrap().try_wait().unwrap() {

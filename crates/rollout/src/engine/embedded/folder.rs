@@ -9,7 +9,8 @@
 //!
 //! # Invariants
 //! - A file called `.index` is whole: it gets that name after its bytes are durable.
-//! - The pointer is one small file that is replaced as a whole, whatever the version's size.
+//! - The pointer is one small file that is replaced as a whole, whatever the version's size. One that can't be read says
+//!   nothing: the node serves nothing of the store until it is told what to serve.
 
 use std::fs;
 use std::io;
@@ -33,6 +34,26 @@ pub(super) struct Pointer {
     pub(super) incarnation: Uuid,
     /// The version; `None`: none, since someone said so.
     pub(super) version: Option<u64>,
+}
+
+/// What the file of a pointer says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pointed {
+    /// There is none: nobody ever said what serves.
+    Never,
+    /// It was said.
+    To(Pointer),
+    /// It was said, and can't be read: cut off or damaged.
+    Unreadable,
+}
+
+impl Pointed {
+    pub(super) fn known(self) -> Option<Pointer> {
+        match self {
+            Pointed::To(pointer) => Some(pointer),
+            Pointed::Never | Pointed::Unreadable => None,
+        }
+    }
 }
 
 /// A version as its files are found.
@@ -112,8 +133,12 @@ impl NodeFolder {
         self.finish_load(key, ADOPTED_VERSION, &live).map(Some)
     }
 
-    pub(super) fn pointer(&self, name: &str) -> io::Result<Option<Pointer>> {
-        read_pointer(&self.store(name)?.join(POINTER))
+    pub(super) fn pointer(&self, name: &str) -> io::Result<Pointed> {
+        Ok(match read_pointer(&self.store(name)?.join(POINTER))? {
+            None => Pointed::Never,
+            Some(Ok(pointer)) => Pointed::To(pointer),
+            Some(Err(_)) => Pointed::Unreadable,
+        })
     }
 
     pub(super) fn set_pointer(&self, key: &StoreKey, version: Option<u64>) -> io::Result<()> {
@@ -158,7 +183,7 @@ impl NodeFolder {
         for entry in fs::read_dir(&folder)? {
             only_pointer &= entry?.path().file_stem() == Path::new(POINTER).file_stem();
         }
-        let points = matches!(read_pointer(&folder.join(POINTER)), Ok(Some(Pointer { version: Some(_), .. })));
+        let points = matches!(read_pointer(&folder.join(POINTER)), Ok(Some(Ok(Pointer { version: Some(_), .. }))));
         if only_pointer && !points {
             remove_if_there(&folder.join(POINTER))?;
             fs::remove_dir(&folder)?;
@@ -176,8 +201,12 @@ impl NodeFolder {
             let Some(name) = name.filter(|_| folder.is_dir()) else {
                 continue;
             };
-            let pointer = read_pointer(&folder.join(POINTER)).unwrap_or_else(|error| {
-                tracing::error!(store = %name, %error, "what serves can't be read; nothing of the store serves here until it is told again");
+            let pointer = read_pointer(&folder.join(POINTER))?.transpose().unwrap_or_else(|error| {
+                tracing::error!(
+                    store = %name, %error,
+                    "the file that says what serves can't be read; nothing of the store serves on this node until its agent \
+                     sets it right from the assignment"
+                );
                 None
             });
             let mut incarnations = Vec::new();
@@ -198,16 +227,19 @@ impl NodeFolder {
     }
 }
 
-fn read_pointer(path: &Path) -> io::Result<Option<Pointer>> {
+/// The pointer, or why its content is none; `None`: there is no file.
+fn read_pointer(path: &Path) -> io::Result<Option<Result<Pointer, String>>> {
     let content = match fs::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         content => content?,
     };
-    let pointer: Pointer = serde_json::from_slice(&content).map_err(io::Error::other)?;
-    if pointer.format != FORMAT {
-        return Err(io::Error::other(format!("format {} is not known; this release reads {FORMAT}", pointer.format)));
-    }
-    Ok(Some(pointer))
+    Ok(Some(match serde_json::from_slice::<Pointer>(&content) {
+        Err(error) => Err(error.to_string()),
+        Ok(pointer) if pointer.format != FORMAT => {
+            Err(format!("format {} is not known; this release reads {FORMAT}", pointer.format))
+        }
+        Ok(pointer) => Ok(pointer),
+    }))
 }
 
 /// What a file of a store's folder is, by its name.
@@ -262,7 +294,7 @@ mod tests {
         let node = NodeFolder::open(folder.path()).unwrap();
         node.set_pointer(&key(), Some(2)).unwrap();
         fs::write(folder.path().join("stores/a%2Fb/serving.json"), b"{\"format\":9}").unwrap();
-        assert!(node.pointer("a/b").is_err());
+        assert_eq!(node.pointer("a/b").unwrap(), Pointed::Unreadable);
         assert_eq!(node.scan().unwrap()[0].pointer, None);
     }
 }

@@ -25,7 +25,7 @@ use tidegate_api::manifest::Manifest;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use self::folder::{Found, NodeFolder};
+use self::folder::{Found, NodeFolder, Pointed};
 use self::index::NodeIndex;
 use super::{
     ADOPTED_VERSION, Capacity, Engine, EngineError, FatalKind, HeldVersion, LoadProgress, LoadableArtifact, Observed,
@@ -272,7 +272,8 @@ impl Engine for EmbeddedEngine {
         let (pointer, taken) = self
             .blocking("live data can't be adopted", move |folder| {
                 let pointer = folder.pointer(&key.name)?;
-                let taken = if pointer.is_none() && nothing_held { folder.take_live(&key)? } else { None };
+                let never = pointer == Pointed::Never;
+                let taken = if never && nothing_held { folder.take_live(&key)? } else { None };
                 Ok((pointer, taken.map(|path| NodeIndex::open(&path))))
             })
             .await?;
@@ -286,7 +287,7 @@ impl Engine for EmbeddedEngine {
         let Some(version) = self.held(store, ADOPTED_VERSION) else {
             return Ok(false);
         };
-        if pointer.is_none() {
+        if pointer == Pointed::Never {
             let key = store.clone();
             self.blocking("the pointer can't be written", move |folder| {
                 folder.set_pointer(&key, Some(ADOPTED_VERSION))
@@ -375,7 +376,7 @@ impl Engine for EmbeddedEngine {
         };
         let key = store.clone();
         let written = self.blocking("the pointer can't be written", move |folder| {
-            let done = folder.pointer(&key.name).unwrap_or(None).is_some_and(|before| {
+            let done = folder.pointer(&key.name).ok().and_then(Pointed::known).is_some_and(|before| {
                 // Serving none of a store that is not the one pointed to changes nothing for the one that is.
                 let of_another = before.incarnation != key.incarnation;
                 if of_another { version.is_none() } else { before.version == version }
@@ -416,7 +417,7 @@ impl Engine for EmbeddedEngine {
         }
         let key = store.clone();
         self.blocking("a version can't be removed", move |folder| {
-            if let Ok(Some(pointer)) = folder.pointer(&key.name)
+            if let Ok(Pointed::To(pointer)) = folder.pointer(&key.name)
                 && pointer.incarnation == key.incarnation
                 && pointer.version == Some(version)
             {

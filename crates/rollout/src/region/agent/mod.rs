@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use self::disk::{AgentDisk, StoreFile};
+use self::revival::{Deaths, outlive};
 use self::store::{Ask, Shared, StoreHandle, StoreTask, Word};
 use super::hosting::Standing;
 use super::hosting::identity::IdentityFile;
@@ -38,6 +39,7 @@ use crate::entities::{Assignment, PastPin, Report};
 
 mod disk;
 mod options;
+mod revival;
 mod steps;
 mod store;
 
@@ -51,6 +53,10 @@ type Handles = Arc<Mutex<BTreeMap<String, StoreHandle>>>;
 
 /// How long an agent that stops tries to let go of its region's lease; else it runs out.
 const RELEASE_LIMIT: Duration = Duration::from_secs(2);
+/// What the agent's own tasks do, for people.
+const FOLLOWER: &str = "follows the control plane";
+const KEEPER: &str = "keeps the region's lease";
+const SWEEPER: &str = "removes copies";
 
 /// Why an agent can't start.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +89,7 @@ pub struct RegionAgent {
     elsewhere: Arc<AtomicBool>,
     nodes: watch::Sender<Arc<Vec<RegionNode>>>,
     claim_again: Arc<Notify>,
+    deaths: Arc<Deaths>,
 }
 
 impl RegionAgent {
@@ -112,6 +119,8 @@ impl RegionAgent {
         let region = options.region.clone();
         let shutdown = CancellationToken::new();
         let handles = Handles::default();
+        let deaths = Arc::new(Deaths::default());
+        let keeps = Arc::clone(&deaths);
         let (standing, stands) = watch::channel(Keeper::first_standing(&identity, &*options.clock));
         let elsewhere = Arc::new(AtomicBool::new(stands.borrow().is_elsewhere()));
         let claim_again = Arc::new(Notify::new());
@@ -131,6 +140,8 @@ impl RegionAgent {
                 claimed.borrow().iter().map(host_node).collect()
             }),
             token: Arc::clone(&options.token),
+            works: Arc::new(move || keeps.works(KEEPER)),
+            starting: true,
             file,
             identity,
             standing,
@@ -145,6 +156,7 @@ impl RegionAgent {
             figures: options.metrics.of_region(&region),
             nodes: node_list,
             shutdown: shutdown.clone(),
+            deaths: Arc::clone(&deaths),
             disk,
             link,
             options,
@@ -170,6 +182,7 @@ impl RegionAgent {
             elsewhere,
             nodes,
             claim_again,
+            deaths,
         })
     }
 
@@ -202,6 +215,12 @@ impl RegionAgent {
         });
         // Whoever looks at the region sees its nodes by the claims.
         self.claim_again.notify_one();
+    }
+
+    /// What keeps the agent from its work, if one of its tasks has died and does not work again yet.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        self.deaths.text()
     }
 
     /// Has the agent look at its nodes now, instead of at the next time that it would: something has
@@ -394,10 +413,34 @@ impl Follower {
         }
     }
 
-    async fn run(mut self, keeper: Keeper) {
+    async fn run(mut self, mut keeper: Keeper) {
+        let shared = Arc::clone(&self.shared);
+        let keeper = tokio::spawn(async move {
+            let mut deaths = 0;
+            while !outlive(&shared, KEEPER, &mut deaths, keeper.run()).await {}
+        });
+        let shared = Arc::clone(&self.shared);
+        let sweeper = tokio::spawn(async move {
+            let mut deaths = 0;
+            while !outlive(&shared, SWEEPER, &mut deaths, sweep(Arc::clone(&shared))).await {}
+        });
+        let shared = Arc::clone(&self.shared);
+        let mut deaths = 0;
+        while !outlive(&shared, FOLLOWER, &mut deaths, self.follow_on()).await {
+            // Whatever it was in the middle of: all there is is heard again.
+            self.position = None;
+        }
+        // Each task ends by the same token, within its limit.
+        while self.tasks.join_next().await.is_some() {}
+        // Both end by the token too.
+        let _ = tokio::join!(keeper, sweeper);
+        let standing = self.shared.standing.borrow().clone();
+        release(&*self.shared.link, &standing, RELEASE_LIMIT).await;
+    }
+
+    /// Follows one watch after the other until the agent is stopped.
+    async fn follow_on(&mut self) {
         let shutdown = self.shared.shutdown.clone();
-        let keeper = tokio::spawn(keeper.run());
-        let sweeper = tokio::spawn(sweep(Arc::clone(&self.shared)));
         let mut failures = 0;
         loop {
             let error = tokio::select! {
@@ -421,12 +464,6 @@ impl Follower {
                 }
             }
         }
-        // Each task ends by the same token, within its limit.
-        while self.tasks.join_next().await.is_some() {}
-        // Both end by the token too; a panic in one was logged where it happened.
-        let _ = tokio::join!(keeper, sweeper);
-        let standing = self.shared.standing.borrow().clone();
-        release(&*self.shared.link, &standing, RELEASE_LIMIT).await;
     }
 
     fn task_ended(&mut self, ended: Result<(Id, ()), tokio::task::JoinError>) {
@@ -467,6 +504,7 @@ impl Follower {
                 return error;
             }
             *failures = 0;
+            self.shared.deaths.works(FOLLOWER);
         }
     }
 
@@ -582,8 +620,11 @@ async fn until(standing: &mut watch::Receiver<Standing>, holds: impl FnMut(&Stan
 async fn sweep(shared: Arc<Shared>) {
     let clock = Arc::clone(&shared.options.clock);
     loop {
-        if let Err(error) = shared.options.artifacts.sweep().await {
-            tracing::warn!(region = %shared.options.region, %error, "copies that nobody needs could not be removed; tried again");
+        match shared.options.artifacts.sweep().await {
+            Ok(_) => shared.deaths.works(SWEEPER),
+            Err(error) => {
+                tracing::warn!(region = %shared.options.region, %error, "copies that nobody needs could not be removed; tried again");
+            }
         }
         tokio::select! {
             biased;

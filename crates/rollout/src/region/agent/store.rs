@@ -18,6 +18,7 @@ pub(super) use self::pinning::Ask;
 use self::pinning::Asking;
 use super::disk::{AgentDisk, StoreFile};
 use super::options::{AgentOptions, RegionNode};
+use super::revival::Deaths;
 use super::steps::{NodeResult, Tools, VersionResult};
 use crate::engine::{EngineError, LoadProgress, StoreKey};
 use crate::entities::{Assignment, Report};
@@ -70,6 +71,7 @@ pub(super) struct Shared {
     /// The region's nodes. More may come, always behind those there are.
     pub(super) nodes: watch::Receiver<Arc<Vec<RegionNode>>>,
     pub(super) shutdown: CancellationToken,
+    pub(super) deaths: Arc<Deaths>,
 }
 
 /// What runs beside the task's own loop.

@@ -3,9 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use tidegate_state::{Clock, Timestamp};
 use tokio::sync::watch;
 
 use super::{ClientOrders, EmbeddedClients};
@@ -21,8 +23,10 @@ pub struct ScriptedClient {
     pub serving: Option<u64>,
     /// Loads that it has begun, one entry each.
     pub loads: Vec<u64>,
-    /// Whether it has stopped counting.
-    pub dead: bool,
+    /// Versions that it has begun to load and not finished; they outlive its process, as what it has ingested does.
+    pub unfinished: BTreeSet<u64>,
+    /// Since when nothing was heard of it. It hears nothing either.
+    pub silent_since: Option<Timestamp>,
 }
 
 impl ScriptedClient {
@@ -38,11 +42,19 @@ impl ScriptedClient {
         self.serving = newest.or(keeps).or(region).or(self.serving.filter(|_| orders.region_serves.is_some()));
         let serving = self.serving;
         self.ingested.retain(|version| orders.versions.contains_key(version) || serving == Some(*version));
+        let may_load = |version: u64| orders.versions.contains_key(&version) || orders.region_serves == Some(version);
+        self.unfinished.retain(|version| may_load(*version));
+    }
+
+    /// Its process starts again, with its disk: it serves what it served last, if that is whole, until it hears more.
+    fn restart(&mut self) {
+        self.serving = self.serving.filter(|version| self.ingested.contains(version));
     }
 }
 
-#[derive(Debug, Default)]
 struct Inner {
+    clock: Arc<dyn Clock>,
+    grace: Duration,
     clients: BTreeMap<(StoreKey, String), ScriptedClient>,
     orders: BTreeMap<StoreKey, ClientOrders>,
     /// Every order that was not the same as the one before it.
@@ -50,19 +62,26 @@ struct Inner {
 }
 
 /// The clients of a region, played.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ScriptedClients {
     inner: Arc<Mutex<Inner>>,
     changes: watch::Sender<u64>,
 }
 
-impl Default for ScriptedClients {
-    fn default() -> Self {
-        ScriptedClients { inner: Arc::default(), changes: watch::Sender::new(0) }
+impl std::fmt::Debug for ScriptedClients {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("ScriptedClients").finish_non_exhaustive()
     }
 }
 
 impl ScriptedClients {
+    /// No clients yet. One that is silent counts as dead after the grace time, by this clock.
+    #[must_use]
+    pub fn new(clock: Arc<dyn Clock>, grace: Duration) -> Self {
+        let inner = Inner { clock, grace, clients: BTreeMap::new(), orders: BTreeMap::new(), history: Vec::new() };
+        ScriptedClients { inner: Arc::new(Mutex::new(inner)), changes: watch::Sender::new(0) }
+    }
+
     fn changed(&self) {
         self.changes.send_modify(|count| *count = count.wrapping_add(1));
     }
@@ -73,12 +92,48 @@ impl ScriptedClients {
         self.changed();
     }
 
-    /// A client stops counting.
-    pub fn die(&self, store: &StoreKey, client: &str) {
-        if let Some(client) = self.inner.lock().clients.get_mut(&(store.clone(), client.to_owned())) {
-            client.dead = true;
+    /// Nothing is heard of a client any more: its process has died, or it is cut off.
+    pub fn fall_silent(&self, store: &StoreKey, client: &str) {
+        let mut inner = self.inner.lock();
+        let now = inner.clock.now();
+        if let Some(client) = inner.clients.get_mut(&(store.clone(), client.to_owned())) {
+            client.silent_since.get_or_insert(now);
         }
+        drop(inner);
         self.changed();
+    }
+
+    /// A client that was silent starts again, with its disk and whether or not anyone can be reached.
+    pub fn restart(&self, store: &StoreKey, client: &str) {
+        if let Some(client) = self.inner.lock().clients.get_mut(&(store.clone(), client.to_owned())) {
+            client.restart();
+        }
+    }
+
+    /// A client that was silent registers again, and hears what holds now.
+    pub fn register_again(&self, store: &StoreKey, client: &str) {
+        let mut inner = self.inner.lock();
+        let orders = inner.orders.get(store).cloned().unwrap_or_default();
+        if let Some(client) = inner.clients.get_mut(&(store.clone(), client.to_owned())) {
+            client.silent_since = None;
+            client.obey(&orders);
+        }
+        drop(inner);
+        self.changed();
+    }
+
+    /// A client begins to load a version, if it may, and does not finish. Answers whether it did.
+    pub fn begin(&self, store: &StoreKey, client: &str, version: u64) -> bool {
+        let mut inner = self.inner.lock();
+        let orders = inner.orders.get(store).cloned().unwrap_or_default();
+        let allowed = orders.versions.contains_key(&version) || orders.region_serves == Some(version);
+        let Some(client) = inner.clients.get_mut(&(store.clone(), client.to_owned())) else {
+            return false;
+        };
+        if allowed && !client.ingested.contains(&version) && client.unfinished.insert(version) {
+            client.loads.push(version);
+        }
+        allowed
     }
 
     /// A client loads the version, if it may. Answers whether it did.
@@ -89,7 +144,8 @@ impl ScriptedClients {
         let Some(client) = inner.clients.get_mut(&(store.clone(), client.to_owned())) else {
             return false;
         };
-        if allowed && client.ingested.insert(version) {
+        // What was begun is resumed, and is no load of its own.
+        if allowed && client.ingested.insert(version) && !client.unfinished.remove(&version) {
             client.loads.push(version);
         }
         client.obey(&orders);
@@ -129,7 +185,7 @@ impl EmbeddedClients for ScriptedClients {
         inner.orders.insert(store.clone(), orders.clone());
         inner.history.push((store.clone(), orders.clone()));
         for ((of, _), client) in &mut inner.clients {
-            if of == store {
+            if of == store && client.silent_since.is_none() {
                 client.obey(&orders);
             }
         }
@@ -144,7 +200,8 @@ impl EmbeddedClients for ScriptedClients {
             if of != store {
                 continue;
             }
-            if client.dead {
+            let now = inner.clock.now();
+            if client.silent_since.is_some_and(|since| now >= since.after(inner.grace)) {
                 counts.dead += 1;
                 continue;
             }

@@ -24,6 +24,10 @@ pub(crate) struct Keeper {
     pub(crate) jitter: Jitter,
     pub(crate) limits: AgentLimits,
     pub(crate) nodes: Arc<dyn Fn() -> Vec<HostNode> + Send + Sync>,
+    /// Is told whenever the control plane has answered.
+    pub(crate) works: Arc<dyn Fn() + Send + Sync>,
+    /// Whether this process has heard nothing yet.
+    pub(crate) starting: bool,
     pub(crate) file: IdentityFile,
     pub(crate) identity: Identity,
     pub(crate) standing: watch::Sender<Standing>,
@@ -47,11 +51,10 @@ impl Keeper {
     }
 
     /// Keeps the lease until the agent stops. What is left then is to let go of it, with [`release`].
-    pub(crate) async fn run(mut self) {
-        let mut starting = true;
+    pub(crate) async fn run(&mut self) {
         let mut failures: u32 = 0;
         loop {
-            let claim = self.claim(starting);
+            let claim = self.claim();
             let limit = self.limits.heartbeat_every.min(self.limits.step).max(Duration::from_secs(1));
             let answer = tokio::select! {
                 biased;
@@ -65,7 +68,10 @@ impl Keeper {
                 Err(_) => Heard::Nothing { why: format!("no answer within {} s", limit.as_secs()) },
             };
             failures = if matches!(heard, Heard::Nothing { .. }) { failures.saturating_add(1) } else { 0 };
-            starting &= matches!(heard, Heard::Nothing { .. });
+            if failures == 0 {
+                self.starting = false;
+                (self.works)();
+            }
             self.hear(heard).await;
             let every = self.limits.heartbeat_every;
             let pause =
@@ -80,14 +86,14 @@ impl Keeper {
         }
     }
 
-    fn claim(&self, starting: bool) -> HostClaim {
+    fn claim(&self) -> HostClaim {
         HostClaim {
             agent: self.identity.agent.to_string(),
             name: self.name.clone(),
             address: self.address.clone(),
             lease_ms: u64::try_from(self.limits.lease.as_millis()).unwrap_or(u64::MAX),
             token: self.standing.borrow().holder().map(|holder| holder.token),
-            starting,
+            starting: self.starting,
             nodes: (self.nodes)(),
         }
     }

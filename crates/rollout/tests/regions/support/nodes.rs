@@ -31,6 +31,8 @@ pub enum On {
 pub enum Fault {
     Fails(EngineError),
     Hangs,
+    /// Drop alone: the work is done, and the step never ends.
+    HangsAfter,
     /// Verify alone: the digest that is found.
     Digest(String),
     /// Capacity alone: what is free beside what is needed, in bytes less.
@@ -183,8 +185,12 @@ impl Engine for Node {
     }
 
     async fn drop_version(&self, store: &StoreKey, version: u64) -> Result<(), EngineError> {
-        self.fault(On::Drop, store).await?;
-        self.engine().drop_version(store, version).await
+        let fault = self.fault(On::Drop, store).await?;
+        self.engine().drop_version(store, version).await?;
+        if let Some(Fault::HangsAfter) = fault {
+            std::future::pending::<()>().await;
+        }
+        Ok(())
     }
 
     async fn observe(&self, store: &StoreKey) -> Result<Observed, EngineError> {

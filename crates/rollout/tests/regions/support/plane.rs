@@ -30,6 +30,7 @@ struct Plane {
     claims: u64,
     token: u64,
     hosted_by: Option<String>,
+    panics: bool,
 }
 
 /// The control plane as one region sees it.
@@ -58,6 +59,7 @@ impl ScriptedLink {
             claims: 0,
             token: 0,
             hosted_by: None,
+            panics: false,
         };
         ScriptedLink {
             region: region.to_owned(),
@@ -99,6 +101,18 @@ impl ScriptedLink {
         self.plane.lock().removed = removed;
         self.cut(true);
         self.cut(false);
+    }
+
+    /// From now on every call that follows the control plane, or says that the agent lives, panics; or none does.
+    pub fn panic(&self, panics: bool) {
+        self.plane.lock().panics = panics;
+        self.cut(true);
+        self.cut(false);
+    }
+
+    fn may_panic(&self) {
+        let panics = self.plane.lock().panics;
+        assert!(!panics, "the link is told to panic");
     }
 
     pub fn refuse_reports(&self, store: &str, refuse: bool) {
@@ -208,6 +222,7 @@ impl RegionLink for ScriptedLink {
     }
 
     async fn watch(&self, _from: Option<Position>) -> Result<Box<dyn AssignmentWatch>, LinkError> {
+        self.may_panic();
         self.up()?;
         let connection = self.plane.lock().connection;
         Ok(Box::new(ScriptedWatch { link: self.clone(), changes: self.changes.subscribe(), connection, at: None }))
@@ -235,6 +250,7 @@ impl RegionLink for ScriptedLink {
     }
 
     async fn host(&self, claim: &HostClaim) -> Result<HostGrant, LinkError> {
+        self.may_panic();
         self.up()?;
         let mut plane = self.plane.lock();
         plane.claims += 1;

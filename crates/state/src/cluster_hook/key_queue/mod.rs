@@ -3,9 +3,10 @@
 //!
 //! Invariants:
 //! 1. Of a key at most one run goes, and the next one starts only when it is durable how the one before ended.
-//! 2. Within a key, requests start in the order of the log.
+//! 2. Within a key, requests start in the order of the log, and none while one of them is being copied out of it.
 //! 3. A key that waits, backs off or is dead holds up no other key; ready keys take turns.
-//! 4. `LatestState`: a run covers every request of its key at or below its snapshot; a request above it gets a further run.
+//! 4. `LatestState`: a run covers every request of its key at or below its snapshot; a request above it gets a further run,
+//!    and so does one that comes up once the run's end is being committed with its writes.
 //! 5. The low watermark is never above a request that has neither a durable receipt nor a durable exception.
 //! 6. Memory is bounded: what does not fit is left in the log, from `missing_from` on, and nothing of a key is taken in
 //!    while something earlier of it is missing.
@@ -71,6 +72,13 @@ pub(crate) struct Ticket {
     kind: TicketKind,
 }
 
+impl Ticket {
+    /// The key that the item is of.
+    pub(crate) fn key(self) -> KeyIndex {
+        self.key
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum TicketKind {
     /// The key waits for it.
@@ -132,7 +140,7 @@ enum Phase {
         /// The request that the run was given.
         lead: RequestId,
         covered: usize,
-        snapshot: Revision,
+        stage: Stage,
         /// The operator's action that cancelled it.
         cancelled: Option<RequestId>,
     },
@@ -142,6 +150,15 @@ enum Phase {
     Until { at: Timestamp, why: Why },
     /// The first request is a dead letter.
     Dead,
+}
+
+/// How far a run is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// It goes, on this snapshot, and covers whatever comes up at or below it (`LatestState`).
+    Going { snapshot: Revision },
+    /// Its end is being committed together with its writes. What that settles is sent, so nothing joins it any more.
+    Committing,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -186,6 +203,9 @@ struct Key<P> {
     left_out: bool,
     /// During a reread: the last request that the tail brought, which was left in the log.
     tail_last: Option<RequestId>,
+    /// So many of its requests are being copied out of the log. None of it starts meanwhile: the copy would land after
+    /// what the run has stored, and take its place.
+    parking: usize,
     /// Actions on requests whose outcome is being stored right now.
     deferred: Vec<(RequestId, RequestId, RequestAction)>,
     /// While loading: what the exceptions say.
@@ -363,6 +383,7 @@ impl<P: Clone> SlotQueue<P> {
             closed: false,
             left_out: false,
             tail_last: None,
+            parking: 0,
             deferred: Vec::new(),
             held: Vec::new(),
         };

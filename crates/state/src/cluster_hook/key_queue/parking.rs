@@ -49,6 +49,7 @@ impl<P: Clone> SlotQueue<P> {
                 }
                 left -= 1;
                 entry.parking = true;
+                key.parking += 1;
                 let item = Item::Exception {
                     request: entry.id,
                     state: ExceptionState::Parked,

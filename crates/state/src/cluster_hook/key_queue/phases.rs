@@ -103,7 +103,8 @@ impl<P: Clone> SlotQueue<P> {
     pub(super) fn forget_if_idle(&mut self, index: KeyIndex) {
         let key = self.key(index);
         let idle = key.phase == Phase::Idle && key.queue.is_empty() && key.deferred.is_empty();
-        if idle && !key.closed && !key.in_ready {
+        // Its place is not given away while copies are on their way: what comes back would be taken for another key's.
+        if idle && !key.closed && !key.in_ready && key.parking == 0 {
             let name = key.name.clone();
             self.by_name.remove(&name);
             self.keys[index as usize] = None;

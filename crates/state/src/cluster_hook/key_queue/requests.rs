@@ -1,8 +1,8 @@
 //! New requests, and operators' actions on requests.
 
 use super::{
-    Command, Entry, Item, Key, KeyIndex, Phase, SlotQueue, Then, Ticket, TicketKind, Why, action_done, index_from,
-    phase_ticket,
+    Command, Entry, Item, Key, KeyIndex, Phase, SlotQueue, Stage, Then, Ticket, TicketKind, Why, action_done,
+    index_from, phase_ticket,
 };
 use crate::cluster_hook::registration::Delivery;
 use crate::driver::{ExceptionState, ReceiptOutcome, RequestAction, RequestId};
@@ -69,7 +69,9 @@ impl<P: Clone> SlotQueue<P> {
             Phase::Idle => self.make_ready(index),
             Phase::Until { why: Why::RetryAt, .. } if latest => self.make_ready(index),
             Phase::Dead if latest => self.revive(index, out),
-            Phase::Running { covered, snapshot, cancelled: None, .. } if latest && id.revision <= *snapshot => {
+            Phase::Running { covered, stage: Stage::Going { snapshot }, cancelled: None, .. }
+                if latest && id.revision <= *snapshot =>
+            {
                 // The run reads a snapshot that has the change, if all before it are covered as well.
                 if *covered + 1 == key.queue.len() {
                     *covered += 1;
@@ -114,7 +116,8 @@ impl<P: Clone> SlotQueue<P> {
             (Phase::Running { covered, run, cancelled, .. }, RequestAction::Cancel)
                 if at < *covered && cancelled.is_none() =>
             {
-                // The action is finished together with the run, so that a crash in between does not lose it.
+                // The action is finished together with the run, so that a crash in between does not lose it. A commit of its
+                // writes that is under way may still succeed: then the action came too late.
                 *cancelled = Some(id);
                 out.push(Command::Cancel { key: index, run: *run });
                 self.open.insert(id);

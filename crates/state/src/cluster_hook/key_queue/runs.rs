@@ -1,10 +1,11 @@
 //! Starting runs, and what their ends ask to be stored.
 
 use super::{
-    Command, DEATHS_ISOLATED, KeyIndex, Phase, RUNS_MAX, RunEnd, SlotQueue, Started, Then, Ticket, TicketKind, Why,
+    Command, DEATHS_ISOLATED, KeyIndex, Phase, RUNS_MAX, RunEnd, SlotQueue, Stage, Started, Then, Ticket, TicketKind,
+    Why, action_done,
 };
 use crate::cluster_hook::registration::Delivery;
-use crate::driver::{ExceptionState, ReceiptOutcome, RequestId};
+use crate::driver::{ExceptionState, ReceiptOutcome, RequestAction, RequestId};
 use crate::revision::{Revision, Timestamp};
 
 impl<P: Clone> SlotQueue<P> {
@@ -35,6 +36,10 @@ impl<P: Clone> SlotQueue<P> {
                 }
                 continue;
             }
+            // In line again once the copies are durable.
+            if key.parking > 0 {
+                continue;
+            }
             let Some(front) = key.queue.front() else { continue };
             if front.id.revision > snapshot {
                 key.in_ready = true;
@@ -60,19 +65,23 @@ impl<P: Clone> SlotQueue<P> {
             let (request, cause) = (lead.id, lead.cause.clone());
             self.counter += 1;
             let run = self.counter;
-            self.set_phase(index, Phase::Running { run, lead: request, covered, snapshot, cancelled: None });
+            let stage = Stage::Going { snapshot };
+            self.set_phase(index, Phase::Running { run, lead: request, covered, stage, cancelled: None });
             return Some(Started { key: index, run, name, request, cause, attempt });
         }
         None
     }
 
-    /// The requests that a run's end finishes or holds, the one that it was given last; and whether an operator has
-    /// cancelled it. None if this is not the run that goes.
-    pub(crate) fn covered(&self, index: KeyIndex, run: u32) -> Option<(Vec<RequestId>, bool)> {
-        let key = self.keys.get(index as usize)?.as_ref()?;
-        match &key.phase {
-            Phase::Running { run: going, covered, cancelled, .. } if *going == run => {
-                Some((key.queue.iter().take(*covered).map(|entry| entry.id).collect(), cancelled.is_some()))
+    /// The end of a run is to be committed together with its writes: gives the requests that it finishes or holds, the one
+    /// that it was given last. From here on it covers no other. Then [`SlotQueue::committed`], or [`SlotQueue::ended`] if
+    /// the commit failed. None, and nothing is to be committed, if this is not the run that goes or an operator has
+    /// cancelled it.
+    pub(crate) fn commit_begins(&mut self, index: KeyIndex, run: u32) -> Option<Vec<RequestId>> {
+        let key = self.keys.get_mut(index as usize)?.as_mut()?;
+        match &mut key.phase {
+            Phase::Running { run: going, covered, stage, cancelled: None, .. } if *going == run => {
+                *stage = Stage::Committing;
+                Some(key.queue.iter().take(*covered).map(|entry| entry.id).collect())
             }
             Phase::Idle
             | Phase::Ready
@@ -144,7 +153,7 @@ impl<P: Clone> SlotQueue<P> {
         out: &mut Vec<Command<P>>,
     ) {
         let Some(key) = self.keys.get_mut(index as usize).and_then(Option::as_mut) else { return };
-        let Phase::Running { run: going, covered, .. } = key.phase else { return };
+        let Phase::Running { run: going, covered, stage: Stage::Committing, cancelled, .. } = key.phase else { return };
         if going != run {
             return;
         }
@@ -152,9 +161,16 @@ impl<P: Clone> SlotQueue<P> {
             None => Then::Finish { covered },
             Some(at) => {
                 (key.attempts, key.deaths, key.error) = (0, 0, None);
+                // What an operator did meanwhile is for the request that waits now.
+                if let (Some(action), Some(held)) = (cancelled, key.queue.get(covered - 1)) {
+                    key.deferred.push((action, held.id, RequestAction::Cancel));
+                }
                 Then::HoldUntil { covered, at, why: Why::RetryAt }
             }
         };
+        if let (Some(action), None) = (cancelled, retry_at) {
+            self.side(index, action, action_done(action), out);
+        }
         self.set_phase(index, Phase::Settling { outstanding: 0, then });
         self.advance(index, then, out);
     }
@@ -165,11 +181,20 @@ impl<P: Clone> SlotQueue<P> {
             TicketKind::Side => self.close(ticket.request),
             TicketKind::Park => {
                 self.close(ticket.request);
-                if let Some(key) = self.keys.get_mut(ticket.key as usize).and_then(Option::as_mut)
-                    && let Ok(at) = key.queue.binary_search_by(|entry| entry.id.cmp(&ticket.request))
-                {
+                let Some(key) = self.keys.get_mut(ticket.key as usize).and_then(Option::as_mut) else { return };
+                if let Ok(at) = key.queue.binary_search_by(|entry| entry.id.cmp(&ticket.request)) {
                     self.total -= usize::from(!key.queue[at].stored);
                     key.queue[at].stored = true;
+                }
+                key.parking = key.parking.saturating_sub(1);
+                match key.phase {
+                    Phase::Ready if key.parking == 0 => self.make_ready(ticket.key),
+                    Phase::Idle => self.forget_if_idle(ticket.key),
+                    Phase::Ready
+                    | Phase::Running { .. }
+                    | Phase::Settling { .. }
+                    | Phase::Until { .. }
+                    | Phase::Dead => {}
                 }
             }
             TicketKind::Phase => {

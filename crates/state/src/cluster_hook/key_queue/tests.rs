@@ -133,6 +133,48 @@ fn k15_latest_state_runs_once_more_for_all_that_came_during_a_run() {
 }
 
 #[test]
+fn k15_what_comes_while_a_runs_end_is_being_committed_is_not_settled_by_that_commit() {
+    for retry_at in [None, Some(NOW.after(Duration::from_secs(5)))] {
+        let mut bench = Bench::new(Delivery::LatestState);
+        bench.request(1, "a");
+        let run = bench.start_at(Revision(5)).unwrap();
+        bench.request(2, "a");
+        assert_eq!(bench.queue.commit_begins(run.key, run.run), Some(vec![id(1), id(2)]));
+        bench.request(3, "a");
+        bench.queue.committed(run.key, run.run, retry_at, &mut bench.out);
+        assert!(bench.store().is_empty(), "all that the commit settled is durable");
+        assert_eq!(bench.queue.watermark(), Revision(2), "3 has neither receipt nor exception");
+        // A change brings forward what waits for a time.
+        let next = bench.start_at(Revision(5)).expect("3 is not forgotten");
+        assert_eq!(next.request, id(3));
+        bench.end(&next, RunEnd::Done);
+        let stored: Vec<Item<u64>> = bench.store();
+        let held = retry_at.map(|_| Item::Receipt { request: id(2), outcome: ReceiptOutcome::Coalesced });
+        let done = Item::Receipt { request: id(3), outcome: ReceiptOutcome::Done };
+        assert_eq!(stored, held.into_iter().chain([done]).collect::<Vec<_>>());
+        assert_eq!(bench.queue.watermark(), Revision(3));
+        assert!(bench.start().is_none());
+    }
+}
+
+#[test]
+fn k15_a_commit_that_failed_leaves_what_came_meanwhile_to_the_next_run() {
+    for end in [failed(), RunEnd::Interrupted] {
+        let mut bench = Bench::new(Delivery::LatestState);
+        bench.request(1, "a");
+        let run = bench.start_at(Revision(5)).unwrap();
+        assert_eq!(bench.queue.commit_begins(run.key, run.run), Some(vec![id(1)]));
+        bench.request(2, "a");
+        bench.end(&run, end);
+        bench.store();
+        bench.queue.wake(NOW.after(Duration::from_secs(1)));
+        let again = bench.start_at(Revision(5)).unwrap();
+        assert_eq!(again.request, id(2));
+        assert_eq!(bench.queue.commit_begins(again.key, again.run), Some(vec![id(1), id(2)]));
+    }
+}
+
+#[test]
 fn k15_a_run_covers_what_its_snapshot_has_even_if_the_tail_brings_it_later() {
     let mut bench = Bench::new(Delivery::LatestState);
     bench.request(1, "a");
@@ -238,7 +280,7 @@ fn k20_a_waiting_request_is_cancelled_at_once_and_a_running_one_when_it_has_ende
     bench.queue.act(id(10), id(2), RequestAction::Cancel, &mut bench.out);
     bench.queue.act(id(11), id(1), RequestAction::Cancel, &mut bench.out);
     assert!(bench.out.contains(&Command::Cancel { key: run.key, run: run.run }));
-    assert_eq!(bench.queue.covered(run.key, run.run), Some((vec![id(1)], true)));
+    assert_eq!(bench.queue.commit_begins(run.key, run.run), None, "it is cancelled");
     bench.store();
     assert!(bench.start().is_none(), "the next one waits until the run has ended");
     bench.end(&run, RunEnd::Done);
@@ -257,6 +299,48 @@ fn k20_an_action_on_what_is_just_being_stored_is_heeded_afterwards() {
     let stored = bench.store();
     assert!(stored.contains(&Item::Receipt { request: id(1), outcome: ReceiptOutcome::Cancelled }), "{stored:?}");
     assert!(bench.queue.watermark() >= Revision(1));
+}
+
+#[test]
+fn k20_a_cancel_during_the_commit_of_a_run_comes_too_late_if_that_succeeds() {
+    let mut bench = Bench::new(Delivery::LatestState);
+    bench.request(1, "a");
+    let run = bench.start().unwrap();
+    assert!(bench.queue.commit_begins(run.key, run.run).is_some());
+    bench.queue.act(id(2), id(1), RequestAction::Cancel, &mut bench.out);
+    assert!(bench.out.contains(&Command::Cancel { key: run.key, run: run.run }), "its writes may still be refused");
+    bench.queue.committed(run.key, run.run, None, &mut bench.out);
+    assert_eq!(bench.store(), [Item::Receipt { request: id(2), outcome: ReceiptOutcome::Done }]);
+    bench.queue.passed(Revision(20));
+    assert_eq!(bench.queue.watermark(), Revision(20), "nothing is open any more");
+}
+
+#[test]
+fn k20_a_cancel_during_the_commit_of_a_run_is_for_the_request_that_waits_then() {
+    let mut bench = Bench::new(Delivery::EveryChange);
+    bench.request(1, "a");
+    bench.request(2, "a");
+    let run = bench.start().unwrap();
+    assert!(bench.queue.commit_begins(run.key, run.run).is_some());
+    bench.queue.act(id(3), id(1), RequestAction::Cancel, &mut bench.out);
+    bench.queue.committed(run.key, run.run, Some(NOW.after(Duration::from_secs(100))), &mut bench.out);
+    let stored = bench.store();
+    assert!(stored.contains(&Item::Receipt { request: id(1), outcome: ReceiptOutcome::Cancelled }), "{stored:?}");
+    assert!(stored.contains(&Item::Receipt { request: id(3), outcome: ReceiptOutcome::Done }), "{stored:?}");
+    assert_eq!(bench.run(RunEnd::Done), id(2));
+}
+
+#[test]
+fn k20_a_cancel_during_the_commit_of_a_run_counts_if_that_is_refused() {
+    let mut bench = Bench::new(Delivery::EveryChange);
+    bench.request(1, "a");
+    let run = bench.start().unwrap();
+    assert!(bench.queue.commit_begins(run.key, run.run).is_some());
+    bench.queue.act(id(2), id(1), RequestAction::Cancel, &mut bench.out);
+    bench.end(&run, failed());
+    let cancelled = Item::Receipt { request: id(1), outcome: ReceiptOutcome::Cancelled };
+    assert_eq!(bench.store(), [cancelled, Item::Receipt { request: id(2), outcome: ReceiptOutcome::Done }]);
+    assert!(bench.start().is_none());
 }
 
 #[test]
@@ -341,6 +425,60 @@ fn k47_the_watermark_stays_below_what_is_neither_finished_nor_set_aside() {
     let stored = bench.store();
     assert!(matches!(&stored[0], Item::Exception { request, state: ExceptionState::Parked, .. } if *request == id(25)));
     assert_eq!(bench.queue.watermark(), Revision(25));
+}
+
+#[test]
+fn k47_a_run_does_not_overtake_the_exception_of_its_own_request() {
+    for stored_first in [true, false] {
+        let mut bench = Bench::new(Delivery::EveryChange);
+        bench.request(1, "a");
+        bench.request(2, "a");
+        bench.request(3, "b");
+        bench.run(RunEnd::RetryAt(NOW.after(Duration::from_secs(1))));
+        bench.queue.park(Revision(2), 10, &mut bench.out);
+        let parked = std::mem::take(&mut bench.out);
+        assert_eq!(parked.len(), 1);
+        bench.queue.wake(NOW.after(Duration::from_secs(2)));
+        // Other keys go on, and neither the one that waited nor the one behind it starts, whose copy is on its way.
+        assert_eq!(bench.run(RunEnd::Done), id(3));
+        assert!(bench.start().is_none());
+        if !stored_first {
+            bench.queue.act(id(4), id(1), RequestAction::Discard, &mut bench.out);
+            bench.store();
+            assert!(bench.start().is_none(), "2 would be free to start");
+        }
+        bench.out = parked;
+        bench.store();
+        if stored_first {
+            assert_eq!(bench.run(RunEnd::Done), id(1));
+        }
+        assert_eq!(bench.run(RunEnd::Done), id(2));
+        assert_eq!(bench.queue.watermark(), Revision(3));
+    }
+}
+
+#[test]
+fn k47_a_key_is_not_forgotten_while_a_copy_of_its_requests_is_on_its_way() {
+    let mut bench = Bench::new(Delivery::EveryChange);
+    bench.request(1, "a");
+    bench.request(2, "a");
+    bench.run(RunEnd::RetryAt(NOW.after(Duration::from_secs(100))));
+    bench.queue.park(Revision(2), 10, &mut bench.out);
+    let parked = std::mem::take(&mut bench.out);
+    bench.queue.act(id(3), id(2), RequestAction::Discard, &mut bench.out);
+    bench.queue.act(id(4), id(1), RequestAction::Discard, &mut bench.out);
+    bench.store();
+    bench.request(5, "b");
+    bench.request(6, "b");
+    bench.run(RunEnd::RetryAt(NOW.after(Duration::from_secs(1))));
+    bench.queue.park(Revision(6), 10, &mut bench.out);
+    let of_b = std::mem::replace(&mut bench.out, parked);
+    bench.store();
+    bench.queue.wake(NOW.after(Duration::from_secs(2)));
+    assert!(bench.start().is_none(), "the copy of b's second request is not durable, a's alone is");
+    bench.out = of_b;
+    bench.store();
+    assert_eq!(bench.run(RunEnd::Done), id(5));
 }
 
 #[test]
@@ -435,13 +573,17 @@ fn g6_a_request_waits_until_its_revision_is_applied() {
     assert_eq!(bench.start_at(Revision(7)).unwrap().request, id(7));
 }
 
-/// One step of a random history.
+/// One step of a random history. What was sent last may become durable first, since batches overtake each other; what is
+/// committed together with writes may be refused.
 #[derive(Debug, Clone)]
 enum Step {
     Request { key: u8 },
     Start,
     End { which: usize, how: u8 },
     Store { most: usize },
+    StoreLast,
+    Commit { which: usize, refused: bool },
+    Park,
     Wake,
     Reread,
     Act { target: u64, action: u8 },
@@ -453,6 +595,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         5 => Just(Step::Start),
         4 => (any::<usize>(), 0_u8..8).prop_map(|(which, how)| Step::End { which, how }),
         4 => (0_usize..6).prop_map(|most| Step::Store { most }),
+        2 => Just(Step::StoreLast),
+        2 => (any::<usize>(), proptest::bool::weighted(0.2)).prop_map(|(which, refused)| Step::Commit { which, refused }),
+        2 => Just(Step::Park),
         1 => Just(Step::Wake),
         2 => Just(Step::Reread),
         1 => (1_u64..200, 0_u8..3).prop_map(|(target, action)| Step::Act { target, action }),
@@ -470,7 +615,60 @@ struct Model {
     interrupted: BTreeSet<RequestId>,
     started: BTreeMap<String, Vec<RequestId>>,
     running: Vec<(Started<u64>, Revision)>,
+    committing: Vec<Committing>,
     seen: BTreeMap<String, Revision>,
+}
+
+/// A run's end on its way together with its writes.
+struct Committing {
+    run: Started<u64>,
+    snapshot: Revision,
+    sent: Vec<RequestId>,
+    retry_at: Option<Timestamp>,
+}
+
+impl Model {
+    fn has_seen(&mut self, key: &str, snapshot: Revision) {
+        let seen = self.seen.entry(key.to_owned()).or_default();
+        *seen = (*seen).max(snapshot);
+    }
+
+    /// An item becomes durable.
+    fn store(&mut self, item: &Item<u64>) -> Result<(), TestCaseError> {
+        match item {
+            Item::Receipt { request, outcome } => {
+                let twice = self.receipts.insert(*request, *outcome);
+                prop_assert!(twice.is_none(), "two receipts of {}", request);
+                self.exceptions.remove(request);
+            }
+            // A receipt that is there already wins.
+            Item::Exception { request, state, .. } => {
+                let finished = self.receipts.contains_key(request);
+                prop_assert!(!finished || *state == ExceptionState::Parked, "{} is finished", request);
+                if !finished {
+                    self.exceptions.insert(*request);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A run's end becomes durable together with its writes: what was sent, whatever has come up since.
+    fn commit(&mut self, committing: &Committing) -> Result<(), TestCaseError> {
+        let Committing { run, snapshot, sent, retry_at } = committing;
+        let held = sent.last().filter(|_| retry_at.is_some());
+        for request in sent.iter().filter(|request| Some(*request) != held) {
+            let done = *request == run.request;
+            let outcome = if done { ReceiptOutcome::Done } else { ReceiptOutcome::Coalesced };
+            self.store(&Item::Receipt { request: *request, outcome })?;
+        }
+        if let Some(held) = held {
+            self.exceptions.insert(*held);
+        } else {
+            self.has_seen(&run.name, *snapshot);
+        }
+        Ok(())
+    }
 }
 
 fn history(delivery: Delivery, bound: usize, steps: Vec<Step>) -> Result<(), TestCaseError> {
@@ -483,20 +681,10 @@ fn history(delivery: Delivery, bound: usize, steps: Vec<Step>) -> Result<(), Tes
         |bench: &mut Bench, model: &mut Model, waiting: &mut VecDeque<(Item<u64>, Ticket)>, most: usize| {
             for _ in 0..most {
                 let Some((item, ticket)) = waiting.pop_front() else { break };
-                match item {
-                    Item::Receipt { request, outcome } => {
-                        let twice = model.receipts.insert(request, outcome);
-                        prop_assert!(twice.is_none(), "two receipts of {}", request);
-                        model.exceptions.remove(&request);
-                    }
-                    Item::Exception { request, .. } => {
-                        prop_assert!(!model.receipts.contains_key(&request));
-                        model.exceptions.insert(request);
-                    }
-                }
+                model.store(&item)?;
                 bench.queue.settled(ticket, &mut bench.out);
             }
-            Ok(())
+            Ok::<(), TestCaseError>(())
         };
     for step in steps {
         match step {
@@ -509,7 +697,8 @@ fn history(delivery: Delivery, bound: usize, steps: Vec<Step>) -> Result<(), Tes
             Step::Start => {
                 if let Some(run) = bench.start_at(Revision(revision)) {
                     let name = run.name.to_string();
-                    let others = model.running.iter().any(|(going, _)| *going.name == *name);
+                    let others = model.running.iter().any(|(going, _)| *going.name == *name)
+                        || model.committing.iter().any(|committing| *committing.run.name == *name);
                     prop_assert!(!others, "two runs of {}", name);
                     prop_assert!(!model.receipts.contains_key(&run.request), "{} ran again", run.request);
                     let before = model.started.entry(name.clone()).or_default();
@@ -518,11 +707,18 @@ fn history(delivery: Delivery, bound: usize, steps: Vec<Step>) -> Result<(), Tes
                         before.last().is_none_or(|last| *last <= run.request || model.interrupted.contains(last));
                     prop_assert!(fine, "{} fell back", name);
                     if delivery == Delivery::EveryChange {
-                        // Everything of the key before it is finished.
-                        let unfinished = model
-                            .log
-                            .iter()
-                            .find(|(id, key)| **key == name && **id < run.request && !model.receipts.contains_key(id));
+                        // Everything of the key before it is finished. What an operator let go of may be on its way to be.
+                        let on_its_way = |id: &RequestId| {
+                            let receipt = |item: &Item<u64>| match item {
+                                Item::Receipt { request, .. } => request == id,
+                                Item::Exception { .. } => false,
+                            };
+                            model.let_go.contains(id) && waiting.iter().any(|(item, _)| receipt(item))
+                        };
+                        let unfinished = model.log.iter().find(|(id, key)| {
+                            let before = **key == name && **id < run.request;
+                            before && !model.receipts.contains_key(id) && !on_its_way(id)
+                        });
                         prop_assert!(unfinished.is_none(), "{} overtook {:?}", run.request, unfinished);
                     }
                     before.push(run.request);
@@ -541,14 +737,38 @@ fn history(delivery: Delivery, bound: usize, steps: Vec<Step>) -> Result<(), Tes
                     if end == RunEnd::Interrupted {
                         model.interrupted.insert(run.request);
                     }
-                    if end == RunEnd::Done {
-                        let seen = model.seen.entry(run.name.to_string()).or_default();
-                        *seen = (*seen).max(snapshot);
+                    let retry_at = (how == 4).then(|| bench.now.after(Duration::from_secs(5)));
+                    let with_writes = matches!(how, 3 | 4);
+                    if with_writes && let Some(sent) = bench.queue.commit_begins(run.key, run.run) {
+                        model.committing.push(Committing { run, snapshot, sent, retry_at });
+                    } else {
+                        if end == RunEnd::Done {
+                            model.has_seen(&run.name, snapshot);
+                        }
+                        bench.end(&run, end);
                     }
-                    bench.end(&run, end);
                 }
             }
             Step::Store { most } => settle_some(&mut bench, &mut model, &mut waiting, most)?,
+            Step::StoreLast => {
+                if let Some(last) = waiting.pop_back() {
+                    waiting.push_front(last);
+                    settle_some(&mut bench, &mut model, &mut waiting, 1)?;
+                }
+            }
+            Step::Commit { which, refused } => {
+                if !model.committing.is_empty() {
+                    let committing = model.committing.remove(which % model.committing.len());
+                    if refused {
+                        bench.end(&committing.run, failed());
+                    } else {
+                        model.commit(&committing)?;
+                        let (key, run) = (committing.run.key, committing.run.run);
+                        bench.queue.committed(key, run, committing.retry_at, &mut bench.out);
+                    }
+                }
+            }
+            Step::Park => bench.queue.park(Revision(revision), 3, &mut bench.out),
             Step::Wake => {
                 bench.now = bench.now.after(Duration::from_secs(10));
                 bench.queue.wake(bench.now);
@@ -589,6 +809,13 @@ fn history(delivery: Delivery, bound: usize, steps: Vec<Step>) -> Result<(), Tes
         }
         for command in std::mem::take(&mut bench.out) {
             if let Command::Settle { item, ticket } = command {
+                // One exception of a request may land after another that was sent later.
+                let of = |item: &Item<u64>| match item {
+                    Item::Exception { request, .. } => Some(*request),
+                    Item::Receipt { .. } => None,
+                };
+                let twice = of(&item).is_some() && waiting.iter().any(|(other, _)| of(other) == of(&item));
+                prop_assert!(!twice, "two exceptions of {:?} are on their way", of(&item));
                 waiting.push_back((item, ticket));
             }
         }
@@ -608,9 +835,13 @@ fn history(delivery: Delivery, bound: usize, steps: Vec<Step>) -> Result<(), Tes
             }
         }
         settle_some(&mut bench, &mut model, &mut waiting, usize::MAX)?;
+        for committing in std::mem::take(&mut model.committing) {
+            model.commit(&committing)?;
+            let (key, run) = (committing.run.key, committing.run.run);
+            bench.queue.committed(key, run, committing.retry_at, &mut bench.out);
+        }
         for (run, snapshot) in std::mem::take(&mut model.running) {
-            let seen = model.seen.entry(run.name.to_string()).or_default();
-            *seen = (*seen).max(snapshot);
+            model.has_seen(&run.name, snapshot);
             bench.end(&run, RunEnd::Done);
         }
         if let Some(page) = rereading.take() {

@@ -68,7 +68,7 @@ impl Owner {
                 continue;
             }
             let (fence, was, raised) = (slot.fence, slot.watermark, slot.raised);
-            let Some(queue) = slot.queue_mut() else { continue };
+            let Some(queue) = slot.whole_queue_mut() else { continue };
             queue.passed(position);
             let to = queue.watermark();
             let far = to.0.saturating_sub(was.0);

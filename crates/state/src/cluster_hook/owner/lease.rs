@@ -3,18 +3,24 @@
 //! Invariant: by its own clocks a server holds its lease for no longer than the database does, since it counts from the
 //! last renewal that it sent.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use foldhash::fast::FixedState;
 
 use super::{Event, Owner, Slot, SlotState};
 use crate::cluster_hook::points;
-use crate::driver::{DriverError, HookLoad, ServerHook, ServerId, ServerLoad, ServerRow};
+use crate::cluster_hook::run::RunControl;
+use crate::driver::{DriverError, Fence, HookLoad, ServerHook, ServerId, ServerLoad, ServerRow, SlotId};
 use crate::revision::Timestamp;
 use crate::testing::points::Pass;
 
 /// How many heartbeats there are in a lease.
 const HEARTBEATS: u32 = 4;
-/// How soon a heartbeat or joining that failed is tried again.
+/// How soon a heartbeat or joining that failed is tried again. Joining backs off from there up to the longer one.
 const AGAIN: Duration = Duration::from_millis(100);
+const JOIN_AGAIN_MAX: Duration = Duration::from_secs(3);
 
 /// This server's place in the cluster.
 pub(super) struct Membership {
@@ -143,10 +149,11 @@ impl Owner {
         let row = self.row(id, until);
         let (core, sender) = (self.core.clone(), self.sender.clone());
         let sent = Instant::now();
+        let pause = AGAIN.saturating_mul(1 << self.joins_failed.min(8)).min(JOIN_AGAIN_MAX);
         self.spawn(async move {
             let result = core.driver.join(row).await;
             if result.is_err() {
-                tokio::time::sleep(AGAIN).await;
+                tokio::time::sleep(pause).await;
             }
             let _ = sender.send(Event::Joined { server: id, sent, until, result });
         });
@@ -155,9 +162,17 @@ impl Owner {
     pub(super) fn joined(&mut self, id: ServerId, sent: Instant, until: Timestamp, result: Result<(), DriverError>) {
         self.joining = false;
         if let Err(error) = result {
-            tracing::warn!(server = %self.core.server, %error, "this server can't join; it tries again");
+            self.joins_failed = self.joins_failed.saturating_add(1);
+            self.core.note_failed_write(&error);
+            // Once in a row: it says that it tries again, and it does.
+            if self.joins_failed == 1 {
+                tracing::warn!(server = %self.core.server, %error, "this server can't join; it tries again until it can");
+            } else {
+                tracing::debug!(server = %self.core.server, %error, failures = self.joins_failed, "this server can't join");
+            }
             return;
         }
+        self.joins_failed = 0;
         let lease = self.core.options.lease;
         let pause = lease / HEARTBEATS;
         self.membership = Some(Membership {
@@ -242,8 +257,39 @@ impl Owner {
     }
 
     /// Forgets a slot whose token no longer holds, and cancels its runs.
-    pub(super) fn drop_slot(&mut self, id: crate::driver::SlotId) {
-        let Some(Slot { fence, state, runs, .. }) = self.slots.remove(&id) else { return };
+    pub(super) fn drop_slot(&mut self, id: SlotId) {
+        let Some(runs) = self.forget_slot(id) else { return };
+        if !runs.is_empty() {
+            self.spawn(end_runs(runs));
+        }
+    }
+
+    /// Nothing of a slot can be stored, though its token may hold: it is released for others once its runs have ended. Its
+    /// lease goes on with this server's, so nobody else could have it otherwise.
+    pub(super) fn abandon_slot(&mut self, fence: Fence) {
+        if self.slots.get(&fence.slot).is_none_or(|slot| slot.fence != fence) {
+            return;
+        }
+        let Some(runs) = self.forget_slot(fence.slot) else { return };
+        self.settlements.forget(fence);
+        let server = self.core.server.clone();
+        tracing::error!(%server, hook = fence.slot.hook.0, slot = fence.slot.slot, "nothing can be stored for a slot; it is given up");
+        let core = self.core.clone();
+        self.spawn(async move {
+            end_runs(runs).await;
+            while !core.stop.is_cancelled()
+                && let Err(error) = core.driver.release_slots(&[fence]).await
+            {
+                tracing::debug!(%error, "a slot that was given up can't be released yet");
+                tokio::time::sleep(AGAIN).await;
+            }
+        });
+        self.look_soon();
+    }
+
+    /// Takes a slot out of what this server has; gives its runs, which are told to end.
+    fn forget_slot(&mut self, id: SlotId) -> Option<HashMap<u32, Arc<RunControl>, FixedState>> {
+        let Slot { fence, state, runs, .. } = self.slots.remove(&id)?;
         self.core.options.recorder.slot_lost(&self.core.server, fence);
         for control in runs.values() {
             control.revoke();
@@ -255,15 +301,18 @@ impl Owner {
                 hook.permits = hook.permits.saturating_sub(1);
             }
         }
-        // Whoever is cancelled may clean up for a while; then its task ends.
-        if !runs.is_empty() {
-            self.spawn(async move {
-                tokio::time::sleep(super::giving_up::GRACE).await;
-                for control in runs.values() {
-                    control.abort();
-                }
-            });
-        }
+        Some(runs)
+    }
+}
+
+/// Whoever is cancelled may clean up for a while; then its task ends.
+async fn end_runs(runs: HashMap<u32, Arc<RunControl>, FixedState>) {
+    if runs.is_empty() {
+        return;
+    }
+    tokio::time::sleep(super::giving_up::GRACE).await;
+    for control in runs.values() {
+        control.abort();
     }
 }
 

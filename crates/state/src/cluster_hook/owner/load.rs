@@ -144,7 +144,7 @@ impl Owner {
         let slot = self.slots.get_mut(&fence.slot).filter(|slot| slot.fence == fence)?;
         match &mut slot.state {
             SlotState::Loading { queue, .. } => Some(queue),
-            SlotState::Active(_) | SlotState::Releasing | SlotState::Permit => None,
+            SlotState::Active(_) | SlotState::Skipped(_) | SlotState::Releasing | SlotState::Permit => None,
         }
     }
 
@@ -199,7 +199,7 @@ impl Owner {
         for id in active {
             let Some(slot) = self.slots.get_mut(&id) else { continue };
             let fence = slot.fence;
-            let Some(queue) = slot.queue_mut() else { continue };
+            let Some(queue) = slot.whole_queue_mut() else { continue };
             if let Some(after) = queue.wants_reread() {
                 wanting.push((id.hook, fence, after));
             }
@@ -261,7 +261,7 @@ impl Owner {
                 let Entry::Request { id, slot, key, cause } = entry else { continue };
                 let Some(fence) = slots.iter().find(|fence| fence.slot == slot) else { continue };
                 let Some(slot) = self.slots.get_mut(&slot).filter(|slot| slot.fence == *fence) else { continue };
-                let Some(queue) = slot.queue_mut() else { continue };
+                let Some(queue) = slot.whole_queue_mut() else { continue };
                 let mut out = Vec::new();
                 queue.reread(id, &key, cause(), &finished, &mut out);
                 if !out.is_empty() {

@@ -73,7 +73,7 @@ pub(crate) enum Event {
     Ended(Vec<Ended>),
     Polled { hook: HookNumber, slowest: Duration },
     Committed { slot: SlotId, token: SlotToken, key: KeyIndex, run: u32, retry_at: Option<Timestamp>, end: CommitEnd },
-    Settled { tags: Vec<settle::Tag>, results: Vec<Settled> },
+    Settled { tags: Vec<settle::Tag>, results: Option<Vec<Settled>> },
     Heartbeat { server: ServerId, sent: Instant, until: Timestamp, draining: bool, result: Result<(), DriverError> },
     Joined { server: ServerId, sent: Instant, until: Timestamp, result: Result<(), DriverError> },
     Lapsed { server: ServerId },
@@ -147,6 +147,9 @@ enum SlotState {
         read: Option<Revision>,
     },
     Active(Box<SlotQueue<Arc<Cause>>>),
+    /// Rows of the log have passed it by, so it can't say up to where everything is settled: no watermark is raised, what
+    /// runs comes to its end, and then it is released.
+    Skipped(Box<SlotQueue<Arc<Cause>>>),
     Releasing,
     /// Leased to count runs by, not to run anything.
     Permit,
@@ -194,6 +197,8 @@ pub(crate) struct Owner {
     slots: HashMap<SlotId, Slot, FixedState>,
     membership: Option<Membership>,
     joining: bool,
+    /// How often joining has failed in a row.
+    joins_failed: u32,
     settlements: Settlements,
     loads: HashMap<u64, Load>,
     next_load: u64,
@@ -267,6 +272,7 @@ impl Owner {
             slots: HashMap::default(),
             membership: None,
             joining: false,
+            joins_failed: 0,
             settlements: Settlements::default(),
             loads: HashMap::new(),
             next_load: 0,
@@ -356,7 +362,7 @@ impl Owner {
             Event::Committed { slot, token, key, run, retry_at, end } => {
                 self.committed(slot, token, key, run, retry_at, end);
             }
-            Event::Settled { tags, results } => self.settled(tags, &results),
+            Event::Settled { tags, results } => self.settled(tags, results.as_deref()),
             Event::Heartbeat { server, sent, until, draining, result } => {
                 self.heartbeat_answered(server, sent, until, draining, result);
             }
@@ -431,10 +437,8 @@ impl Owner {
             }
             Order::Running { done } => {
                 let mut requests = Vec::new();
-                for slot in self.slots.values() {
-                    if let SlotState::Active(queue) = &slot.state {
-                        requests.extend(queue.running_requests());
-                    }
+                for queue in self.slots.values().filter_map(Slot::queue) {
+                    requests.extend(queue.running_requests());
                 }
                 let _ = done.send(requests);
             }
@@ -464,7 +468,11 @@ impl Owner {
     fn plan_waits(&mut self, now: Timestamp) {
         let timers = self.slots.values().filter_map(|slot| match &slot.state {
             SlotState::Active(queue) if slot.stopping.is_none() => queue.next_timer(),
-            SlotState::Active(_) | SlotState::Loading { .. } | SlotState::Releasing | SlotState::Permit => None,
+            SlotState::Active(_)
+            | SlotState::Skipped(_)
+            | SlotState::Loading { .. }
+            | SlotState::Releasing
+            | SlotState::Permit => None,
         });
         let lease = self.membership.as_ref().map(|membership| membership.next_by_clock(now));
         let Some(at) = timers.chain(lease).min() else {
@@ -529,16 +537,38 @@ impl Hook {
 impl Slot {
     fn queue(&self) -> Option<&SlotQueue<Arc<Cause>>> {
         match &self.state {
-            SlotState::Active(queue) => Some(queue),
+            SlotState::Active(queue) | SlotState::Skipped(queue) => Some(queue),
             SlotState::Loading { .. } | SlotState::Releasing | SlotState::Permit => None,
         }
     }
 
     fn queue_mut(&mut self) -> Option<&mut SlotQueue<Arc<Cause>>> {
         match &mut self.state {
-            SlotState::Active(queue) => Some(queue),
+            SlotState::Active(queue) | SlotState::Skipped(queue) => Some(queue),
             SlotState::Loading { .. } | SlotState::Releasing | SlotState::Permit => None,
         }
+    }
+
+    /// The queue, where every row up to the owner's position was taken in.
+    fn whole_queue_mut(&mut self) -> Option<&mut SlotQueue<Arc<Cause>>> {
+        match &mut self.state {
+            SlotState::Active(queue) => Some(queue),
+            SlotState::Skipped(_) | SlotState::Loading { .. } | SlotState::Releasing | SlotState::Permit => None,
+        }
+    }
+
+    /// Rows of the log have passed it by.
+    fn skip_rows(&mut self) {
+        if self.retiring == Retiring::Due {
+            // What it would hand over is not all there is.
+            self.retiring = Retiring::No;
+        }
+        self.state = match std::mem::replace(&mut self.state, SlotState::Releasing) {
+            SlotState::Loading { queue, .. } | SlotState::Active(queue) | SlotState::Skipped(queue) => {
+                SlotState::Skipped(queue)
+            }
+            state @ (SlotState::Releasing | SlotState::Permit) => state,
+        };
     }
 
     /// Nothing runs, and nothing is on its way to be stored.
@@ -547,7 +577,7 @@ impl Slot {
             && self.commits == 0
             && self.runs.is_empty()
             && match &self.state {
-                SlotState::Active(queue) => queue.is_quiet(),
+                SlotState::Active(queue) | SlotState::Skipped(queue) => queue.is_quiet(),
                 SlotState::Loading { .. } | SlotState::Permit => true,
                 SlotState::Releasing => false,
             }
@@ -566,3 +596,6 @@ pub(crate) async fn forward(mut feed: crate::feed::Feed, intake: mpsc::Sender<Fe
 fn of_row(applied: &Applied) -> impl Iterator<Item = &AppliedAction> {
     applied.actions.iter()
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,8 +22,11 @@ impl Owner {
                 self.matcher = Matcher::of(snapshot.tree());
                 self.position = snapshot.revision();
                 let slots: Vec<SlotId> = self.slots.keys().copied().collect();
-                for slot in slots {
-                    self.stop_slot(slot, Reason::Must);
+                for id in slots {
+                    self.stop_slot(id, Reason::Must);
+                    if let Some(slot) = self.slots.get_mut(&id) {
+                        slot.skip_rows();
+                    }
                 }
             }
         }
@@ -105,7 +108,7 @@ impl Owner {
             SlotState::Loading { buffered, .. } => {
                 buffered.push(Intake::Request { id, key: key.into_owned().into(), cause: cause() });
             }
-            SlotState::Releasing | SlotState::Permit => {}
+            SlotState::Skipped(_) | SlotState::Releasing | SlotState::Permit => {}
         }
     }
 
@@ -114,7 +117,7 @@ impl Owner {
         for slot_id in hook.slots.clone() {
             let Some(slot) = self.slots.get_mut(&slot_id) else { continue };
             match &mut slot.state {
-                SlotState::Active(queue) => {
+                SlotState::Active(queue) | SlotState::Skipped(queue) => {
                     if queue.has(target) {
                         let mut out = Vec::new();
                         queue.act(id, target, action, &mut out);

@@ -2,7 +2,8 @@
 //! their receipts through the committer.
 //!
 //! Invariant: of one request nothing is sent before what was sent of it earlier is durable, so that batches may overtake
-//! each other. A batch that could not be stored is sent again until it is, or until its slots are lost.
+//! each other; what a batch cuts off from a key's items waits for that batch. A batch that could not be stored is sent again
+//! until it is, or until its slots are lost, or given up since it can't be stored at all.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use crate::cluster_hook::key_queue::{Command, Item, KeyIndex, RunEnd, Ticket};
 use crate::cluster_hook::points;
 use crate::cluster_hook::run::{Cause, Completion, Outcome};
 use crate::cluster_hook::runner::{Ended, bounded};
-use crate::core::Fenced;
+use crate::core::{Core, Fenced};
 use crate::driver::{
     Exception, ExceptionState, Fence, Receipt, ReceiptOutcome, RequestId, Settle, Settled, SlotId, SlotToken,
 };
@@ -37,6 +38,17 @@ pub(crate) struct Tag {
     kind: TagKind,
 }
 
+impl Tag {
+    fn is_of_key_of(&self, other: &Tag) -> bool {
+        match (self.kind, other.kind) {
+            (TagKind::Queue(ticket), TagKind::Queue(of_other)) => {
+                self.fence == other.fence && ticket.key() == of_other.key()
+            }
+            (TagKind::Queue(_) | TagKind::Watermark | TagKind::Handed, _) => false,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 enum TagKind {
     Queue(Ticket),
@@ -51,9 +63,44 @@ pub(super) struct Settlements {
     items: Vec<(Settle, Tag)>,
     in_flight: usize,
     unstored: usize,
+    next: Next,
+}
+
+/// When the next batch may go.
+#[derive(Default, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// Beside those that are on their way.
+    #[default]
+    Beside,
+    /// When none is on its way: the last one ends amid a key's items, which become durable in their order.
+    After,
 }
 
 impl Settlements {
+    /// What waits of a slot is not sent any more.
+    pub(super) fn forget(&mut self, fence: Fence) {
+        let before = self.items.len();
+        self.items.retain(|(_, tag)| tag.fence != fence);
+        self.unstored = self.unstored.saturating_sub(before - self.items.len());
+    }
+
+    /// The next batch, if one may go now.
+    fn next_batch(&mut self) -> Option<Vec<(Settle, Tag)>> {
+        let room = match self.next {
+            Next::Beside => self.in_flight < BATCHES,
+            Next::After => self.in_flight == 0,
+        };
+        if !room || self.items.is_empty() {
+            return None;
+        }
+        let rest = self.items.split_off(self.items.len().min(ITEMS_AT_ONCE));
+        let batch = std::mem::replace(&mut self.items, rest);
+        let cut = batch.last().zip(self.items.first()).is_some_and(|((_, last), (_, next))| last.is_of_key_of(next));
+        self.next = if cut { Next::After } else { Next::Beside };
+        self.in_flight += 1;
+        Some(batch)
+    }
+
     pub(super) fn is_full(&self) -> bool {
         self.unstored >= ITEMS_MAX
     }
@@ -124,13 +171,7 @@ impl Owner {
 
     /// Sends what waits, as far as a batch may go.
     pub(super) fn flush_settlements(&mut self) {
-        while self.settlements.in_flight < BATCHES && !self.settlements.items.is_empty() {
-            let items = if self.settlements.items.len() <= ITEMS_AT_ONCE {
-                std::mem::take(&mut self.settlements.items)
-            } else {
-                self.settlements.items.drain(..ITEMS_AT_ONCE).collect()
-            };
-            self.settlements.in_flight += 1;
+        while let Some(items) = self.settlements.next_batch() {
             self.send(items, false);
         }
     }
@@ -166,11 +207,12 @@ impl Owner {
                     stored => stored,
                 };
                 match stored {
-                    Ok(results) => break results,
+                    Ok(results) => break Some(results),
                     Err(error) => {
-                        // Long past the lease nothing of it can be taken any more.
+                        // It will not be taken any more, from this server at least.
                         if started.elapsed() > lease * 3 && !error.is_retryable() {
-                            break vec![Settled::Refused; items.len()];
+                            tracing::error!(%error, items = items.len(), "ends of runs can't be stored");
+                            break None;
                         }
                         tracing::debug!(%error, items = items.len(), "ends of runs can't be stored yet");
                         tokio::time::sleep(again).await;
@@ -178,18 +220,26 @@ impl Owner {
                     }
                 }
             };
-            core.options.recorder.settled(&core.server, &items, &results);
+            if let Some(results) = &results {
+                core.options.recorder.settled(&core.server, &items, results);
+            }
             let _ = sender.send(Event::Settled { tags, results });
         });
     }
 
-    /// A batch was stored, but for what its tokens no longer hold for.
-    pub(super) fn settled(&mut self, tags: Vec<Tag>, results: &[Settled]) {
+    /// A batch was stored, but for what its tokens no longer hold for; without results it can't be stored at all.
+    pub(super) fn settled(&mut self, tags: Vec<Tag>, results: Option<&[Settled]>) {
         let only_watermarks = tags.iter().all(|tag| matches!(tag.kind, TagKind::Watermark));
         if !only_watermarks {
             self.settlements.in_flight = self.settlements.in_flight.saturating_sub(1);
         }
         self.settlements.unstored = self.settlements.unstored.saturating_sub(tags.len());
+        let Some(results) = results else {
+            for tag in tags {
+                self.abandon_slot(tag.fence);
+            }
+            return;
+        };
         let mut out = Vec::new();
         for (tag, result) in tags.into_iter().zip(results) {
             let id = tag.fence.slot;
@@ -278,7 +328,7 @@ impl Owner {
             Outcome::Fail(error) => (None, None, RunEnd::Failed(bounded(error))),
         };
         if let Some(writes) = writes
-            && let Some((covered, false)) = queue.covered(key, number)
+            && let Some(covered) = queue.commit_begins(key, number)
         {
             slot.commits += 1;
             self.commit_writes(run, key, number, writes, covered, retry_at);
@@ -335,13 +385,18 @@ impl Owner {
         let fenced = Fenced { fence, receipts, exceptions };
         let (core, sender) = (self.core.clone(), self.sender.clone());
         self.spawn(async move {
-            let _ = core.points.pass(points::RUN_BEFORE_COMPLETION).await;
-            if core.stop.is_cancelled() {
-                return;
-            }
             let attributes = run.write_attributes();
+            let id = SubmissionId::random();
             let mut again = AGAIN;
             let end = loop {
+                let passed = core.points.pass(points::RUN_BEFORE_COMPLETION).await;
+                if core.stop.is_cancelled() {
+                    return;
+                }
+                if passed == Pass::Cut {
+                    tokio::time::sleep(again).await;
+                    continue;
+                }
                 let (writes, control) = (writes.clone(), run.control.clone());
                 let closure = move |transaction: &mut Transaction| {
                     // An operator may have cancelled the run since; its token holds all the same.
@@ -350,7 +405,6 @@ impl Owner {
                     }
                     writes.apply(transaction)
                 };
-                let id = SubmissionId::random();
                 let result = core.submit(closure, attributes.clone(), id, Some(fenced.clone())).await;
                 match result {
                     Ok(_) => break CommitEnd::Committed,
@@ -360,8 +414,9 @@ impl Owner {
                         tracing::debug!(hook = run.hook(), reason, "a run's writes can't be stored yet");
                     }
                     Err(WriteError::Unknown { submission, .. }) => match resolve(&core, submission).await {
-                        true => break CommitEnd::Committed,
-                        false => {
+                        Standing::Committed => break CommitEnd::Committed,
+                        Standing::Closed => break CommitEnd::Closed,
+                        Standing::NotCommitted => {
                             tracing::debug!(hook = run.hook(), "a run's writes were not stored; they are sent again")
                         }
                     },
@@ -409,11 +464,36 @@ impl Owner {
     }
 }
 
-/// Finds out whether a submission whose answer was lost is committed.
-async fn resolve(core: &crate::core::Core, submission: SubmissionId) -> bool {
+/// What has become of a submission whose answer was lost.
+enum Standing {
+    Committed,
+    /// It is not, and will not be.
+    NotCommitted,
+    /// This server is closing, and does not find out any more.
+    Closed,
+}
+
+/// Finds out whether a submission whose answer was lost is committed. Its commit may still be under way, holding the write
+/// lock; so a transaction that changes nothing goes through that lock first, and what is not in the log by then never will
+/// be.
+async fn resolve(core: &Core, submission: SubmissionId) -> Standing {
+    let _ = core.points.pass(points::RUN_OUTCOME_UNKNOWN).await;
+    loop {
+        let nothing = |_: &mut Transaction| Ok::<(), TransactionError>(());
+        match core.submit(nothing, Arc::default(), SubmissionId::random(), None).await {
+            Ok(_) => break,
+            Err(WriteError::Closed) => return Standing::Closed,
+            Err(error) => {
+                tracing::debug!(%error, "what has become of a run's writes can't be found out yet");
+                tokio::time::sleep(AGAIN_MAX).await;
+            }
+        }
+    }
     loop {
         match core.find_submission(submission).await {
-            Ok(found) => return found.is_some(),
+            Ok(Some(_)) => return Standing::Committed,
+            Ok(None) => return Standing::NotCommitted,
+            Err(_) if core.stop.is_cancelled() => return Standing::Closed,
             Err(_) => tokio::time::sleep(AGAIN_MAX).await,
         }
     }
@@ -436,3 +516,6 @@ fn stored_form(fence: Fence, item: Item<Arc<Cause>>) -> Settle {
         },
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,12 +8,13 @@ use async_trait::async_trait;
 use rusqlite::{OptionalExtension, params};
 use tokio::sync::OwnedMutexGuard;
 
+use super::super::encoding::{encode_row, names_hook};
+use super::super::entities_mark::replay;
 use super::super::{
     Batch, Begun, CommitError, Driver, DriverError, EntityRow, Exception, Fence, HookNumber, LogPage, LogRow, Meta,
     Pending, RequestId, ServerId, ServerRow, Session, Settle, Settled, SlotId, SlotRow, SlotToken, StoredState,
     StoredTree, check_no_gap,
 };
-use super::encoding::{encode_row, names_hook};
 use super::stored::{ExceptionsOf, read_exceptions, read_head, read_log, read_log_row, read_stored};
 use super::writer::{Failed, Writer};
 use super::{Shared, Store, entities, records};
@@ -145,7 +146,7 @@ impl SqliteDriver {
                 }
                 let log = read_log(connection, Revision::ZERO, usize::MAX)?;
                 check_no_gap(Revision::ZERO, &log, usize::MAX, head)?;
-                Ok((loaded, Some(entities::replay(log.iter().map(|row| &**row)))))
+                Ok((loaded, Some(replay(log.iter().map(|row| &**row)))))
             })
             .await?;
         let Some(rebuilt) = rebuilt else { return Ok(loaded.tree) };
@@ -207,7 +208,7 @@ impl Driver for SqliteDriver {
         let limit = self.shared().options.mend_limit;
         // Whether they were renewed or not: what is read now is what counts.
         let _ = tokio::time::timeout(limit, renewed.changed()).await;
-        self.load_or_rebuild().await
+        self.load_or_rebuild().await.map_err(|error| super::schema::of_file(&self.shared().path, error))
     }
 
     async fn read_log(&self, epoch: Epoch, after: Revision, rows_max: usize) -> Result<LogPage, DriverError> {

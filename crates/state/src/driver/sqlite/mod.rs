@@ -9,7 +9,6 @@
 //! Several servers of one process share a store by its drivers. A second process is refused.
 
 mod driver;
-mod encoding;
 mod entities;
 mod lock;
 mod readers;
@@ -37,12 +36,9 @@ use self::lock::FileLock;
 use self::readers::Readers;
 use self::tail::{Effect, Known};
 use self::writer::{Queue, Writer};
-use super::{Driver, DriverError, Faults, FaultyDriver, SlotToken, StoredState};
+use super::{Driver, DriverError, Faults, FaultyDriver, RESTORED_TOKENS_ABOVE, SlotToken, StoredState};
 use crate::clock::{Clock, SystemClock};
 use crate::revision::Revision;
-
-/// By how much tokens rise when a backup is restored where nobody knows any more what was given out after it.
-const RESTORED_TOKENS_ABOVE: u64 = 1 << 24;
 
 /// How a store is opened. The defaults are what an installation wants.
 #[derive(Clone)]
@@ -196,7 +192,8 @@ impl SqliteStore {
         if let Some(bytes_max) = options.bytes_max {
             limit_size(&connection, Some(bytes_max))?;
         }
-        let known = stored::read_known(&connection, options.tail_bounds())?;
+        let known = stored::read_known(&connection, options.tail_bounds());
+        let known = known.map_err(|error| schema::of_file(&path, error))?;
         let shared = Arc::new(Shared {
             queue: Queue::new(),
             readers: Readers::new(&path, options.readers),
@@ -210,7 +207,7 @@ impl SqliteStore {
             path,
             options,
         });
-        let writer = Writer::new(connection, shared.clone())?;
+        let writer = Writer::new(connection, shared.clone()).map_err(|error| schema::of_file(&shared.path, error))?;
         let thread = std::thread::Builder::new()
             .name("state-writer".to_owned())
             .spawn(move || writer.work())

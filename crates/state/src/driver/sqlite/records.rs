@@ -6,11 +6,11 @@ use std::sync::Arc;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, params, params_from_iter};
 
+use super::super::encoding::{decode_keys, encode_keys};
 use super::super::record_index::{
     DeclaredKind, DeclaredKinds, PAGE_BYTES_MAX, PAGE_RECORDS_MAX, end_of_prefix, group_of,
 };
 use super::super::{DriverError, RecordId, RecordRow, RecordWrite, StoredDocument};
-use super::encoding::{decode_keys, encode_keys};
 use super::tail::Effect;
 use super::writer::Writer;
 use crate::record::{IndexDeclaration, RecordCursor, RecordPage, RecordQuery, Retention};

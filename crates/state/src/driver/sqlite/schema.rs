@@ -7,10 +7,12 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, ffi, params}
 use uuid::Uuid;
 
 use super::super::DriverError;
-use super::entities::EntitiesMark;
+use super::super::entities_mark::EntitiesMark;
+use super::super::format::Formats;
 
 /// The newest format that this build knows: the number of the last migration.
 pub(super) const FORMAT: u32 = 1;
+const FORMATS: Formats = Formats { oldest: 1, newest: FORMAT };
 
 /// How long a connection waits for one of another program (a person's `sqlite3`, a backup tool).
 const BUSY_LIMIT: Duration = Duration::from_secs(5);
@@ -33,7 +35,7 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection, DriverError> {
     let opened = |error| cannot_open(path, &error);
     connection.busy_timeout(BUSY_LIMIT).map_err(opened)?;
     // Before anything is written: a newer release's store, or somebody else's database, stays as it is.
-    let found = check_format(&connection, path)?;
+    let found = check_format(&connection, path, FORMATS)?;
     connection.pragma_update(None, "journal_mode", "WAL").map_err(opened)?;
     connection.pragma_update(None, "synchronous", "FULL").map_err(opened)?;
     connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES).map_err(opened)?;
@@ -49,7 +51,15 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection, DriverError> {
     enter_meta(&connection).map_err(opened)?;
     // The file's lock is this process's alone, so every server that is entered here died with the process before it:
     // nobody has to wait for its lease to run out. The rows stay, so that what it may have been running is known.
-    connection.execute("UPDATE servers SET lease_until = 0", []).map_err(opened)?;
+    let ended = connection.execute("UPDATE servers SET lease_until = 0 WHERE lease_until <> 0", []);
+    match ended.map_err(opened) {
+        Ok(_) => {}
+        // What is there can be read all the same, and leases run out by themselves.
+        Err(DriverError::Full(why)) => {
+            tracing::error!(%why, "the disk that holds the store is full: it is opened, and nothing can be written until there is room");
+        }
+        Err(error) => return Err(error),
+    }
     Ok(connection)
 }
 
@@ -69,7 +79,7 @@ pub(super) fn open_backup(path: &Path) -> Result<Connection, DriverError> {
         return Err(DriverError::Configuration(format!("there is no backup at {}", path.display())));
     }
     let connection = open_reader(path)?;
-    match check_format(&connection, path)? {
+    match check_format(&connection, path, FORMATS)? {
         FORMAT => Ok(connection),
         0 => Err(DriverError::Configuration(format!("{} is empty, and no backup", path.display()))),
         older => Err(DriverError::Configuration(format!(
@@ -79,7 +89,7 @@ pub(super) fn open_backup(path: &Path) -> Result<Connection, DriverError> {
     }
 }
 
-fn check_format(connection: &Connection, path: &Path) -> Result<u32, DriverError> {
+pub(super) fn check_format(connection: &Connection, path: &Path, formats: Formats) -> Result<u32, DriverError> {
     let opened = |error| cannot_open(path, &error);
     let found: u32 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(opened)?;
     let foreign = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name <> 'refinery_schema_history' LIMIT 1";
@@ -89,8 +99,7 @@ fn check_format(connection: &Connection, path: &Path) -> Result<u32, DriverError
             "{} is a database of something else (it has a table {table:?}); nothing was written",
             path.display()
         ))),
-        (found, _) if found > FORMAT => Err(DriverError::NewerFormat { found, known: FORMAT }),
-        (found, _) => Ok(found),
+        (found, _) => formats.check(found).map(|()| found),
     }
 }
 
@@ -119,6 +128,14 @@ fn cannot_open(path: &Path, error: &rusqlite::Error) -> DriverError {
         _ => DriverError::Configuration(format!(
             "{place}: {error}; the file and its folder have to be there and writable for this user"
         )),
+    }
+}
+
+/// Names the file in what was found damaged in it.
+pub(super) fn of_file(path: &Path, error: DriverError) -> DriverError {
+    match error {
+        DriverError::Damaged(what) => DriverError::Damaged(format!("{}: {what}", path.display())),
+        error => error,
     }
 }
 

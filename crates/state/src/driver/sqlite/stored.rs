@@ -6,12 +6,12 @@ use std::sync::Arc;
 use rusqlite::{Connection, Row, params};
 use uuid::Uuid;
 
+use super::super::encoding::{decode_keys, decode_requested_change, decode_row, outcome_of};
 use super::super::leases::{LeaseChanges, Leases};
 use super::super::{
-    DriverError, Exception, Fence, HookNumber, IndexEntry, LogRow, Receipt, ReceiptOutcome, RecordId, RecordRow,
-    RequestId, ServerId, ServerRow, SlotId, SlotRow, SlotToken, StoredDocument, StoredState,
+    DriverError, Exception, Fence, HookNumber, IndexEntry, LogRow, Receipt, RecordId, RecordRow, RequestId, ServerId,
+    ServerRow, SlotId, SlotRow, SlotToken, StoredDocument, StoredState,
 };
-use super::encoding::{decode_keys, decode_requested_change, decode_row};
 use super::records::Kinds;
 use super::schema::FORMAT;
 use super::tail::{Effect, Known, Tail};
@@ -134,21 +134,6 @@ fn read_receipts(connection: &Connection) -> Result<Vec<Receipt>, DriverError> {
     Ok(receipts)
 }
 
-/// How an outcome is stored.
-pub(super) fn outcome_number(outcome: ReceiptOutcome) -> i64 {
-    match outcome {
-        ReceiptOutcome::Done => 0,
-        ReceiptOutcome::Coalesced => 1,
-        ReceiptOutcome::Discarded => 2,
-        ReceiptOutcome::Cancelled => 3,
-    }
-}
-
-fn outcome_of(number: i64) -> Option<ReceiptOutcome> {
-    let all = [ReceiptOutcome::Done, ReceiptOutcome::Coalesced, ReceiptOutcome::Discarded, ReceiptOutcome::Cancelled];
-    all.into_iter().find(|outcome| outcome_number(*outcome) == number)
-}
-
 /// Which exceptions are asked for.
 pub(super) enum ExceptionsOf {
     Everything,
@@ -267,7 +252,7 @@ impl Writer {
             ],
         )?;
         for row in &state.log {
-            self.insert_log_row(row, &super::encoding::encode_row(row))?;
+            self.insert_log_row(row, &super::super::encoding::encode_row(row))?;
         }
         self.replace_entities(&state.tree)?;
         for receipt in &state.receipts {

@@ -6,6 +6,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::clock::ManualClock;
+use crate::driver::format::Formats;
 use crate::driver::{Batch, CommitError, RecordWrite, Settle, Settled};
 use crate::record::{IndexKey, RecordQuery};
 use crate::revision::Timestamp;
@@ -115,6 +116,23 @@ async fn d05_a_newer_format_is_refused_and_nothing_is_written() {
     let bytes = std::fs::read(&path).unwrap();
     let refused = SqliteStore::open(&path, SqliteOptions::default()).map(|_| ());
     assert!(matches!(refused, Err(DriverError::NewerFormat { found: 9, known: 1 })), "{refused:?}");
+    assert_eq!(std::fs::read(&path).unwrap(), bytes);
+}
+
+#[tokio::test]
+async fn d39_a_file_two_releases_old_is_refused_and_left_alone() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("store.db");
+    drop(open(&path));
+    let bytes = std::fs::read(&path).unwrap();
+    let opened_by = |oldest, newest| {
+        let connection = schema::open_reader(&path).unwrap();
+        schema::check_format(&connection, &path, Formats { oldest, newest })
+    };
+    assert_eq!(opened_by(1, 1).unwrap(), 1);
+    assert_eq!(opened_by(1, 2).unwrap(), 1, "the release after it takes it over");
+    let refused = opened_by(2, 3).unwrap_err();
+    assert!(matches!(refused, DriverError::OlderFormat { found: 1, oldest: 2 }), "{refused}");
     assert_eq!(std::fs::read(&path).unwrap(), bytes);
 }
 

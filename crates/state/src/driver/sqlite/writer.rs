@@ -13,9 +13,10 @@ use rusqlite::Connection;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::super::DriverError;
+use super::super::entities_mark::EntitiesMark;
 use super::super::leases::Leases;
 use super::Shared;
-use super::entities::EntitiesMark;
+use super::entities::read_mark;
 use super::records::Kinds;
 use super::schema::leaves_commit_open;
 use super::tail::Effect;
@@ -217,7 +218,7 @@ impl Writer {
         self.compacted = known.compacted;
         self.leases = known.leases;
         self.kinds = known.kinds;
-        self.entities = EntitiesMark::read(&self.connection)?.0;
+        self.entities = read_mark(&self.connection)?.0;
         self.stale = false;
         Ok(())
     }

@@ -6,10 +6,9 @@ use std::sync::Arc;
 use rusqlite::params;
 use uuid::Uuid;
 
+use super::super::encoding::{encode_hooks, encode_requested_change, outcome_number};
 use super::super::leases::LeaseChanges;
 use super::super::{Batch, DriverError, Exception, Fence, LogRow, Receipt, Settle, Settled, SlotToken, check_batch};
-use super::encoding::{encode_hooks, encode_requested_change};
-use super::stored::outcome_number;
 use super::tail::Effect;
 use super::writer::Writer;
 use crate::revision::{Epoch, Revision, Timestamp};

@@ -5,11 +5,11 @@ use std::time::Duration;
 use super::entities::*;
 use super::transactions::put_counter;
 use super::{Case, LIMIT, Written, agree, within};
-use crate::driver::{CommitFault, Faults};
+use crate::driver::{Call, CommitFault, DriverError, Faults, RecordId};
 use crate::entity::Ref;
 use crate::error::{OpenError, WriteError};
 use crate::feed::FeedItem;
-use crate::revision::SubmissionId;
+use crate::revision::{Revision, SubmissionId};
 use crate::state::{State, StateOptions};
 use crate::testing::points::name as point;
 use crate::transaction::{Transaction, TransactionError};
@@ -219,6 +219,133 @@ pub async fn d19_unknown_past_the_limit_says_unknown(case: Case) {
         cluster.server(0).flush_within(LIMIT).await.unwrap();
         assert_eq!(cluster.server(0).snapshot().contains(counter.path()), committed);
     }
+    agree(&cluster, None).await;
+    cluster.finish().await;
+}
+
+/// D19: a write whose commit is unknown when writing stops is said to be unknown, and not to have been refused.
+pub async fn d19_unknown_stays_unknown_when_writing_stops(case: Case) {
+    let cluster = case.cluster(1).await;
+    let counter: Ref<Counter> = Ref::root(case.id("n")).unwrap();
+    let head = put_counter(&case, cluster.server(0), &counter, 1).await;
+    let committed = cluster.points(0).hold(point::COMMIT_AFTER_COMMIT);
+    cluster.faults(0).next_commits([CommitFault::AppliedAnswerLost]);
+    let id = SubmissionId::random();
+    let (write, target) = (cluster.server(0).transaction().submission(id), counter.clone());
+    let unknown =
+        tokio::spawn(async move { write.write(move |tx: &mut Transaction| tx.put(&target, Counter { n: 2 })).await });
+    committed.reached().await;
+    let again = cluster.points(0).hold(point::COMMIT_BEFORE_LOCK);
+    committed.release();
+    again.reached().await;
+    let lower = DriverError::SetBack { head: Revision(0), seen: head };
+    cluster.faults(0).next_errors(Call::ReadLog, [lower]);
+    within("the notice", async {
+        while cluster.server(0).writes_stopped().is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    again.cut();
+    let answer = within("the answer", unknown).await.unwrap();
+    assert!(matches!(&answer, Err(WriteError::Unknown { submission, .. }) if *submission == id), "{answer:?}");
+    assert!(cluster.server(0).find_submission(id).await.unwrap().is_some());
+    cluster.server(0).confirm_lower_head().await.unwrap();
+    put_counter(&case, cluster.server(0), &counter, 3).await;
+    agree(&cluster, None).await;
+    cluster.finish().await;
+}
+
+/// D20: each kind of error, once where a transaction begins, once where it commits: retried to its end or reported with
+/// whether a retry makes sense, never half applied; and the next write works.
+pub async fn d20_each_error_of_the_store_is_retried_or_reported(case: Case) {
+    let cluster = case.cluster(2).await;
+    let counter: Ref<Counter> = Ref::root(case.id("n")).unwrap();
+    put_counter(&case, cluster.server(0), &counter, 0).await;
+    let epoch = cluster.server(0).snapshot().epoch();
+    let text = || "injected".to_owned();
+    // A head that was put back stops all writing (D37).
+    let errors = [
+        (DriverError::Unavailable(text()), true),
+        (DriverError::Full(text()), true),
+        (DriverError::LeaseLapsed, true),
+        (DriverError::Compacted { reaches_back_to: Revision(1) }, true),
+        (DriverError::EpochChanged { expected: epoch, found: epoch }, true),
+        (DriverError::NewerFormat { found: 9, known: 1 }, false),
+        (DriverError::Held(text()), false),
+        (DriverError::Configuration(text()), false),
+        (DriverError::Damaged(text()), false),
+        (DriverError::RecordClosed(RecordId { revision: Revision(1), sequence: 7 }), false),
+        (DriverError::NoIndex { kind: text(), indexes: Vec::new() }, false),
+    ];
+    let mut n = 0;
+    for (error, passes) in errors {
+        for call in [Call::Begin, Call::Commit] {
+            cluster.faults(0).next_errors(call, [error.clone()]);
+            let target = counter.clone();
+            let increment = move |tx: &mut Transaction| {
+                tx.update(&target, |counter| counter.n += 1)?;
+                let n = tx.require(&target)?.n;
+                tx.append(&Audit { who: "counter".to_owned(), what: n })?;
+                Ok::<_, TransactionError>(n)
+            };
+            let written = within("the answer", cluster.server(0).write(increment.clone())).await;
+            assert_eq!(cluster.faults(0).errors_left(call), 0);
+            if passes {
+                n += 1;
+                assert_eq!(written.unwrap().value, n, "{call:?}: {error}");
+            } else {
+                let reported = written.unwrap_err();
+                let says = matches!(&reported, WriteError::Unavailable { retryable: false, .. });
+                assert!(says && reported.to_string().contains(&error.to_string()), "{call:?}: {reported}");
+            }
+            n += 1;
+            assert_eq!(cluster.server(0).write(increment).await.unwrap().value, n, "after {call:?}: {error}");
+            let stored = cluster.stored().await;
+            let whats = stored.records.iter().map(|row| {
+                let audit: Audit = serde_json::from_str(&row.document.json).unwrap();
+                audit.what
+            });
+            assert_eq!(whats.collect::<Vec<_>>(), (1..=n).collect::<Vec<_>>(), "after {call:?}: {error}");
+        }
+    }
+    // A tail that is answered an error reads on.
+    for error in [DriverError::Unavailable(text()), DriverError::Compacted { reaches_back_to: Revision(1) }] {
+        cluster.faults(1).next_errors(Call::ReadLog, [error]);
+        n += 1;
+        let at = put_counter(&case, cluster.server(0), &counter, n).await;
+        cluster.server(1).wait_for(at, LIMIT).await.unwrap();
+    }
+    agree(&cluster, None).await;
+    cluster.finish().await;
+}
+
+/// D21: a transaction that was begun on a connection which is gone fails there, and is carried out on the new one, which
+/// nobody gives up for it.
+pub async fn d21_a_transaction_of_the_old_connection_fails_alone(case: Case) {
+    let cluster = case.cluster(2).await;
+    let counter: Ref<Counter> = Ref::root(case.id("n")).unwrap();
+    let before = put_counter(&case, cluster.server(0), &counter, 0).await;
+    let hold = cluster.points(0).hold(point::COMMIT_BEFORE_COMMIT);
+    let (state, target) = (cluster.server(0).clone(), counter.clone());
+    let held = tokio::spawn(async move {
+        state.write(move |tx: &mut Transaction| tx.update(&target, |counter| counter.n += 1)).await
+    });
+    hold.reached().await;
+    cluster.faults(0).reconnect();
+    // The new one is in use before the old one's failure is known.
+    let id = SubmissionId::random();
+    assert_eq!(cluster.server(0).find_submission(id).await.unwrap(), None);
+    let reloads = cluster.server(0).metrics().reloads();
+    let _ = cluster.faults(0).take_calls();
+    hold.release();
+    let written = within("the write", held).await.unwrap().unwrap();
+    assert_eq!(written.revision, before.next(), "carried out once");
+    let calls = cluster.faults(0).take_calls();
+    assert_eq!(calls.get(&Call::Commit), Some(&2), "refused once: {calls:?}");
+    assert!(!calls.contains_key(&Call::Open) && !calls.contains_key(&Call::Load), "{calls:?}");
+    assert_eq!(cluster.server(0).metrics().reloads(), reloads);
+    put_counter(&case, cluster.server(0), &counter, 5).await;
     agree(&cluster, None).await;
     cluster.finish().await;
 }

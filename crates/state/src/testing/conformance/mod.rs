@@ -13,9 +13,11 @@ mod drivers;
 mod drivers_faults;
 mod entities;
 mod forms;
+mod hooks;
 mod local_hooks;
 mod oracle;
 mod records;
+mod script;
 mod snapshots;
 mod transactions;
 mod transactions_faults;
@@ -25,9 +27,11 @@ pub use drivers::*;
 pub use drivers_faults::*;
 pub use entities::*;
 pub use forms::*;
+pub use hooks::*;
 pub use local_hooks::*;
 pub use oracle::*;
 pub use records::*;
+pub use script::*;
 pub use snapshots::*;
 pub use transactions::*;
 pub use transactions_faults::*;
@@ -63,6 +67,31 @@ pub enum Variants {
     All,
     /// The plain one, and one that a printed seed draws.
     Drawn,
+    /// The plain one, and each repeatable write twice: for cases that look for keys by their text.
+    WithoutAwkward,
+    /// The plain one alone.
+    Plain,
+}
+
+impl Variants {
+    /// The variants of a case of cluster hooks, where a driver runs its cases in these.
+    #[must_use]
+    pub const fn of_hooks(self) -> Variants {
+        match self {
+            Variants::All | Variants::WithoutAwkward => Variants::WithoutAwkward,
+            Variants::Drawn | Variants::Plain => Variants::Plain,
+        }
+    }
+
+    fn chosen(self, seed: u64) -> &'static [Variant] {
+        match self {
+            Variants::All => &[Variant::Plain, Variant::Repeated, Variant::Awkward],
+            Variants::Drawn if seed.is_multiple_of(2) => &[Variant::Plain, Variant::Repeated],
+            Variants::Drawn => &[Variant::Plain, Variant::Awkward],
+            Variants::WithoutAwkward => &[Variant::Plain, Variant::Repeated],
+            Variants::Plain => &[Variant::Plain],
+        }
+    }
 }
 
 /// What a case runs on.
@@ -82,15 +111,13 @@ impl Case {
         F: Fn(Case) -> R,
         R: Future<Output = ()> + Send + 'static,
     {
+        if factory.skipped().is_some() {
+            return;
+        }
         let factory: Arc<dyn StoreFactory> = Arc::new(factory);
         let given = std::env::var("STATE_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
         let seed = given.unwrap_or_else(rand::random::<u64>);
-        let chosen: &[Variant] = match variants {
-            Variants::All => &[Variant::Plain, Variant::Repeated, Variant::Awkward],
-            Variants::Drawn if seed.is_multiple_of(2) => &[Variant::Plain, Variant::Repeated],
-            Variants::Drawn => &[Variant::Plain, Variant::Awkward],
-        };
-        for &variant in chosen {
+        for &variant in variants.chosen(seed) {
             // Shown only when the case fails.
             println!("variant {variant:?}, STATE_TEST_SEED={seed}");
             let running = tokio::spawn(case(Case { factory: factory.clone(), variant, seed }));
@@ -225,7 +252,8 @@ macro_rules! state_conformance_cases {
             r08_large_values_and_many_records,
             r09_records_make_no_change,
             r10_records_of_every_age_read,
-            d01_d02_random_script_agrees_with_the_oracle,
+            d01_random_script_agrees_with_the_oracle,
+            d02_old_hand_and_latecomer_agree_with_the_oracle,
             d03_one_initial_state_however_many_open,
             d06_flush_waits_for_the_tail,
             d07_waits_end_and_close_leaves_no_waiter,
@@ -239,6 +267,9 @@ macro_rules! state_conformance_cases {
             d17_unknown_and_not_committed_is_submitted_again,
             d18_an_unknown_commit_overwrites_nothing,
             d19_unknown_past_the_limit_says_unknown,
+            d19_unknown_stays_unknown_when_writing_stops,
+            d20_each_error_of_the_store_is_retried_or_reported,
+            d21_a_transaction_of_the_old_connection_fails_alone,
             d22_a_start_under_load_loses_nothing,
             d23_a_server_behind_the_compaction_reloads,
             d24_idle_writes_nothing,
@@ -267,6 +298,68 @@ macro_rules! state_conformance_cases {
             n13_attributes_reach_the_hook,
             n14_a_reload_calls_for_what_differs,
             n15_handles_and_hooks_from_inside,
+        }
+        $crate::state_conformance_tests! { $factory, $variants.of_hooks(),
+            r03_a_completion_and_its_records_are_one,
+            r03_a_rejected_completion_leaves_no_record,
+            r03_records_come_with_a_later_time_too,
+            r04_a_cancelled_run_brings_no_record,
+            r04_a_late_completion_brings_no_record,
+            d20_hooks_outlast_each_error_of_the_store,
+            d21_runs_outlast_a_new_connection,
+            d35_hooks_run_for_what_the_backup_has,
+            d36_numbers_of_two_epochs_are_not_confused,
+            k01_every_server_dies_before_it_applied_the_change,
+            k02_no_fault_each_change_once,
+            k03_what_did_not_happen_asks_for_no_run,
+            k04_one_transaction_asks_for_all_its_runs_at_once,
+            k05_a_run_waits_until_its_server_has_applied_the_request,
+            k06_what_was_missed_while_nobody_ran_the_hook_is_given_whole,
+            k07_a_killed_server_s_slots_pass_on_when_its_lease_ends,
+            k08_long_runs_keep_their_lease_by_one_row,
+            k09_zombie_completion_is_refused,
+            k10_a_server_that_hears_nothing_cancels_its_runs_when_its_lease_ends,
+            k11_a_completion_that_changes_nothing_is_acknowledged_once,
+            k11_a_completion_that_is_committed_late_takes_effect_once,
+            k11_writes_and_receipt_are_one_wherever_a_completion_is_cut,
+            k12_refused_writes_and_panics_are_failed_attempts,
+            k13_keys_in_order_one_at_a_time,
+            k15_latest_state_coalesces_into_one_further_run,
+            k16_latest_state_without_room_runs_at_most_twice,
+            k17_a_delete_reaches_its_hook_after_everyone_died,
+            k18_waiting_is_no_failure_and_a_change_brings_latest_state_forward,
+            k19_a_dead_latest_state_key_is_revived_by_the_next_change,
+            k19_dead_letters_are_handled_through_any_server,
+            k20_waiting_and_running_requests_are_cancelled,
+            k21_a_request_waits_for_a_server_that_knows_its_hook,
+            k22_a_server_without_the_code_makes_the_request_all_the_same,
+            k23_a_hook_that_begins_with_what_exists_runs_once_for_each,
+            k24_many_servers_register_one_hook_at_the_same_moment,
+            k25_a_removed_registration_keeps_what_waits,
+            k26_hooks_that_trigger_hooks_do_not_deadlock,
+            k27_hanging_hooks_hold_up_nothing_else,
+            k28_a_run_in_progress_holds_no_lock,
+            k29_slots_leave_a_server_without_room_for_one_that_has_it,
+            k30_a_drain_hands_back_at_once_what_does_not_run,
+            k31_only_its_owner_sends_statements_for_a_request,
+            k32_attributes_reach_the_run_and_what_it_writes,
+            k33_waiting_for_hooks_says_what_is_not_finished_and_keeps_its_limit,
+            k35_matching_is_done_at_the_head_by_the_registration_alone,
+            k36_bad_registrations_are_refused,
+            k37_two_patterns_share_a_key,
+            k39_a_cap_in_the_cluster_holds,
+            k40_a_server_runs_no_more_than_it_declares,
+            k41_a_fan_out_hook_writes_beside_all_that_are_concerned,
+            k42_unlimited_attempts_never_make_a_dead_letter,
+            k44_nothing_is_lost_or_doubled_while_slots_pass_on,
+            k45_a_batch_counts_but_for_the_slot_that_was_lost,
+            k45_a_completion_and_a_take_over_do_not_cross,
+            k45_a_receipt_is_there_before_the_next_owner_looks_or_refused,
+            k46_everything_is_as_it_was_after_all_servers_died,
+            k47_the_low_watermark_stays_below_what_runs_on,
+            k49_another_number_of_slots_takes_over_when_the_old_ones_are_drained,
+            k51_a_hook_that_kills_its_servers_is_found,
+            u04_each_kind_of_damage_is_named,
         }
     };
 }

@@ -113,7 +113,7 @@ pub fn carry_out(ops: &[Op], tx: &mut Transaction) -> Result<(), TransactionErro
             }
             Op::Expect(id, limit) => tx.expect(&root(id)?, limit.map(|limit| store("o", limit)).as_ref())?,
             Op::Append(who) => {
-                tx.append(&Audit { who: who.clone(), what: 1 })?;
+                tx.append(&Execution { store: who.clone(), started: 1, text: String::new() })?;
             }
             Op::Fail => return Err(TransactionError::rejected("the script says so")),
         }
@@ -136,31 +136,32 @@ pub struct Oracle {
     pub tree: Dump,
     /// How many transactions took a revision.
     pub revision: u64,
-    /// How many records there are.
-    pub records: usize,
+    /// Who is named by each record, with the revision under which it was appended.
+    pub records: Vec<(u64, String)>,
 }
 
 impl Oracle {
     /// Applies a transaction of the script.
     pub fn apply(&mut self, ops: &[Op]) -> Ended {
         let mut tree = self.tree.clone();
-        let mut records = 0;
+        let mut records = Vec::new();
         for op in ops {
             if let Err(kind) = step(&mut tree, op, &mut records) {
                 return Ended::Refused(kind);
             }
         }
-        let changed = records > 0 || tree != self.tree;
+        let changed = !records.is_empty() || tree != self.tree;
         if changed {
             self.revision += 1;
-            self.records += records;
+            let revision = self.revision;
+            self.records.extend(records.into_iter().map(|who| (revision, who)));
             self.tree = tree;
         }
         Ended::Done { changed }
     }
 }
 
-fn step(tree: &mut Dump, op: &Op, records: &mut usize) -> Result<(), &'static str> {
+fn step(tree: &mut Dump, op: &Op, records: &mut Vec<String>) -> Result<(), &'static str> {
     let store_at = |id: &str| format!("{}", Path::root().child(Store::COLLECTION, id).unwrap());
     let version_at = |id: &str, number: u64| format!("{}/versions/{number}", store_at(id));
     let text = |limit: i64| format!("{{\"owner\":\"o\",\"limit\":{limit}}}");
@@ -201,7 +202,7 @@ fn step(tree: &mut Dump, op: &Op, records: &mut usize) -> Result<(), &'static st
                 return Err("precondition");
             }
         }
-        Op::Append(_) => *records += 1,
+        Op::Append(who) => records.push(who.clone()),
         Op::Fail => return Err("rejected"),
     }
     Ok(())

@@ -38,8 +38,10 @@ async fn all<R: Record>(state: &State, index: &str) -> Vec<Stored<R>> {
 /// R1: records and entities of one transaction commit together, once, wherever the commit is cut.
 pub async fn r01_records_and_entities_commit_together(case: Case) {
     let cluster = case.cluster(2).await;
-    let cuts = [None, Some(point::COMMIT_LOCKED), Some(point::COMMIT_BEFORE_COMMIT), Some(point::COMMIT_AFTER_COMMIT)];
-    for (round, cut) in cuts.into_iter().enumerate() {
+    let places =
+        [point::COMMIT_BEFORE_LOCK, point::COMMIT_LOCKED, point::COMMIT_BEFORE_COMMIT, point::COMMIT_AFTER_COMMIT];
+    let cuts = std::iter::once(None).chain(places.map(Some));
+    for (round, cut) in cuts.enumerate() {
         if let Some(cut) = cut {
             cluster.points(0).cut(cut, 1);
         }

@@ -70,7 +70,7 @@ pub async fn s02_every_snapshot_is_consistent(case: Case) {
     for writer in 0..16_i64 {
         let (state, left, right) = (cluster.server(0).clone(), left.clone(), right.clone());
         writers.spawn(async move {
-            for round in 0..100_i64 {
+            for round in 0..625_i64 {
                 let (left, right) = (left.clone(), right.clone());
                 let amount = (writer * 7 + round) % 13 - 6;
                 let transfer = move |tx: &mut Transaction| {

@@ -100,7 +100,7 @@ pub async fn t03_transactions_are_serializable(case: Case) {
     let cluster = case.cluster(2).await;
     let left: Ref<Counter> = Ref::root(case.id("left")).unwrap();
     let right: Ref<Counter> = Ref::root(case.id("right")).unwrap();
-    for round in 0..200 {
+    for round in 0..1_000 {
         let (a, b) = (left.clone(), right.clone());
         let reset = move |tx: &mut Transaction| {
             tx.put(&a, Counter { n: 1 })?;

@@ -74,6 +74,22 @@ pub async fn k43_a_lapsed_lease_is_not_renewed_and_gets_nothing(subject: Subject
     assert!(matches!(unknown, Err(DriverError::LeaseLapsed)));
 }
 
+/// Given a heartbeat that lands after a later one, it shortens no lease and lets no draining server have slots again.
+pub async fn k43_a_heartbeat_that_lands_late_takes_nothing_back(subject: Subject) {
+    let id = subject.join(1).await;
+    let fence = subject.take(id, slot(0)).await.unwrap();
+    let late = server(1, subject.clock.now());
+    subject.clock.advance(LEASE / 2);
+    let until = subject.clock.now().after(LEASE);
+    subject.driver.heartbeat(ServerRow { draining: true, ..server(1, subject.clock.now()) }).await.unwrap();
+    subject.driver.heartbeat(late).await.unwrap();
+    let (servers, _) = subject.driver.cluster().await.unwrap();
+    assert_eq!((servers[0].lease_until, servers[0].draining), (until, true));
+    assert_eq!(subject.take(id, slot(1)).await, None, "it drains");
+    subject.clock.advance(LEASE - Duration::from_millis(1));
+    assert_eq!(subject.settle_one(Settle::Watermark { fence, to: Revision(0) }).await, Settled::Durable);
+}
+
 /// Given a server that joins again under its id after its lease has ended, its old tokens hold no more than before.
 pub async fn k43_joining_anew_under_the_same_id_does_not_bring_old_tokens_back(subject: Subject) {
     let id = subject.join(1).await;

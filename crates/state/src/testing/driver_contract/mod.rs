@@ -235,6 +235,7 @@ macro_rules! driver_contract_tests {
             commits::d26_large_documents_and_transactions_are_stored_whole,
             leases::k48_tokens_only_rise_over_slots_owners_and_epochs,
             leases::k07_another_process_under_the_name_waits_for_the_old_lease,
+            leases::k43_a_heartbeat_that_lands_late_takes_nothing_back,
             leases::k43_a_lapsed_lease_is_not_renewed_and_gets_nothing,
             leases::k43_joining_anew_under_the_same_id_does_not_bring_old_tokens_back,
             leases::k30_released_slots_are_free_at_once_and_a_draining_server_gets_none,

@@ -4,21 +4,87 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use tidegate_api::{PushState, PushStatus, PushView};
+use tidegate_api::{PushPhase, PushRegionView, PushStatus, PushView, VersionStatus};
 use tidegate_client::Client;
 use tidegate_client::push::{BuildPhase, PushError, PushEvent, PushJob, PushOptions, PushOutcome};
 
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::live::Live;
-use crate::output::{Output, Paint, Style, bytes, count, plain, tree};
+use crate::output::{Output, Paint, Style, bytes, counted, elapsed, plain, say, tree};
 
-/// Runs a job to its end, showing it.
+/// Runs a job to its end, showing it. Ctrl-C ends the command and not the push, and says how the push stands.
 pub(super) async fn run(client: &Client, job: PushJob, redraw: bool, output: Output) -> Result<PushOutcome, Failure> {
+    let id = job.id.clone();
     let mut shown = Shown::new(output, redraw);
-    let outcome = job.run(client, &mut |event: PushEvent| shown.event(event)).await;
+    let mut observer = |event: PushEvent| shown.event(event);
+    let outcome = tokio::select! {
+        outcome = job.run(client, &mut observer) => Some(outcome),
+        // Where no signal can be waited for, it ends the process by itself.
+        Ok(()) = tokio::signal::ctrl_c() => None,
+    };
+    let left = shown.left_behind(&id);
     shown.finish();
-    outcome.map_err(failure_of)
+    match outcome {
+        None => Err(left.interrupted()),
+        Some(Ok(outcome)) if outcome.timed_out && !output.is_json() => {
+            let needs_client = outcome.needs_client();
+            let (follows, to_do) = LeftBehind { needs_client: Some(needs_client), ..left }.words();
+            say(&format!(
+                "{} it has not ended within --timeout. {follows} {to_do}",
+                output.error_style.mark(Paint::Held)
+            ));
+            Ok(outcome)
+        }
+        Some(outcome) => outcome.map_err(failure_of),
+    }
+}
+
+/// A push whose command ends before it.
+struct LeftBehind {
+    id: String,
+    /// Whether its data is not complete; `None`: the server has not said yet that there is a push at all.
+    needs_client: Option<bool>,
+    /// How long the server waits for a silent client.
+    silence_ms: u64,
+}
+
+impl LeftBehind {
+    /// What follows, and what to do.
+    fn words(&self) -> (String, String) {
+        let id = plain(&self.id);
+        match self.needs_client {
+            None => (
+                "It is not known whether the push was started.".to_owned(),
+                format!(
+                    "Look at it with `tidegate push status {id}`; the same command with `--id {id}` makes it or goes on with it."
+                ),
+            ),
+            Some(true) => {
+                let silence = elapsed(i64::try_from(self.silence_ms).unwrap_or(i64::MAX));
+                (
+                    format!(
+                        "Its data is not complete, so the push waits for its client: for {silence}, then it ends as ERROR."
+                    ),
+                    format!(
+                        "Go on with the same command and `--id {id}`, or end it with `tidegate push kill {id} --reason …`."
+                    ),
+                )
+            }
+            Some(false) => (
+                "The server has all of its data, so the push goes on without this command.".to_owned(),
+                format!(
+                    "Follow it with `tidegate push status {id} --watch`; `tidegate push explain {id}` says what it waits for."
+                ),
+            ),
+        }
+    }
+
+    fn interrupted(&self) -> Failure {
+        let (follows, to_do) = self.words();
+        let what = format!("the command was interrupted, and push {} was not", plain(&self.id));
+        Failure::new(what, "Ctrl-C ends the command alone.", &follows, &to_do).with_exit(Exit::Interrupted)
+    }
 }
 
 fn failure_of(error: PushError) -> Failure {
@@ -58,38 +124,58 @@ pub(crate) async fn follow_push(
             ..PushOptions::default()
         },
     };
-    run(client, job, true, output).await?;
+    let mut shown = Shown::new(output, true);
+    let outcome = job.run(client, &mut |event: PushEvent| shown.event(event)).await;
+    shown.finish();
+    outcome.map_err(failure_of)?;
     Ok(client.push(id).await?)
 }
 
 /// The end of a followed push: the whole tree where there is one.
 pub(super) fn print_end(outcome: &PushOutcome, output: Output) -> Result<(), Failure> {
     match &outcome.view {
+        // On one terminal the reason is told once, below.
+        Some(view) if output.style.terminal && output.error_style.terminal && exit_of(outcome, true) != Exit::Done => {
+            output.result(view, tree::without_reason)?;
+        }
         Some(view) => output.result(view, tree::push)?,
         None => output.result(&outcome.state, |state, style| {
             format!("push {}: {}", plain(&state.push), tree::status(state, style))
         })?,
     }
     if !output.is_json() && exit_of(outcome, true) != Exit::Done {
-        tell_end(&outcome.state, outcome.timed_out, output.error_style);
+        tell_end(outcome, output.error_style);
     }
     Ok(())
 }
 
-fn tell_end(state: &PushState, timed_out: bool, style: Style) {
+fn tell_end(outcome: &PushOutcome, style: Style) {
+    let (state, timed_out) = (&outcome.state, outcome.timed_out);
     let reason = plain(state.reason.as_deref().unwrap_or("no reason is known"));
-    let id = plain(&state.push);
     let said = match (timed_out, state.status) {
-        (true, _) => format!(
-            "the push has not ended within --timeout; it goes on. `tidegate push explain {id}` says what it waits for"
-        ),
+        (true, _) => return,
         (_, PushStatus::Error) => format!("the push ended with an error: {reason}"),
         (_, PushStatus::Aborted) => format!("a gate stopped the push: {reason}"),
         (_, PushStatus::RolledBack) => format!("the push was rolled back: {reason}"),
         (_, PushStatus::Killed) => format!("the push was killed: {reason}"),
         (_, PushStatus::Completed | PushStatus::Started | PushStatus::Queued | PushStatus::Unknown) => return,
     };
-    eprintln!("{} {said}", style.paint(Paint::Bad, "not released:"));
+    match outcome.view.as_ref().filter(|view| view.version_status == Some(VersionStatus::PartiallyOnline)) {
+        Some(view) => {
+            let served = who_serves_what(view);
+            say(&format!("{} {said}; {served}", style.paint(Paint::Bad, "released in part:")));
+        }
+        None => say(&format!("{} {said}", style.paint(Paint::Bad, "not released:"))),
+    }
+}
+
+/// `a serves version 2, b serves version 1, c serves nothing`.
+fn who_serves_what(view: &PushView) -> String {
+    let of = |region: &PushRegionView| {
+        let serving = region.serving.map_or("nothing".to_owned(), |version| format!("version {version}"));
+        format!("{} serves {serving}", plain(&region.region))
+    };
+    view.regions.iter().map(of).collect::<Vec<_>>().join(", ")
 }
 
 /// The exit code that an end is.
@@ -140,6 +226,12 @@ pub(super) async fn status(
             None => following.await?,
         }
         live.finish();
+        if timed_out && !output.is_json() {
+            let (mark, id) = (output.error_style.mark(Paint::Held), plain(id));
+            say(&format!(
+                "{mark} it has not ended within --timeout; `tidegate push explain {id}` says what it waits for"
+            ));
+        }
     }
     let outcome = PushOutcome { state: view.state.clone(), view: Some(view), timed_out };
     if watch {
@@ -160,6 +252,9 @@ struct Shown {
     silent: bool,
     redraw: bool,
     told_unreachable: bool,
+    /// As in [`LeftBehind`].
+    needs_client: Option<bool>,
+    silence_ms: u64,
 }
 
 impl Shown {
@@ -172,10 +267,24 @@ impl Shown {
             silent: output.is_json(),
             redraw,
             told_unreachable: false,
+            needs_client: None,
+            silence_ms: 0,
         }
     }
 
+    fn left_behind(&self, id: &str) -> LeftBehind {
+        LeftBehind { id: id.to_owned(), needs_client: self.needs_client, silence_ms: self.silence_ms }
+    }
+
     fn event(&mut self, event: PushEvent) {
+        match &event {
+            PushEvent::Accepted(accepted) => {
+                self.needs_client = Some(accepted.state.phase <= PushPhase::Upload);
+                self.silence_ms = accepted.silence_limit_ms;
+            }
+            PushEvent::Completed => self.needs_client = Some(false),
+            _ => {}
+        }
         if self.silent {
             return;
         }
@@ -191,18 +300,23 @@ impl Shown {
                     BuildPhase::Reading => "reading",
                     BuildPhase::Writing => "building",
                 };
-                self.progress(what, done, of, &format!("{} records", count(records)));
+                self.progress(what, done, of, &counted(records, "record"));
             }
             PushEvent::Built { artifact, records, bytes: size, reused } => {
                 self.end_bar();
                 let word = if reused { "found again" } else { "built" };
                 self.line(
                     Paint::Good,
-                    &format!("artifact {} {word}: {} records, {}", tree::short(&artifact), count(records), bytes(size)),
+                    &format!(
+                        "artifact {} {word}: {}, {}",
+                        tree::short(&artifact),
+                        counted(records, "record"),
+                        bytes(size)
+                    ),
                 );
             }
             PushEvent::Uploading { bytes: sent, of, parts, parts_of, .. } => {
-                self.progress("sending", sent, of, &format!("{parts} of {parts_of} parts"));
+                self.progress("sending", sent, of, &format!("{parts} of {}", counted(parts_of, "part")));
             }
             PushEvent::Completed => {
                 self.end_bar();
@@ -229,8 +343,8 @@ impl Shown {
     fn line(&self, paint: Paint, text: &str) {
         let line = format!("{} {text}", self.style.mark(paint));
         match &self.live {
-            Some(Live::Tree { bar, .. }) => bar.suspend(|| eprintln!("{line}")),
-            _ => eprintln!("{line}"),
+            Some(Live::Tree { bar, .. }) => bar.suspend(|| say(&line)),
+            _ => say(&line),
         }
     }
 
@@ -266,9 +380,25 @@ impl Shown {
 
 #[cfg(test)]
 mod tests {
-    use tidegate_api::PushPhase;
+    use tidegate_api::PushState;
 
     use super::*;
+
+    #[test]
+    fn f11_a_command_that_ends_before_its_push_says_what_is_true() {
+        let words = |needs_client| {
+            let left = LeftBehind { id: "p1".to_owned(), needs_client, silence_ms: 600_000 };
+            assert_eq!(left.interrupted().exit() as u8, 130);
+            let (follows, to_do) = left.words();
+            format!("{follows} {to_do}")
+        };
+        let waits = words(Some(true));
+        for part in ["waits for its client: for 10m00s", "--id p1", "push kill p1"] {
+            assert!(waits.contains(part), "{part} in {waits}");
+        }
+        assert!(words(Some(false)).contains("goes on without this command"));
+        assert!(words(None).contains("not known"));
+    }
 
     #[test]
     fn f11_each_end_has_an_exit_code_of_its_own() {

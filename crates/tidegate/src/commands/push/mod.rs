@@ -56,6 +56,7 @@ pub(super) async fn run(arguments: PushArguments, client: &Client, output: Outpu
 
 async fn push(arguments: PushArguments, client: &Client, output: Output) -> Result<Exit, Failure> {
     let attributes = arguments.attributes.iter().map(|text| name_and_value(text)).collect::<Result<_, _>>()?;
+    let overrides = arguments.overrides.iter().map(|text| name_and_value(text)).collect::<Result<_, _>>()?;
     let user = Some(arguments.user).filter(|user| !user.is_empty()).or_else(|| std::env::var("USER").ok());
     let job = PushJob {
         id: arguments.id.unwrap_or_else(|| uuid::Uuid::new_v4().to_string()),
@@ -66,6 +67,8 @@ async fn push(arguments: PushArguments, client: &Client, output: Output) -> Resu
             pushed_by: user,
             attributes,
             allow_empty: arguments.allow_empty,
+            from_version: arguments.from_version,
+            overrides,
             memory_bytes: Some(arguments.memory.saturating_mul(1024 * 1024)),
             follow: !arguments.detach,
             timeout: arguments.timeout,
@@ -140,7 +143,7 @@ fn call_list(calls: &[CallView], style: Style) -> String {
                 call.hook.clone(),
                 call.attempt.to_string(),
                 outcome,
-                format!("{} ms", call.ended_at.saturating_sub(call.started_at)),
+                elapsed(i64::try_from(call.ended_at.saturating_sub(call.started_at)).unwrap_or(i64::MAX)),
                 call.reason.clone().unwrap_or_default(),
             ]
         })

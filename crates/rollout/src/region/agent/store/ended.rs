@@ -6,7 +6,14 @@ use super::super::steps::{NodeResult, VersionResult, digest_mismatch};
 use super::{Job, Outcome, Reached, StoreTask};
 use crate::engine::{EngineError, FatalKind, Observed, Verification};
 use crate::region::link::LinkError;
-use crate::region::plan::{Check, NodeTask, Trouble, VersionTask};
+use crate::region::plan::{Check, NodeTask, Trouble, VersionTask, Wanted};
+
+/// `holds version 1, 2, serves 2`.
+fn place_text<'a>(held: impl Iterator<Item = &'a u64>, serving: Option<u64>) -> String {
+    let held: Vec<String> = held.map(u64::to_string).collect();
+    let held = if held.is_empty() { "no version".to_owned() } else { format!("version {}", held.join(", ")) };
+    format!("holds {held}, serves {}", serving.map_or("none".to_owned(), |version| version.to_string()))
+}
 
 impl StoreTask {
     pub(super) fn end(&mut self, ended: Result<(Id, Outcome), JoinError>) {
@@ -146,14 +153,25 @@ impl StoreTask {
 
     pub(super) fn observed(&mut self, place: usize, observed: Observed, older: bool) {
         let reached = &self.reached[place];
-        let lost_serving = reached.known && reached.serving.is_some() && observed.serving != reached.serving;
-        let lost_version = reached.held.iter().any(|version| !observed.holds(*version));
+        // What is being swapped or dropped right now, and what nobody wants here any more, is no loss.
+        let running = &self.view.nodes[place].running;
+        let swaps = running.iter().any(|task| matches!(task, NodeTask::Swap(_)));
+        let wanted = |version: u64| match &self.view.wanted {
+            Wanted::Assigned { hold, .. } => hold.contains_key(&version) && !running.contains(&NodeTask::Drop(version)),
+            Wanted::Nothing => false,
+        };
+        let lost_serving = reached.known
+            && !swaps
+            && reached.serving.is_some_and(|version| wanted(version) && observed.serving != Some(version));
+        let lost_version = reached.held.iter().any(|version| wanted(*version) && !observed.holds(*version));
         if (lost_serving || lost_version) && !self.mismatch_open {
             self.mismatch_open = true;
             self.shared.figures.mismatches.inc();
             tracing::warn!(
                 region = %self.shared.options.region, store = %self.file.store, node = %self.nodes[place].name,
-                had_reached = ?reached, found = ?observed, "a node is not where it was; it is put right from the assignment"
+                before = place_text(reached.held.iter(), reached.serving),
+                now = place_text(observed.held.keys(), observed.serving),
+                "a node is not where it was; it is put right from the assignment"
             );
         }
         let gone: Vec<u64> =

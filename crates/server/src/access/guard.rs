@@ -1,0 +1,244 @@
+//! What stands before each route: who asks, may they, and what is written down of it.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, to_bytes};
+use axum::extract::{FromRequestParts, RawPathParams, Request, State};
+use axum::http::{Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use tidegate_api::{AuditOutcome, Role};
+use tidegate_state::{Snapshot, TransactionError};
+
+use super::audit::AuditEntry;
+use super::buckets::Who as Asker;
+use super::caller::{Bearer, Caller, bearer_of, claimed_name};
+use super::refusal::Refusal;
+use super::subject::{Subject, is_of_team};
+use super::table::{Rule, Scope, Who};
+use super::token::Token;
+use crate::app::App;
+use crate::http::errors::ApiError;
+use crate::http::extract::too_large;
+use crate::http::guard::{RequestId, no_method};
+use crate::http::serve::Peer;
+use crate::routes::sign_in;
+
+/// How often a stream's caller is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// What the guard of one route knows.
+#[derive(Clone)]
+pub(crate) struct Gate {
+    pub(crate) app: App,
+    /// The route's rules, one for each of its methods.
+    pub(crate) rules: Arc<[&'static Rule]>,
+    /// Whether the route is for look-ups, which have a limit of their own.
+    pub(crate) is_look_up: bool,
+}
+
+/// Who asked a request that was let in, for its handler.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    pub(crate) caller: Caller,
+    /// Its entry in the audit trail, if it gets one.
+    pub(crate) entry: Option<Arc<AuditEntry>>,
+    rule: &'static Rule,
+    subject: Arc<Subject>,
+}
+
+impl Asked {
+    /// Whether a list may show what belongs to a store.
+    pub(crate) fn sees_store(&self, store: &str, snapshot: &Snapshot) -> bool {
+        self.caller.team().is_none_or(|team| is_of_team(store, team, snapshot))
+    }
+
+    /// Whether the request would still be let in.
+    fn still_holds(&self, app: &App) -> bool {
+        let Some(bearer) = self.caller.bearer() else { return true };
+        let snapshot = app.state().snapshot();
+        let token = tidegate_state::Ref::<Token>::root(bearer.token.as_str()).ok();
+        let token = token.and_then(|token| snapshot.get(&token).ok().flatten());
+        token.is_some_and(|token| token.status(app.state().now()) == tidegate_api::TokenStatus::Active)
+            && self.subject.check(self.rule, bearer, &snapshot).is_ok()
+    }
+
+    /// Waits until the request would no longer be let in: a stream ends then.
+    pub(crate) async fn until_over(&self, app: &App) {
+        while self.still_holds(app) {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Asked {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut axum::http::request::Parts, _: &S) -> Result<Self, Self::Rejection> {
+        let asked = parts.extensions.get::<Self>().cloned();
+        asked.ok_or_else(|| ApiError::internal("a route without a guard"))
+    }
+}
+
+/// Lets a request in, or refuses it; afterwards writes down what came of it.
+pub(crate) async fn guard(State(gate): State<Gate>, request: Request, next: Next) -> Response {
+    let method = match *request.method() {
+        Method::HEAD => "get".to_owned(),
+        ref other => other.as_str().to_ascii_lowercase(),
+    };
+    let Some(rule) = gate.rules.iter().find(|rule| rule.method == method) else {
+        return no_method(request.method().clone(), request.uri().clone()).await.into_response();
+    };
+    let wants_page = rule.path == "/" && accepts_html(&request);
+    match enter(&gate, rule, request).await {
+        Ok((request, asked)) => {
+            let response = next.run(request).await;
+            record(&gate.app, &asked, response).await
+        }
+        Err(Stopped::Refused(refusal)) => {
+            gate.app.access().metrics.refused(&refusal);
+            match wants_page && refusal.error().status == StatusCode::UNAUTHORIZED {
+                true => sign_in::form(&refusal),
+                false => refusal.into_response(),
+            }
+        }
+        Err(Stopped::Unread(error)) => error.into_response(),
+    }
+}
+
+/// Why a request does not get to its route.
+enum Stopped {
+    Refused(Refusal),
+    /// What it is about can't be read.
+    Unread(ApiError),
+}
+
+impl From<Refusal> for Stopped {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+async fn enter(gate: &Gate, rule: &'static Rule, request: Request) -> Result<(Request, Asked), Stopped> {
+    let app = &gate.app;
+    let caller = identify(gate, rule, &request)?;
+    let (mut parts, body) = request.into_parts();
+    let path = RawPathParams::from_request_parts(&mut parts, &()).await.ok();
+    let mut subject = Subject::of_address(path.as_ref(), &parts.uri);
+    let is_scoped = caller.bearer().is_some_and(|bearer| matches!(bearer.role, Role::Team | Role::Region));
+    let mut request = Request::from_parts(parts, body);
+    if matches!(rule.scope, Scope::NewStore | Scope::NewPush | Scope::StoreSettings) && (is_scoped || rule.recorded) {
+        let read = with_body(subject.clone(), request, app.limits().body_bytes).await?;
+        request = read.0;
+        match read.1 {
+            Ok(named) => subject = named,
+            // Whoever may change everything is told by the route itself what is wrong with the body.
+            Err(error) if is_scoped => return Err(Stopped::Unread(error)),
+            Err(_) => {}
+        }
+    }
+    let snapshot = app.state().snapshot();
+    if let Some(bearer) = caller.bearer() {
+        subject.check(rule, bearer, &snapshot)?;
+    }
+    let entry = rule.recorded.then(|| {
+        let bearer = caller.bearer();
+        let user = bearer.map_or_else(|| claimed_name(request.headers()), |bearer| bearer.name.clone());
+        let id = request.extensions().get::<RequestId>().map_or_else(String::new, |id| id.0.clone());
+        let store = subject.store(rule, &snapshot);
+        Arc::new(AuditEntry::new(rule, bearer, user, id, request.uri().path(), store))
+    });
+    let asked = Asked { caller, entry, rule, subject: Arc::new(subject) };
+    request.extensions_mut().insert(asked.clone());
+    Ok((request, asked))
+}
+
+/// Who asks, if they may ask now and their role may ask this. Whoever is refused has asked all the same: it counts.
+fn identify(gate: &Gate, rule: &'static Rule, request: &Request) -> Result<Caller, Refusal> {
+    let (app, access) = (&gate.app, gate.app.access());
+    let peer = request.extensions().get::<Peer>().map(|peer| peer.0.ip());
+    let Who::Roles(roles) = rule.who else { return admit(gate, Caller::Anyone, peer) };
+    if !access.is_required() {
+        return admit(gate, Caller::Anyone, peer);
+    }
+    let snapshot = app.state().snapshot();
+    let now = app.state().now();
+    let bearer = match bearer_of(request.headers(), request.method().is_safe(), &snapshot, now) {
+        Ok(bearer) => bearer,
+        Err(refusal) => {
+            return Err(match peer {
+                Some(peer) if refusal.is_wrong_token() => access.wrong_token(peer, refusal),
+                _ => admit(gate, Caller::Anyone, peer).err().unwrap_or(refusal),
+            });
+        }
+    };
+    let caller = admit(gate, Caller::Bearer(bearer.clone()), peer)?;
+    if !roles.contains(&bearer.role) {
+        let Bearer { name, role, .. } = bearer;
+        return Err(Refusal::Role { name, role, needed: roles });
+    }
+    access.clerk.used(&bearer.token, &snapshot, now);
+    Ok(caller)
+}
+
+/// Counts the request against its caller's limit. Programs of the same machine that show no token have none: there is nobody
+/// to protect from them.
+fn admit(gate: &Gate, caller: Caller, peer: Option<IpAddr>) -> Result<Caller, Refusal> {
+    let asker = match (&caller, peer) {
+        (Caller::Bearer(bearer), _) => Asker::Token(bearer.token.clone()),
+        (Caller::Anyone, Some(peer)) if !peer.to_canonical().is_loopback() => Asker::peer(peer),
+        (Caller::Anyone, _) => return Ok(caller),
+    };
+    gate.app.access().admit(asker, gate.is_look_up).map_err(|wait| Refusal::TooManyRequests { wait })?;
+    Ok(caller)
+}
+
+/// Reads the body for what it names, and puts it back.
+async fn with_body(
+    subject: Subject,
+    request: Request,
+    bytes_max: usize,
+) -> Result<(Request, Result<Subject, ApiError>), Stopped> {
+    let (parts, body) = request.into_parts();
+    let bytes = to_bytes(body, bytes_max).await.map_err(|error| {
+        Stopped::Unread(too_large(format!("The body can't be read, or has more than {bytes_max} bytes: {error}.")))
+    })?;
+    let subject = subject.with_body(&bytes);
+    Ok((Request::from_parts(parts, Body::from(bytes)), subject))
+}
+
+/// Writes down what came of a request, unless its own transaction has.
+async fn record(app: &App, asked: &Asked, response: Response) -> Response {
+    let Some(entry) = &asked.entry else { return response };
+    let status = response.status();
+    let outcome = if status.is_success() || status.is_redirection() {
+        AuditOutcome::Done
+    } else if status.is_client_error() {
+        AuditOutcome::Refused
+    } else {
+        AuditOutcome::Failed
+    };
+    let record = entry.record(app.state().now(), outcome, Some(status.as_u16()));
+    if outcome != AuditOutcome::Done {
+        if !app.access().clerk.refused(record) {
+            app.access().metrics.left_out.inc();
+        }
+        return response;
+    }
+    if !entry.is_with_change() {
+        let written =
+            app.state().write(move |transaction| -> Result<(), TransactionError> { record.append(transaction) });
+        if let Err(error) = written.await {
+            tracing::error!(%error, user = ?asked.caller.bearer().map(|bearer| &bearer.name), route = asked.rule.path,
+                "a change is not in the audit trail");
+        }
+    }
+    response
+}
+
+fn accepts_html(request: &Request) -> bool {
+    let accepted = request.headers().get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    accepted.is_some_and(|accepted| accepted.contains("text/html"))
+}

@@ -1,0 +1,330 @@
+//! The contract of [`Driver`] on top of the connections.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use super::super::encoding::decode_requested_change;
+use super::super::{
+    Begun, Driver, DriverError, EntityRow, Exception, Fence, HookNumber, LogPage, Meta, Pending, RequestId, ServerId,
+    ServerRow, Settle, Settled, SlotId, SlotRow, SlotToken, StoredState, StoredTree,
+};
+use super::connection::{Call, Role, values};
+use super::link::Link;
+use super::listener::Listener;
+use super::log::{column_revision, find_submission_call, log_row, page_call, read_page};
+use super::records::{self, Kinds};
+use super::settlement::{column_number, column_request, column_slot};
+use super::{Shared, compaction, entities, schema, session, settlement, slots, stored};
+use crate::clock::Clock;
+use crate::path::Path;
+use crate::record::{IndexDeclaration, RecordPage, RecordQuery, Retention};
+use crate::revision::{Epoch, Revision, SubmissionId, Timestamp};
+
+/// A server's connections, one for each role.
+pub(super) struct Links {
+    pub(super) shared: Arc<Shared>,
+    pub(super) commit: Link,
+    pub(super) settle: Link,
+    pub(super) read: Link,
+    pub(super) upkeep: Link,
+    pub(super) watch: Link,
+    /// The kinds of records as this epoch's tables number them.
+    kinds: Mutex<(Option<Epoch>, Arc<Kinds>)>,
+    /// What this build declares, for tables that are made anew.
+    declarations: Mutex<Vec<IndexDeclaration>>,
+    /// The last look at the log said that a start has found the stored entities damaged.
+    pub(super) entities_damaged: AtomicBool,
+}
+
+/// A server's way to the store. Clones are one driver.
+#[derive(Clone)]
+pub(super) struct PostgresDriver {
+    pub(super) links: Arc<Links>,
+    /// Started when news are first waited for; ends with the last clone.
+    listener: Arc<Mutex<Option<Listener>>>,
+}
+
+impl PostgresDriver {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        let link = |role| Link::new(shared.clone(), role);
+        let links = Links {
+            commit: link(Role::Commit),
+            settle: link(Role::Settle),
+            read: link(Role::Read),
+            upkeep: link(Role::Upkeep),
+            watch: link(Role::Watch),
+            kinds: Mutex::default(),
+            declarations: Mutex::default(),
+            entities_damaged: AtomicBool::new(false),
+            shared,
+        };
+        PostgresDriver { links: Arc::new(links), listener: Arc::default() }
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.links.shared
+    }
+
+    pub(super) fn kinds(&self) -> Arc<Kinds> {
+        self.links.kinds.lock().1.clone()
+    }
+
+    /// Makes or migrates the tables, and takes in how they number the kinds of records.
+    async fn declare(&self, records: &[IndexDeclaration]) -> Result<Meta, DriverError> {
+        let (meta, kinds) = schema::open(self.shared(), records).await?;
+        *self.links.kinds.lock() = (Some(meta.epoch), Arc::new(kinds));
+        Ok(meta)
+    }
+
+    /// A store that was made anew, or restored, has numbers of its own for kinds of records.
+    pub(super) async fn follow_epoch(&self, epoch: Epoch) -> Result<(), DriverError> {
+        if self.links.kinds.lock().0.is_none_or(|known| known == epoch) {
+            return Ok(());
+        }
+        let declarations = self.links.declarations.lock().clone();
+        self.declare(&declarations).await.map(drop)
+    }
+
+    fn limit(&self) -> Duration {
+        self.shared().options.answer_limit
+    }
+
+    /// Runs statements on the connection for reading.
+    pub(super) async fn read(&self, calls: Vec<Call>) -> Result<Vec<Vec<Row>>, DriverError> {
+        self.links.read.get().await?.run(calls, self.limit()).await
+    }
+}
+
+#[async_trait]
+impl Driver for PostgresDriver {
+    fn name(&self) -> &'static str {
+        "postgres"
+    }
+
+    fn clock(&self) -> Arc<dyn Clock> {
+        self.shared().clock()
+    }
+
+    fn lock_limit(&self) -> Option<Duration> {
+        Some(self.shared().options.lock_limit)
+    }
+
+    async fn open(&self, records: &[IndexDeclaration]) -> Result<Meta, DriverError> {
+        let meta = self.declare(records).await?;
+        *self.links.declarations.lock() = records.to_vec();
+        let sent = Instant::now();
+        let now = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint";
+        let rows = self.read(vec![Call::plain(now)]).await?;
+        if let Some(row) = rows[0].first() {
+            self.shared().clock.observe(Timestamp(row.get(0)), sent);
+        }
+        Ok(meta)
+    }
+
+    async fn meta(&self) -> Result<Meta, DriverError> {
+        let rows = self.read(vec![schema::meta()]).await?;
+        schema::read_meta(&rows[0])
+    }
+
+    async fn load(&self) -> Result<StoredTree, DriverError> {
+        entities::load_or_mend(self).await
+    }
+
+    async fn read_log(&self, epoch: Epoch, after: Revision, rows_max: usize) -> Result<LogPage, DriverError> {
+        let rows_max = rows_max.max(1);
+        let look = self.shared().news.look();
+        let rows = self.read(vec![page_call(epoch, after, rows_max, Some(0))]).await?;
+        let read = read_page(&rows[0], epoch, after, rows_max)?;
+        self.links.entities_damaged.store(read.entities_damaged, Ordering::Release);
+        self.shared().news.seen(look, epoch, read.page.head);
+        Ok(read.page)
+    }
+
+    async fn wait_for_news(&self, after: Revision, limit: Duration) {
+        {
+            let mut listener = self.listener.lock();
+            if listener.is_none() {
+                *listener = Some(Listener::start(&self.links));
+            }
+        }
+        self.shared().news.wait(after, limit).await;
+    }
+
+    async fn find_submission(&self, submission: SubmissionId) -> Result<Option<Revision>, DriverError> {
+        let rows = self.read(vec![find_submission_call(submission)]).await?;
+        Ok(rows[0].first().map(|row| column_revision(row, 0)))
+    }
+
+    async fn begin(&self, epoch: Epoch, after: Revision, rows_max: usize) -> Result<Begun, DriverError> {
+        session::begin(self, epoch, after, rows_max).await
+    }
+
+    async fn query_records(&self, query: &RecordQuery) -> Result<RecordPage, DriverError> {
+        records::query(self, query).await
+    }
+
+    async fn prune_records(&self, retention: &Retention, rows_max: usize) -> Result<usize, DriverError> {
+        records::prune(self, retention, rows_max).await
+    }
+
+    async fn join(&self, server: ServerRow) -> Result<(), DriverError> {
+        slots::join(self, &server).await
+    }
+
+    async fn heartbeat(&self, server: ServerRow) -> Result<(), DriverError> {
+        slots::heartbeat(self, &server).await
+    }
+
+    async fn leave(&self, server: ServerId) -> Result<(), DriverError> {
+        slots::leave(self, server).await
+    }
+
+    async fn cluster(&self) -> Result<(Vec<ServerRow>, Vec<SlotRow>), DriverError> {
+        let connection = self.links.read.get().await?;
+        let rows = connection.snapshot(slots::cluster_calls(), self.limit()).await?;
+        slots::read_cluster(&rows[0], &rows[1])
+    }
+
+    async fn take_slots(&self, server: ServerId, slots: &[SlotId]) -> Result<Vec<Fence>, DriverError> {
+        slots::take(self, server, slots).await
+    }
+
+    async fn release_slots(&self, fences: &[Fence]) -> Result<(), DriverError> {
+        slots::release(self, fences).await
+    }
+
+    async fn pending(&self, slot: SlotId, after: Revision, rows_max: usize) -> Result<Pending, DriverError> {
+        pending(self, slot, after, rows_max.max(1)).await
+    }
+
+    async fn settle(&self, items: Vec<Settle>) -> Result<Vec<Settled>, DriverError> {
+        settlement::settle(self, items).await
+    }
+
+    async fn exceptions(&self, hook: Option<HookNumber>) -> Result<Vec<Exception>, DriverError> {
+        let call = match hook {
+            None => Call::plain(exceptions_sql("true")),
+            Some(hook) => Call::new(exceptions_sql("hook = $1"), values![hook.0.cast_signed()]),
+        };
+        let rows = self.read(vec![call]).await?;
+        read_exceptions(&rows[0])
+    }
+
+    async fn write_entities(
+        &self,
+        epoch: Epoch,
+        from: Revision,
+        to: Revision,
+        changed: Vec<EntityRow>,
+        removed: Vec<Path>,
+    ) -> Result<(), DriverError> {
+        entities::write(self, epoch, from, to, changed, removed).await
+    }
+
+    async fn replace_entities(&self, epoch: Epoch, tree: StoredTree) -> Result<(), DriverError> {
+        entities::replace(self, epoch, tree).await
+    }
+
+    async fn compact(
+        &self,
+        epoch: Epoch,
+        keep: Timestamp,
+        floor: Revision,
+        rows_max: usize,
+    ) -> Result<Revision, DriverError> {
+        compaction::compact(self, epoch, keep, floor, rows_max).await
+    }
+
+    async fn new_epoch(&self, tokens_above: SlotToken) -> Result<Meta, DriverError> {
+        let mut calls = vec![Call::new("SELECT pg_advisory_xact_lock($1)", values![self.shared().lock_key("write")])];
+        calls.extend(slots::new_epoch_calls(Uuid::new_v4(), tokens_above));
+        calls.push(Call::new("SELECT pg_notify($1, 'epoch')", values![self.shared().channel.clone()]));
+        let connection = self.links.settle.get().await?;
+        connection.transaction(calls, self.limit()).await?;
+        self.meta().await
+    }
+
+    async fn stored(&self) -> Result<StoredState, DriverError> {
+        stored::read(self).await
+    }
+}
+
+/// Rows that concern the hook, with the head of the same moment; one more than is given out, to know where a page ends.
+const PENDING: &str = "
+    SELECT h.head, c.revision, c.at, c.submission, c.body
+    FROM (SELECT coalesce(max(revision), 0) AS head FROM changes) h
+    LEFT JOIN LATERAL (
+        SELECT revision, at, submission, body FROM changes
+        WHERE revision > $1 AND $2 = ANY (hooks) ORDER BY revision LIMIT $3::bigint + 1
+    ) c ON true
+    ORDER BY c.revision";
+
+async fn pending(
+    driver: &PostgresDriver,
+    slot: SlotId,
+    after: Revision,
+    rows_max: usize,
+) -> Result<Pending, DriverError> {
+    let limit = i64::try_from(rows_max).unwrap_or(i64::MAX - 1);
+    // The rows first, then receipts and exceptions: what they are about is then among the rows, or later.
+    let call = Call::new(PENDING, values![after.0.cast_signed(), slot.hook.0.cast_signed(), limit]);
+    let found = driver.read(vec![call]).await?;
+    let head = found[0].first().map_or(Revision::ZERO, |row| column_revision(row, 0));
+    let mut rows = Vec::new();
+    let mut read_to = head;
+    for row in &found[0] {
+        if row.get::<_, Option<i64>>(1).is_none() {
+            continue;
+        }
+        if rows.len() == rows_max {
+            // The row that does not fit any more is not covered; everything before it is.
+            read_to = Revision(column_revision(row, 1).0 - 1);
+            break;
+        }
+        rows.push(log_row(row, 1)?);
+    }
+    let receipts = Call::new(
+        "SELECT hook, revision, sequence FROM receipts WHERE hook = $1 AND revision > $2 AND revision <= $3
+         ORDER BY revision, sequence",
+        values![slot.hook.0.cast_signed(), after.0.cast_signed(), read_to.0.cast_signed()],
+    );
+    let exceptions = Call::new(
+        exceptions_sql("slot_hook = $1 AND slot = $2"),
+        values![slot.hook.0.cast_signed(), slot.slot.cast_signed()],
+    );
+    let found = driver.read(vec![receipts, exceptions]).await?;
+    let receipts: Vec<RequestId> = found[0].iter().map(|row| column_request(row, 0)).collect();
+    Ok(Pending { rows, receipts, exceptions: read_exceptions(&found[1])?, read_to, head })
+}
+
+/// Exceptions in order of hook and request.
+pub(super) fn exceptions_sql(condition: &str) -> String {
+    format!(
+        "SELECT hook, revision, sequence, slot_hook, slot, state, attempts, deaths, error, path, change
+         FROM exceptions WHERE {condition} ORDER BY hook, revision, sequence"
+    )
+}
+
+pub(super) fn read_exceptions(rows: &[Row]) -> Result<Vec<Exception>, DriverError> {
+    let damaged = || DriverError::Damaged("an exception can't be read; restore the store from a backup".to_owned());
+    let read = |row: &Row| {
+        let path = Path::parse(row.get(9)).map_err(|_| damaged())?;
+        let error = row.get::<_, Option<Vec<u8>>>(8).map(String::from_utf8).transpose().map_err(|_| damaged())?;
+        Ok(Exception {
+            request: column_request(row, 0),
+            slot: column_slot(row, 3),
+            state: serde_json::from_str(row.get(5)).map_err(|_| damaged())?,
+            attempts: column_number(row, 6),
+            deaths: column_number(row, 7),
+            error,
+            change: decode_requested_change(path, row.get(10)).ok_or_else(damaged)?,
+        })
+    };
+    rows.iter().map(read).collect()
+}

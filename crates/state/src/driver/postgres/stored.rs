@@ -1,0 +1,347 @@
+//! The whole store at once: read for a backup or the linter, and replaced by a restore.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use super::super::encoding::{decode_keys, outcome_of};
+use super::super::entities_mark::EntitiesMark;
+use super::super::{
+    DriverError, IndexEntry, RESTORED_TOKENS_ABOVE, Receipt, RecordId, RecordRow, RecordWrite, SlotToken,
+    StoredDocument, StoredState,
+};
+use super::connection::{Call, Connection, Role, values};
+use super::driver::{PostgresDriver, exceptions_sql, read_exceptions};
+use super::entities::{mark_call, put_call, read_log, read_table};
+use super::log::column_revision;
+use super::records::{Entries, Kinds, RecordChanges, damaged_keys, put_kind_call, read_kinds_call};
+use super::session::append_call;
+use super::settlement::{column_fence, column_number, column_request, exceptions_call, receipts_call};
+use super::slots::{cluster_calls, new_epoch_calls, read_cluster};
+use super::{PostgresStore, Shared, schema};
+use crate::revision::{Revision, Timestamp};
+
+/// How many rows one statement writes.
+const STEP: usize = 5_000;
+
+/// A copy of everything in a store, as of one moment.
+#[derive(Clone)]
+pub struct PostgresBackup {
+    state: StoredState,
+    kinds: Kinds,
+}
+
+impl fmt::Debug for PostgresBackup {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("PostgresBackup").field("meta", &self.state.meta).finish_non_exhaustive()
+    }
+}
+
+fn damaged(what: &str) -> DriverError {
+    DriverError::Damaged(format!("{what} can't be read; restore the store from a backup"))
+}
+
+/// See [`super::super::Driver::stored`].
+pub(super) async fn read(driver: &PostgresDriver) -> Result<StoredState, DriverError> {
+    read_all(driver.shared()).await.map(|backup| backup.state)
+}
+
+async fn read_all(shared: &Arc<Shared>) -> Result<PostgresBackup, DriverError> {
+    let connection = Connection::open(shared, Role::Open).await?;
+    let limit = shared.options.answer_limit * 6;
+    let mut calls = vec![
+        Call::plain("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY"),
+        schema::meta(),
+        Call::plain("SELECT counter FROM tokens"),
+        read_kinds_call(),
+        Call::plain(
+            "SELECT hook, revision, sequence, slot_hook, slot, token, outcome FROM receipts
+                     ORDER BY hook, revision, sequence",
+        ),
+        Call::plain(exceptions_sql("true")),
+        Call::plain(
+            "SELECT revision, sequence, kind, closed, at, format, document, keys FROM records
+                     ORDER BY revision, sequence, kind",
+        ),
+        Call::plain("SELECT kind, number, key, revision, sequence FROM record_index WHERE number >= 0"),
+    ];
+    calls.extend(cluster_calls());
+    let rows = connection.run(calls, limit).await?;
+    let log = read_log(&connection, limit).await?;
+    let (loaded, _) = read_table(&connection, limit).await?;
+    connection.run(vec![Call::plain("COMMIT")], limit).await?;
+    let meta = schema::read_meta(&rows[1])?;
+    let token_counter = rows[2].first().ok_or_else(|| damaged("the token counter"))?.get::<_, i64>(0);
+    let kinds = Kinds::read(&rows[3])?;
+    let (servers, slots) = read_cluster(&rows[8], &rows[9])?;
+    let state = StoredState {
+        meta,
+        token_counter: SlotToken(token_counter.cast_unsigned()),
+        log,
+        tree: loaded.tree,
+        receipts: rows[4].iter().map(read_receipt).collect::<Result<_, _>>()?,
+        exceptions: read_exceptions(&rows[5])?,
+        slots,
+        servers,
+        records: read_records(&rows[6], &kinds)?,
+        index_entries: read_index_entries(&rows[7], &kinds)?,
+    };
+    Ok(PostgresBackup { state, kinds })
+}
+
+fn read_receipt(row: &Row) -> Result<Receipt, DriverError> {
+    let outcome = outcome_of(i64::from(row.get::<_, i16>(6))).ok_or_else(|| damaged("a receipt"))?;
+    Ok(Receipt { request: column_request(row, 0), fence: column_fence(row, 3), outcome })
+}
+
+fn names(kinds: &Kinds) -> BTreeMap<i32, &Arc<str>> {
+    kinds.numbers.iter().map(|(kind, number)| (*number, kind)).collect()
+}
+
+fn read_records(rows: &[Row], kinds: &Kinds) -> Result<Vec<RecordRow>, DriverError> {
+    let names = names(kinds);
+    let read = |row: &Row| {
+        let kind = *names.get(&row.get(2)).ok_or_else(|| damaged("a record of an unknown kind"))?;
+        Ok(RecordRow {
+            kind: kind.clone(),
+            id: RecordId { revision: column_revision(row, 0), sequence: column_number(row, 1) },
+            closed: row.get(3),
+            at: Timestamp(row.get(4)),
+            document: StoredDocument { format: column_number(row, 5), json: row.get::<_, &str>(6).into() },
+            keys: decode_keys(row.get(7)).ok_or_else(damaged_keys)?,
+        })
+    };
+    rows.iter().map(read).collect()
+}
+
+fn read_index_entries(rows: &[Row], kinds: &Kinds) -> Result<Vec<IndexEntry>, DriverError> {
+    let names = names(kinds);
+    let mut entries = Vec::with_capacity(rows.len());
+    for row in rows {
+        let kind = *names.get(&row.get(0)).ok_or_else(|| damaged("an index entry of an unknown kind"))?;
+        let number = usize::try_from(row.get::<_, i32>(1)).map_err(|_| damaged("an index entry"))?;
+        let index = kinds.declared.0.get(kind).and_then(|declared| declared.indexes.get(number));
+        entries.push(IndexEntry {
+            kind: kind.clone(),
+            index: index.ok_or_else(|| damaged("an index entry"))?.clone(),
+            key: row.get(2),
+            id: RecordId { revision: column_revision(row, 3), sequence: column_number(row, 4) },
+        });
+    }
+    entries.sort();
+    Ok(entries)
+}
+
+impl PostgresStore {
+    /// A copy of the whole store, as of one revision. Others write on meanwhile. Held in memory.
+    ///
+    /// # Errors
+    /// Why it could not be read.
+    pub async fn backup(&self) -> Result<PostgresBackup, DriverError> {
+        read_all(&self.shared()).await
+    }
+
+    /// Puts a backup in place of all that is stored, under a new epoch, with no leases and with tokens above all that
+    /// were given out. Servers that are up notice and load it.
+    ///
+    /// # Errors
+    /// Why it could not be stored; then everything is as it was.
+    pub async fn restore(&self, backup: &PostgresBackup) -> Result<(), DriverError> {
+        self.replace(&backup.state, Some(&backup.kinds), true).await
+    }
+
+    /// Puts the store back to a backup behind everyone's back, its epoch as the backup has it: for tests of what happens
+    /// when an operator copies an old database over it.
+    ///
+    /// # Errors
+    /// As [`PostgresStore::restore`].
+    pub async fn set_back_to(&self, backup: &PostgresBackup) -> Result<(), DriverError> {
+        self.replace(&backup.state, Some(&backup.kinds), false).await
+    }
+
+    /// Drops the schema and makes an empty store in its place: another epoch and installation. For tests.
+    ///
+    /// # Errors
+    /// Why that could not be done.
+    pub async fn drop_and_recreate(&self) -> Result<(), DriverError> {
+        self.drop_schema().await?;
+        schema::open(&self.shared(), &[]).await.map(drop)
+    }
+
+    /// Drops the schema with everything in it. For tests.
+    ///
+    /// # Errors
+    /// Why that could not be done.
+    pub async fn drop_schema(&self) -> Result<(), DriverError> {
+        self.tamper_sql(&format!("DROP SCHEMA IF EXISTS \"{}\" CASCADE", self.options.schema)).await
+    }
+
+    /// Changes what is stored behind everyone's back, to plant damage for the linter. Digests fit the damage.
+    ///
+    /// # Errors
+    /// Why nothing was changed.
+    pub async fn tamper(&self, change: impl FnOnce(&mut StoredState) + Send) -> Result<(), DriverError> {
+        let mut state = self.backup().await?.state;
+        change(&mut state);
+        self.replace(&state, None, false).await
+    }
+
+    /// Runs SQL behind everyone's back, to plant damage that digests do not fit.
+    ///
+    /// # Errors
+    /// Why nothing was changed.
+    pub async fn tamper_sql(&self, sql: &str) -> Result<(), DriverError> {
+        let connection = Connection::open(&self.shared(), Role::Open).await?;
+        connection.client().batch_execute(sql).await?;
+        Ok(())
+    }
+
+    /// Puts `state` in place of all that is stored. Kinds of records that only this store knows stay declared.
+    async fn replace(&self, state: &StoredState, kinds: Option<&Kinds>, new_epoch: bool) -> Result<(), DriverError> {
+        let shared = self.shared();
+        // Makes the tables where there are none.
+        schema::open(&shared, &[]).await?;
+        let connection = Connection::open(&shared, Role::Open).await?;
+        let limit = shared.options.answer_limit * 6;
+        let run = |calls: Vec<Call>| connection.run(calls, limit);
+        let rows = run(vec![
+            Call::plain("BEGIN"),
+            Call::new("SELECT pg_advisory_xact_lock($1)", values![shared.lock_key("write")]),
+            Call::plain("SELECT counter FROM tokens FOR UPDATE"),
+            Call::plain("SELECT compacted FROM meta FOR UPDATE"),
+            Call::plain("SELECT at FROM entities_mark FOR UPDATE"),
+            Call::plain("SELECT coalesce(max(revision), 0) FROM changes"),
+        ])
+        .await?;
+        let counter = rows[2].first().map_or(0, |row| row.get::<_, i64>(0).cast_unsigned());
+        let was_empty = rows[5].first().is_none_or(|row| column_revision(row, 0) == Revision::ZERO);
+        for table in [
+            "changes",
+            "receipts",
+            "exceptions",
+            "slots",
+            "servers",
+            "entities",
+            "records",
+            "record_index",
+            "record_news",
+        ] {
+            run(vec![Call::plain(format!("DELETE FROM {table}"))]).await?;
+        }
+        run(vec![
+            Call::new(
+                "UPDATE meta SET epoch = $1, installation = $2, compacted = $3",
+                values![state.meta.epoch.0, state.meta.installation, state.meta.compacted.0.cast_signed()],
+            ),
+            Call::new("UPDATE tokens SET counter = $1", values![state.token_counter.0.cast_signed()]),
+            Call::plain("UPDATE record_kinds SET pruned_to = NULL"),
+        ])
+        .await?;
+        for rows in state.log.chunks(STEP) {
+            run(vec![append_call(rows, &shared.channel, state.meta.head)]).await?;
+        }
+        let mut mark = EntitiesMark { at: state.tree.revision, ..EntitiesMark::default() };
+        for rows in state.tree.entities.chunks(STEP) {
+            run(vec![put_call(rows, &mut mark)]).await?;
+        }
+        run(vec![mark_call(&mark)]).await?;
+        for receipts in state.receipts.chunks(STEP) {
+            run(vec![receipts_call(receipts)]).await?;
+        }
+        for exceptions in state.exceptions.chunks(STEP) {
+            let last: BTreeMap<_, _> = exceptions.iter().map(|exception| (exception.request, exception)).collect();
+            run(vec![exceptions_call(last.into_values())]).await?;
+        }
+        run(lease_calls(state)).await?;
+        self.replace_records(&connection, state, kinds).await?;
+        let mut last = Vec::new();
+        if new_epoch {
+            let unknown = if was_empty { RESTORED_TOKENS_ABOVE } else { 0 };
+            let above = SlotToken(counter.max(state.token_counter.0) + unknown);
+            last.extend(new_epoch_calls(Uuid::new_v4(), above));
+        }
+        last.push(Call::new("SELECT pg_notify($1, 'replaced')", values![shared.channel.clone()]));
+        last.push(Call::plain("COMMIT"));
+        run(last).await.map(drop)
+    }
+
+    async fn replace_records(
+        &self,
+        connection: &Connection,
+        state: &StoredState,
+        kinds: Option<&Kinds>,
+    ) -> Result<(), DriverError> {
+        let limit = self.options.answer_limit * 6;
+        let rows = connection.run(vec![read_kinds_call()], limit).await?;
+        let mut here = Kinds::read(&rows[0])?;
+        for (name, kind) in kinds.iter().flat_map(|kinds| &kinds.declared.0) {
+            let same = here.declared.0.get(name).is_none_or(|known| known.indexes == kind.indexes);
+            if same {
+                connection.run(vec![put_kind_call(name, kind)], limit).await?;
+            }
+        }
+        let rows = connection.run(vec![read_kinds_call()], limit).await?;
+        here = Kinds::read(&rows[0])?;
+        let here = Arc::new(here);
+        for records in state.records.chunks(STEP) {
+            // One row for each id, as the table has it.
+            let last: BTreeMap<_, _> = records.iter().map(|row| ((row.kind.clone(), row.id), row)).collect();
+            let writes: Vec<RecordWrite> = last.into_values().cloned().map(RecordWrite::Append).collect();
+            let changes = RecordChanges::of(here.clone(), &writes, Revision::ZERO)?;
+            connection.run(changes.calls(&[])?, limit).await?;
+        }
+        // The entries as given, which in a damaged state need not be those of the records.
+        connection.run(vec![Call::plain("DELETE FROM record_index WHERE number >= 0")], limit).await?;
+        for chunk in state.index_entries.chunks(STEP) {
+            let mut entries = Entries::default();
+            for entry in chunk {
+                let number = here.numbers.get(&entry.kind);
+                let declared = here.declared.0.get(&entry.kind);
+                let place = declared.and_then(|kind| kind.indexes.iter().position(|name| *name == entry.index));
+                if let (Some(number), Some(place)) = (number, place) {
+                    entries.push(*number, i32::try_from(place).unwrap_or(i32::MAX), &entry.key, entry.id);
+                }
+            }
+            connection.run(vec![entries.insert_call()], limit).await?;
+        }
+        Ok(())
+    }
+}
+
+/// The rows of servers and slots, as they are given.
+fn lease_calls(state: &StoredState) -> Vec<Call> {
+    let mut calls = Vec::new();
+    for server in &state.servers {
+        let hooks = serde_json::to_string(&server.hooks).expect("a server's hooks have only text keys");
+        let load = serde_json::to_string(&server.load).expect("a server's load has only text keys");
+        calls.push(Call::new(
+            "INSERT INTO servers (id, name, lease_until, draining, applied, hooks, load)
+             VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING",
+            values![
+                server.id.0,
+                server.name.to_string(),
+                server.lease_until.0,
+                server.draining,
+                server.applied.0.cast_signed(),
+                hooks,
+                load
+            ],
+        ));
+    }
+    for slot in &state.slots {
+        calls.push(Call::new(
+            "INSERT INTO slots (hook, slot, owner, token, watermark) VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING",
+            values![
+                slot.slot.hook.0.cast_signed(),
+                slot.slot.slot.cast_signed(),
+                slot.owner.map(|owner| owner.0),
+                slot.token.0.cast_signed(),
+                slot.watermark.0.cast_signed()
+            ],
+        ));
+    }
+    calls
+}

@@ -1,0 +1,469 @@
+//! Servers that are held, cut off or die: who may still change what, and who runs again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::cluster_hook::points;
+use crate::driver::SettleFault;
+use crate::testing::history::HistoryEvent;
+use crate::testing::points::name as point;
+use crate::{Outcome, QueueFilter, RequestState, Timestamp, Transaction, TransactionError, slot_index};
+
+use super::super::within;
+use super::Case;
+use super::support::{Effect, Probe, World, counted, effect, per_store};
+
+/// Two servers and a third that only writes; the first one owns the only slot.
+pub(super) async fn owner_and_successor(case: &Case, slots: u32) -> (World, Probe, Probe) {
+    let mut world = World::new(case, 3).await;
+    let (first, second) = (Probe::answering(counted), Probe::answering(counted));
+    let registration = per_store("hook").slots(slots);
+    world.register(0, &registration, 8, &first).await;
+    world.spread("hook", 1).await;
+    if slots == 1 {
+        world.register(1, &registration, 8, &second).await;
+    }
+    (world, first, second)
+}
+
+pub(super) async fn count_of(world: &World, server: usize, id: &str) -> u64 {
+    let state = world.cluster.server(server);
+    state.flush().await.unwrap();
+    state.snapshot().get(&effect(id)).unwrap().map_or(0, |effect| effect.count)
+}
+
+/// K9: an owner that was held past its lease completes, with writes or without, alone or in one group with other
+/// transactions, while its successor has completed or still runs: it is refused, and changes nothing.
+pub async fn k09_zombie_completion_is_refused(case: Case) {
+    for (successor_has_completed, writes) in [(true, true), (true, false), (false, true), (false, false)] {
+        let (world, first, second) = owner_and_successor(&case, 1).await;
+        if !writes {
+            first.answer(|_| Outcome::Done);
+        }
+        first.hold("a");
+        if !successor_has_completed {
+            second.hold("a");
+        }
+        world.set(2, "a", 1).await;
+        first.started("a", 1).await;
+        let points = world.cluster.points(0).clone();
+        let (heartbeat, lapse) = (points.hold(points::SLOT_BEFORE_HEARTBEAT), points.hold(points::SLOT_BEFORE_LAPSE));
+        world.step(Duration::from_secs(12)).await;
+        second.started("a", 1).await;
+        if successor_has_completed {
+            world.hooks_finish(2).await;
+        }
+        // What it writes waits for the lock together with transactions of others on that server.
+        let group = points.hold(point::COMMIT_BEFORE_LOCK);
+        let beside = world.cluster.server(0).clone();
+        let mut beside = Box::pin(async move {
+            let put = |tx: &mut Transaction| tx.put(&effect("beside"), Effect { count: 1, last: 0 });
+            beside.write::<_, TransactionError, _>(put).await
+        });
+        assert!(futures::poll!(&mut beside).is_pending());
+        group.reached().await;
+        first.release("a");
+        first.until("the zombie's run ends", |probe| probe.ended_of("a") == 1).await;
+        group.release();
+        within("the other of the group", beside).await.unwrap();
+        let refused = || async {
+            world.recorder.lines().iter().any(|line| {
+                matches!(&line.event, HistoryEvent::Receipt { durable: false, .. }) && line.server == "server-0"
+            })
+        };
+        world.eventually("the zombie is refused", refused).await;
+        second.release("a");
+        world.hooks_finish(2).await;
+        let (old, new) = (&first.seen()[0], &second.seen()[0]);
+        assert_eq!(old.request, new.request);
+        assert!(new.token > old.token, "a resource that refuses lower tokens takes no stale write");
+        assert_eq!(count_of(&world, 2, "a").await, 1);
+        let receipts = world.cluster.stored().await.receipts;
+        let of_it: Vec<_> = receipts.iter().filter(|receipt| receipt.request == new.request).collect();
+        assert_eq!(of_it.len(), 1);
+        assert_eq!(of_it[0].fence.token.0, new.token >> 24, "the successor's receipt stands");
+        drop((heartbeat, lapse));
+        // It joins anew and works again.
+        world.set(2, "b", 1).await;
+        world.hooks_finish(2).await;
+        world.finish().await;
+    }
+}
+
+/// K10: a server that hears nothing cancels its runs when its lease ends.
+pub async fn k10_a_server_that_hears_nothing_cancels_its_runs_when_its_lease_ends(case: Case) {
+    let (world, first, second) = owner_and_successor(&case, 1).await;
+    let cancelled = Arc::new(parking_lot::Mutex::new(None));
+    let noted = cancelled.clone();
+    first.answer(move |run| {
+        *noted.lock() = Some(run.cancelled().is_cancelled());
+        Outcome::Done
+    });
+    first.hold("a");
+    world.set(2, "a", 1).await;
+    first.started("a", 1).await;
+    world.cluster.faults(0).lose_heartbeat_answers(true);
+    let heartbeat = world.cluster.points(0).hold(points::SLOT_AFTER_HEARTBEAT);
+    world.step(Duration::from_secs(9)).await;
+    world.set(2, "b", 1).await;
+    first.started("b", 1).await;
+    world.step(Duration::from_secs(3)).await;
+    world
+        .eventually("it gives its slot up", || async {
+            world
+                .recorder
+                .lines()
+                .iter()
+                .any(|line| matches!(&line.event, HistoryEvent::SlotLost { .. }) && line.server == "server-0")
+        })
+        .await;
+    world.set(2, "c", 1).await;
+    first.release("a");
+    first.until("the run ends", |probe| probe.ended_of("a") == 1).await;
+    assert_eq!(*cancelled.lock(), Some(true));
+    assert!(first.seen_of("c").is_empty(), "it starts nothing more");
+    world.cluster.faults(0).lose_heartbeat_answers(false);
+    drop(heartbeat);
+    world.step(Duration::from_secs(12)).await;
+    // Whoever leases the slot next, which may be the same server in its next life.
+    world.hooks_finish(2).await;
+    assert_eq!(first.seen_of("a").len() + second.seen_of("a").len(), 2);
+    world.finish().await;
+}
+
+/// K12: refused writes and panics are failed attempts.
+pub async fn k12_refused_writes_and_panics_are_failed_attempts(case: Case) {
+    let mut world = World::new(&case, 1).await;
+    let probe = Probe::answering(|run| match (run.key().as_str(), run.attempt()) {
+        ("rejected", 1) => Outcome::done_with(|tx| {
+            tx.put(&super::support::store("made"), super::support::Store { value: 1 })?;
+            Err(crate::TransactionError::rejected("not so"))
+        }),
+        ("panics", 1) => panic!("as the test wants it"),
+        _ => Outcome::Done,
+    });
+    world.register(0, &per_store("hook"), 1, &probe).await;
+    world.set(0, "rejected", 1).await;
+    world.set(0, "panics", 1).await;
+    world
+        .eventually("both back off", || async {
+            let list = world.cluster.server(0).queue().list(QueueFilter::all()).await.unwrap();
+            list.len() == 2 && list.iter().all(|entry| matches!(entry.state, RequestState::BackingOff(_)))
+        })
+        .await;
+    let list = world.cluster.server(0).queue().list(QueueFilter::all()).await.unwrap();
+    let error = |key: &str| list.iter().find(|entry| entry.key == key).unwrap().error.clone().unwrap();
+    assert!(error("rejected").contains("not so"), "{}", error("rejected"));
+    assert!(error("panics").contains("as the test wants it"), "{}", error("panics"));
+    assert!(!world.cluster.server(0).snapshot().contains(super::support::store("made").path()));
+    world.step(Duration::from_secs(4)).await;
+    assert!(world.hooks_finish(0).await.finished);
+    world.finish().await;
+}
+
+/// K5: a run waits until its server has applied the request.
+pub async fn k05_a_run_waits_until_its_server_has_applied_the_request(case: Case) {
+    let (mut world, first, second) = owner_and_successor(&case, 1).await;
+    let tail = world.cluster.points(0).hold(point::TAIL_BEFORE_APPLY);
+    let revision = world.set(2, "a", 5).await;
+    tail.reached().await;
+    assert!(first.seen().is_empty());
+    tail.release();
+    first.started("a", 1).await;
+    world.hooks_finish(2).await;
+    assert!(first.seen()[0].snapshot >= revision);
+    // The successor finds a request in the log that its own tail has not brought.
+    let start = world.cluster.points(0).hold(points::RUN_BEFORE_START);
+    let tail = world.cluster.points(1).hold(point::TAIL_BEFORE_APPLY);
+    let revision = world.set(2, "a", 6).await;
+    start.reached().await;
+    tail.reached().await;
+    world.kill(0);
+    drop(start);
+    let read = world.cluster.points(1).hold(points::SLOT_READ);
+    world.step(Duration::from_secs(12)).await;
+    read.reached().await;
+    read.release();
+    assert!(second.seen().is_empty());
+    tail.release();
+    second.started("a", 1).await;
+    world.hooks_finish(2).await;
+    let seen = second.seen();
+    assert_eq!(seen.len(), 1);
+    assert!(seen[0].snapshot >= revision);
+    assert_eq!((seen[0].before, seen[0].after), (Some(5), Some(6)));
+    world.finish().await;
+}
+
+/// K45: a receipt is there before the next owner looks or refused.
+pub async fn k45_a_receipt_is_there_before_the_next_owner_looks_or_refused(case: Case) {
+    let (world, first, second) = owner_and_successor(&case, 1).await;
+    first.answer(|_| Outcome::Done);
+    second.answer(|_| Outcome::Done);
+    // Held before its commit until another owns the slot: refused, and the request runs again there.
+    let receipt = world.cluster.points(0).hold(points::RUN_BEFORE_RECEIPT);
+    world.set(2, "a", 1).await;
+    first.started("a", 1).await;
+    receipt.reached().await;
+    let points = world.cluster.points(0).clone();
+    let (heartbeat, lapse) = (points.hold(points::SLOT_BEFORE_HEARTBEAT), points.hold(points::SLOT_BEFORE_LAPSE));
+    world.step(Duration::from_secs(12)).await;
+    second.started("a", 1).await;
+    world.hooks_finish(2).await;
+    receipt.release();
+    world
+        .eventually("the late receipt is refused", || async {
+            world.recorder.lines().iter().any(|line| {
+                matches!(&line.event, HistoryEvent::Receipt { durable: false, .. }) && line.server == "server-0"
+            })
+        })
+        .await;
+    drop((heartbeat, lapse));
+    // Committed, and the answer lost: found to be there, once; the next of the key starts only then.
+    second.hold("b");
+    world.set(2, "b", 1).await;
+    world.set(2, "b", 2).await;
+    second.started("b", 1).await;
+    world.cluster.faults(1).next_settles([SettleFault::AppliedAnswerLost, SettleFault::NotApplied]);
+    second.release("b");
+    world.hooks_finish(2).await;
+    assert_eq!(second.seen_of("b").len(), 2);
+    world.finish().await;
+}
+
+/// K45: a batch has receipts of three slots, of which one has passed on: those of the other two count. What passed on
+/// runs again under its next owner.
+pub async fn k45_a_batch_counts_but_for_the_slot_that_was_lost(case: Case) {
+    let mut world = World::new(&case, 2).await;
+    let probe = Probe::new();
+    world.register(0, &per_store("hook").slots(3), 8, &probe).await;
+    world.spread("hook", 1).await;
+    let keys = super::moving::key_per_slot(3);
+    let receipts = world.cluster.points(0).hold(points::RUN_BEFORE_RECEIPT);
+    for key in &keys {
+        world.set(1, key, 1).await;
+    }
+    for key in &keys {
+        probe.started(key, 1).await;
+    }
+    receipts.reached().await;
+    // Behind its back, as by a take-over of which it has not heard.
+    let lost = slot_index(&keys[0], 3);
+    let change: crate::testing::Tamper = Box::new(move |stored| {
+        stored.token_counter.0 += 1;
+        let token = stored.token_counter;
+        let row = stored.slots.iter_mut().find(|row| row.slot.slot == lost).unwrap();
+        (row.owner, row.token) = (None, token);
+    });
+    world.cluster.store().tamper(change).await.unwrap();
+    receipts.release();
+    assert!(world.hooks_finish(1).await.finished);
+    let runs: Vec<usize> = keys.iter().map(|key| probe.seen_of(key).len()).collect();
+    assert_eq!(runs, [2, 1, 1]);
+    let seen = probe.seen_of(&keys[0]);
+    assert!(seen[1].token > seen[0].token);
+    let stored = world.cluster.stored().await;
+    assert_eq!(stored.receipts.len(), 3);
+    world.finish_over_epochs().await;
+}
+
+/// K45: an owner completes with writes, in one group with other transactions, while a take-over of its slot is held: the
+/// completion is there before the next owner reads, or it is refused; the others of the group commit.
+pub async fn k45_a_completion_and_a_take_over_do_not_cross(case: Case) {
+    for completes_first in [true, false] {
+        let (world, first, second) = owner_and_successor(&case, 1).await;
+        first.hold("a");
+        world.set(2, "a", 1).await;
+        first.started("a", 1).await;
+        let server = world.cluster.points(0).clone();
+        let (heartbeat, lapse) = (server.hold(points::SLOT_BEFORE_HEARTBEAT), server.hold(points::SLOT_BEFORE_LAPSE));
+        let take = world.cluster.points(1).hold(points::SLOT_BEFORE_LEASE);
+        world.step(Duration::from_secs(12)).await;
+        take.reached().await;
+        let lock = server.hold(point::COMMIT_BEFORE_LOCK);
+        let beside = world.cluster.server(0).clone();
+        let mut beside = Box::pin(async move {
+            let put = |tx: &mut Transaction| tx.put(&effect("beside"), Effect { count: 1, last: 0 });
+            beside.write::<_, TransactionError, _>(put).await
+        });
+        assert!(futures::poll!(&mut beside).is_pending());
+        let beside = tokio::spawn(beside);
+        first.release("a");
+        first.until("its run ends", |probe| probe.ended_of("a") == 1).await;
+        let sent = || async { server.count(points::RUN_BEFORE_COMPLETION) > 0 };
+        world.eventually("its completion is sent", sent).await;
+        lock.reached().await;
+        let group = server.hold(point::COMMIT_BEFORE_COMMIT);
+        lock.release();
+        group.reached().await;
+        if completes_first {
+            group.release();
+            within("the other of the group", beside).await.unwrap().unwrap();
+            take.release();
+        } else {
+            take.release();
+            group.release();
+            within("the other of the group", beside).await.unwrap().unwrap();
+        }
+        assert!(world.hooks_finish(2).await.finished);
+        let stored = world.cluster.stored().await;
+        assert_eq!(stored.receipts.len(), 1, "there once, whoever was first");
+        // Either it was there before the next owner read, and does not run again, or it was refused, and does.
+        let by_the_first = stored.receipts[0].fence.token.0 == first.seen()[0].token >> 24;
+        assert_eq!(second.seen_of("a").len(), usize::from(!by_the_first));
+        assert_eq!(count_of(&world, 2, "a").await, 1);
+        drop((heartbeat, lapse));
+        world.finish().await;
+    }
+}
+
+/// K47: the low watermark stays below what runs on.
+pub async fn k47_the_low_watermark_stays_below_what_runs_on(case: Case) {
+    let (mut world, first, second) = owner_and_successor(&case, 1).await;
+    first.answer(|run| match run.key().as_str() {
+        "slow" => Outcome::RetryAt(Timestamp(run.now().0 + 600_000)),
+        _ => Outcome::Done,
+    });
+    first.hold("slow");
+    let slow = world.set(2, "slow", 1).await;
+    first.started("slow", 1).await;
+    let mut writes = Vec::new();
+    for value in 0..1_200_u64 {
+        writes.push(world.set_beside_others(2, if value % 2 == 0 { "x" } else { "y" }, value));
+    }
+    futures::future::join_all(writes).await;
+    first.until("the others run", |probe| probe.seen().len() >= 1_201).await;
+    let watermark = |stored: &crate::driver::StoredState| stored.slots[0].watermark;
+    let stored = world.cluster.stored().await;
+    assert!(watermark(&stored) < slow);
+    // It is set aside by an exception, and only then the watermark passes it.
+    let raise = world.cluster.points(0).hold(points::SLOT_BEFORE_WATERMARK);
+    first.release("slow");
+    raise.reached().await;
+    let stored = world.cluster.stored().await;
+    assert!(watermark(&stored) < slow);
+    assert!(stored.exceptions.iter().any(|exception| exception.request.revision == slow));
+    raise.release();
+    world.eventually("the watermark is raised", || async { watermark(&world.cluster.stored().await) > slow }).await;
+    world.kill(0);
+    world.step(Duration::from_secs(12)).await;
+    world.set(2, "x", 9_999).await;
+    second.started("x", 1).await;
+    assert_eq!(second.seen().len(), 1, "nothing that was acknowledged runs again");
+    second.answer(|_| Outcome::Done);
+    world.step(Duration::from_secs(600)).await;
+    second.started("slow", 1).await;
+    world.hooks_finish(2).await;
+    world.finish().await;
+}
+
+/// K46: everything is as it was after all servers died.
+pub async fn k46_everything_is_as_it_was_after_all_servers_died(case: Case) {
+    let mut world = World::new(&case, 2).await;
+    let answers = |run: &crate::Run| match run.key().as_str() {
+        "waits" => Outcome::RetryAt(Timestamp(run.now().0 + 3_600_000)),
+        "backs-off" | "dead" | "dead-discarded" => Outcome::fail("as the test wants it"),
+        _ => counted(run),
+    };
+    let probe = Probe::answering(answers);
+    let registration = per_store("hook").attempts(3).backoff(Duration::from_secs(60), Duration::from_secs(60)).slots(4);
+    world.register(0, &registration, 3, &probe).await;
+    for key in ["done", "waits", "dead", "dead-discarded"] {
+        world.set(1, key, 1).await;
+    }
+    probe.until("first attempts", |probe| probe.seen().len() == 4).await;
+    let queue_of = |server: usize| {
+        let state = world.cluster.server(server).clone();
+        async move { state.queue().list(QueueFilter::all()).await.unwrap() }
+    };
+    let letters = ["dead", "dead-discarded"];
+    for attempts in 2..=3 {
+        // A backoff is counted from when the failure is seen, so the clock waits for that.
+        world
+            .eventually("what failed backs off", || async {
+                let list = queue_of(1).await;
+                let failed = |key: &str, times: usize| {
+                    list.iter().any(|entry| {
+                        let backs_off = matches!(entry.state, RequestState::BackingOff(_));
+                        entry.key == key && backs_off && entry.attempts as usize == times
+                    })
+                };
+                letters.iter().all(|key| failed(key, attempts - 1)) && (attempts == 2 || failed("backs-off", 1))
+            })
+            .await;
+        world.step(Duration::from_secs(61)).await;
+        for key in letters {
+            probe.started(key, attempts).await;
+        }
+        if attempts == 2 {
+            world.set(1, "backs-off", 1).await;
+            probe.started("backs-off", 1).await;
+        }
+    }
+    probe.started("backs-off", 2).await;
+    world.set(1, "dead", 2).await;
+    world
+        .eventually("two letters are dead, and the third request has failed twice", || async {
+            let list = queue_of(1).await;
+            list.iter().filter(|entry| entry.state == RequestState::Dead).count() == 2
+                && list.iter().any(|entry| entry.key == "backs-off" && entry.attempts == 2)
+        })
+        .await;
+    let letter = queue_of(1).await.into_iter().find(|entry| entry.key == "dead-discarded").unwrap().request;
+    world.cluster.server(1).queue().discard(letter, "operator").await.unwrap();
+    world.eventually("it is gone", || async { !queue_of(1).await.iter().any(|entry| entry.request == letter) }).await;
+    // Two run, one has run and is not acknowledged; one waits for room, of which one is cancelled.
+    probe.hold("running");
+    probe.hold("running-too");
+    world.set(1, "running", 1).await;
+    world.set(1, "running-too", 1).await;
+    probe.started("running", 1).await;
+    probe.started("running-too", 1).await;
+    let completion = world.cluster.points(0).hold(points::RUN_BEFORE_COMPLETION);
+    world.set(1, "run", 1).await;
+    completion.reached().await;
+    world.set(1, "queued", 1).await;
+    world.set(1, "running", 2).await;
+    let second = queue_of(1).await.into_iter().filter(|entry| entry.key == "running").nth(1).unwrap().request;
+    world.cluster.server(1).queue().cancel(second, "operator").await.unwrap();
+    world
+        .eventually("it is cancelled", || async { !queue_of(1).await.iter().any(|entry| entry.request == second) })
+        .await;
+    let facts = |entries: Vec<crate::QueueEntry>| {
+        let mut facts: Vec<_> = entries
+            .into_iter()
+            .filter(|entry| ["waits", "backs-off", "dead"].contains(&&*entry.key))
+            .map(|entry| (entry.key, entry.request, format!("{:?}", entry.state), entry.attempts, entry.error))
+            .collect();
+        facts.sort();
+        facts
+    };
+    let before = facts(queue_of(1).await);
+    assert_eq!(before.len(), 4, "{before:#?}");
+    world.kill(0);
+    world.kill(1);
+    drop(completion);
+    world.cluster.advance(Duration::from_secs(11));
+    world.restart(1).await;
+    let after_all = Probe::answering(answers);
+    world.register(1, &registration, 8, &after_all).await;
+    for key in ["running", "running-too", "run"] {
+        after_all.started(key, 1).await;
+    }
+    world
+        .eventually("what could run is done", || async {
+            let left = world.cluster.server(1).queue().list(QueueFilter::all()).await.unwrap();
+            left.iter().all(|entry| ["waits", "backs-off", "dead"].contains(&&*entry.key))
+        })
+        .await;
+    let after = facts(world.cluster.server(1).queue().list(QueueFilter::all()).await.unwrap());
+    assert_eq!(before, after);
+    let ran: std::collections::BTreeSet<String> = after_all.seen().into_iter().map(|seen| seen.key).collect();
+    let may_run: std::collections::BTreeSet<String> =
+        ["running", "running-too", "run", "queued"].into_iter().map(str::to_owned).collect();
+    assert!(ran.is_subset(&may_run), "{ran:?}");
+    for key in ["running", "running-too", "run"] {
+        assert_eq!(count_of(&world, 1, key).await, 1, "{key}");
+    }
+    world.finish_waiting().await;
+}

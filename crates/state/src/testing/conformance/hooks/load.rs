@@ -1,0 +1,121 @@
+//! Hooks that hang, kill, or have too much to do.
+
+use std::time::Duration;
+
+use crate::{LocalCall, QueueFilter, RequestState, Scope, slot_index};
+
+use super::Case;
+use super::support::{Probe, Store, World, counted, per_store};
+
+/// K27: hanging hooks hold up nothing else.
+pub async fn k27_hanging_hooks_hold_up_nothing_else(case: Case) {
+    let mut world = World::new(&case, 2).await;
+    let probe = Probe::new();
+    world.register(0, &per_store("hook").slots(2), 64, &probe).await;
+    for key in 0..50 {
+        let key = format!("hangs-{key}");
+        probe.hold(&key);
+        world.set(1, key, 1).await;
+    }
+    probe.until("fifty hang", |probe| probe.seen().len() == 50).await;
+    let local = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let called = local.clone();
+    let _handle = world
+        .cluster
+        .server(0)
+        .local_hook("local", Scope::collection::<Store>(), move |_call: LocalCall| {
+            called.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            async { Ok(()) }
+        })
+        .await
+        .unwrap();
+    for value in 1..=20 {
+        world.set(1, "other", value).await;
+    }
+    probe.until("other keys go on", |probe| probe.ended_of("other") == 20).await;
+    world.cluster.server(0).flush().await.unwrap();
+    world.eventually("local hooks go on", || async { local.load(std::sync::atomic::Ordering::SeqCst) >= 70 }).await;
+    for key in 0..50 {
+        probe.release(&format!("hangs-{key}"));
+    }
+    world.hooks_finish(1).await;
+    world.finish().await;
+}
+
+/// K29: slots leave a server without room for one that has it.
+pub async fn k29_slots_leave_a_server_without_room_for_one_that_has_it(case: Case) {
+    let mut world = World::new(&case, 3).await;
+    let (busy, idle) = (Probe::new(), Probe::new());
+    world.register(0, &per_store("hook").slots(8), 2, &busy).await;
+    world.spread("hook", 1).await;
+    for key in 0..24 {
+        busy.hold(&format!("k{key}"));
+        world.set(2, format!("k{key}"), 1).await;
+    }
+    busy.until("its room is taken", |probe| probe.seen().len() == 2).await;
+    // Slots in which nothing runs can all go, and their keys with them.
+    let slot_of = |key: &str| slot_index(key, 8);
+    let stay: Vec<u32> = busy.seen().iter().map(|seen| slot_of(&seen.key)).collect();
+    let can_go = (0..24).filter(|key| !stay.contains(&slot_of(&format!("k{key}")))).count();
+    assert!(can_go > 0);
+    world.register(1, &per_store("hook").slots(8), 64, &idle).await;
+    // Half of the slots first; then, since keys wait for over a second, more and more of the others.
+    for _ in 0..10 {
+        world.step(Duration::from_secs(2)).await;
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
+    world.eventually("the idle server runs what waited", || async { idle.seen().len() >= can_go }).await;
+    assert_eq!(busy.seen().len(), 2, "none of its runs was interrupted");
+    for key in 0..24 {
+        busy.release(&format!("k{key}"));
+    }
+    world.hooks_finish(2).await;
+    world.finish().await;
+}
+
+/// K51: a hook that kills its servers is found.
+pub async fn k51_a_hook_that_kills_its_servers_is_found(case: Case) {
+    let mut world = World::new(&case, 2).await;
+    let mut deaths = 0;
+    let beside = Probe::answering(counted);
+    loop {
+        let probe = Probe::new();
+        probe.hold("killer");
+        world.register(0, &per_store("hook").slots(2), 8, &probe).await;
+        if deaths == 0 {
+            world.set(1, "killer", 1).await;
+            world.set(1, "beside", 1).await;
+        }
+        let dead = || async {
+            let list = world.cluster.server(1).queue().list(QueueFilter::all()).await.unwrap();
+            list.iter().any(|entry| entry.state == RequestState::Dead)
+        };
+        // Either it starts once more, or it has become a dead letter.
+        let mut is_dead = false;
+        world
+            .eventually("it starts or is dead", || {
+                let started = !probe.seen_of("killer").is_empty();
+                let dead = dead();
+                async move { started || dead.await }
+            })
+            .await;
+        if dead().await {
+            is_dead = true;
+        }
+        if is_dead {
+            break;
+        }
+        deaths += 1;
+        assert!(deaths <= 10, "server after server dies");
+        world.kill(0);
+        world.step(Duration::from_secs(12)).await;
+        world.restart(0).await;
+    }
+    assert_eq!(deaths, 5);
+    let report = world.hooks_finish(1).await;
+    assert_eq!(report.dead.len(), 1);
+    assert_eq!(report.dead[0].key, "killer");
+    assert!(report.dead[0].error.as_deref().unwrap().contains("servers died"), "{:?}", report.dead[0].error);
+    drop(beside);
+    world.finish_waiting().await;
+}

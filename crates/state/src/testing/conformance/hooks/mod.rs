@@ -1,0 +1,29 @@
+//! Cluster hooks (section K), and what the linter says of what they leave behind (U4).
+//!
+//! Leases are by the store's clock, which a case steps: each step waits until every server whose lease holds has renewed it,
+//! however long its store takes for that. Servers share nothing but their store.
+
+mod completion;
+mod delivery;
+mod faults;
+mod linter;
+mod load;
+mod moving;
+mod operators;
+mod registrations;
+mod restored;
+mod statements;
+mod support;
+
+pub use completion::*;
+pub use delivery::*;
+pub use faults::*;
+pub use linter::*;
+pub use load::*;
+pub use moving::*;
+pub use operators::*;
+pub use registrations::*;
+pub use restored::*;
+pub use statements::*;
+
+use super::Case;

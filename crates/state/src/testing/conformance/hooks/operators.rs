@@ -1,0 +1,334 @@
+//! Waiting, failing, and what operators do to requests; registrations that come and go.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::driver::ReceiptOutcome;
+use crate::{
+    Attributes, Outcome, QueueError, QueueFilter, RequestState, Timestamp, Transaction, TransactionError, WaitError,
+    WaitForHooks, WriteError,
+};
+
+use super::Case;
+use super::support::{Probe, Store, World, effect, per_store, store};
+
+async fn list(world: &World, server: usize) -> Vec<crate::QueueEntry> {
+    world.cluster.server(server).queue().list(QueueFilter::all()).await.unwrap()
+}
+
+/// K18: waiting is no failure and a change brings latest state forward.
+pub async fn k18_waiting_is_no_failure_and_a_change_brings_latest_state_forward(case: Case) {
+    let mut world = World::new(&case, 2).await;
+    let until = |run: &crate::Run| Timestamp(run.now().0 + 100_000);
+    let answer = move |run: &crate::Run| match run.snapshot().get(&store("a")).unwrap().map(|store| store.value) {
+        Some(1) => Outcome::RetryAt(until(run)),
+        Some(2) => Outcome::fail("backs off"),
+        _ => Outcome::Done,
+    };
+    let latest = Probe::answering(answer);
+    world.register(0, &per_store("latest").latest_state(), 4, &latest).await;
+    world.set(1, "a", 1).await;
+    world
+        .eventually("it waits for its time", || async {
+            list(&world, 1).await.iter().any(|entry| matches!(entry.state, RequestState::RetryAt(_)))
+        })
+        .await;
+    assert_eq!(list(&world, 1).await[0].attempts, 0);
+    world.set(1, "a", 2).await;
+    latest.started("a", 2).await;
+    world
+        .eventually("it backs off", || async {
+            list(&world, 1).await.iter().any(|entry| matches!(entry.state, RequestState::BackingOff(_)))
+        })
+        .await;
+    world.set(1, "a", 3).await;
+    world.cluster.server(0).flush().await.unwrap();
+    assert_eq!(latest.seen().len(), 2, "a change does not end a backoff");
+    world.step(Duration::from_secs(2)).await;
+    latest.started("a", 3).await;
+    world.hooks_finish(1).await;
+    assert_eq!(latest.seen_of("a")[2].attempt, 2);
+    world.finish().await;
+}
+
+/// K19: dead letters are handled through any server.
+pub async fn k19_dead_letters_are_handled_through_any_server(case: Case) {
+    let mut world = World::new(&case, 2).await;
+    let probe = Probe::answering(|run| if run.key().as_str() == "bad" { Outcome::fail("bad") } else { Outcome::Done });
+    world.register(0, &per_store("hook").attempts(1).slots(1), 4, &probe).await;
+    world.set(1, "bad", 1).await;
+    world.set(1, "bad", 2).await;
+    world.set(1, "good", 1).await;
+    probe.started("good", 1).await;
+    let report = world.hooks_finish(1).await;
+    assert_eq!((report.dead.len(), report.paused.len(), report.finished), (1, 1, false));
+    let (letter, behind) = (report.dead[0].request, report.paused[0].request);
+    assert_eq!(report.paused[0].state, RequestState::PausedBehind(letter));
+    assert_eq!(report.dead[0].error.as_deref(), Some("bad"));
+    assert!(matches!(world.cluster.server(1).queue().retry(behind, "operator").await, Err(QueueError::NotDead { .. })));
+    probe.answer(|_| Outcome::Done);
+    let (one, two) = (world.cluster.server(1).clone(), world.cluster.server(0).clone());
+    let (first, second) = tokio::join!(async { one.queue().retry(letter, "one").await.is_ok() }, async {
+        two.queue().retry(letter, "two").await.is_ok()
+    });
+    assert!(first || second);
+    world.hooks_finish(1).await;
+    let seen: Vec<_> = probe.seen_of("bad").iter().map(|seen| (seen.after.unwrap(), seen.attempt)).collect();
+    assert_eq!(seen, [(1, 1), (1, 1), (2, 1)]);
+    assert!(matches!(
+        world.cluster.server(1).queue().retry(letter, "operator").await,
+        Err(QueueError::NotThere { .. })
+    ));
+    // Discarded: gone, on record, and what was behind it runs.
+    probe.answer(|run| {
+        let value = run.change().unwrap().after::<Store>().unwrap().unwrap().value;
+        if value == 7 { Outcome::fail("bad") } else { Outcome::Done }
+    });
+    world.set(1, "bad", 7).await;
+    world.set(1, "bad", 8).await;
+    let report = world.hooks_finish(1).await;
+    let letter = report.dead[0].request;
+    let at = world.cluster.server(1).queue().discard(letter, "operator").await.unwrap();
+    assert!(world.hooks_finish(1).await.finished);
+    assert_eq!(probe.seen_of("bad").last().unwrap().after, Some(8));
+    let stored = world.cluster.stored().await;
+    let row = stored.log.iter().find(|row| row.revision == at).unwrap();
+    assert_eq!(row.attributes.get("by").map(String::as_str), Some("operator"));
+    world.finish().await;
+}
+
+/// K19: a dead latest state key is revived by the next change.
+pub async fn k19_a_dead_latest_state_key_is_revived_by_the_next_change(case: Case) {
+    let mut world = World::new(&case, 2).await;
+    let probe = Probe::answering(|_| Outcome::fail("bad"));
+    world.register(0, &per_store("hook").latest_state().attempts(1), 4, &probe).await;
+    world.set(1, "a", 1).await;
+    let report = world.hooks_finish(1).await;
+    let letter = report.dead[0].request;
+    probe.answer(|_| Outcome::Done);
+    world.set(1, "a", 2).await;
+    probe.started("a", 2).await;
+    assert!(world.hooks_finish(1).await.finished);
+    let seen = probe.seen_of("a");
+    assert_eq!((seen.len(), seen[1].attempt, seen[1].after), (2, 1, Some(2)));
+    assert!(world.cluster.server(1).queue().retry(letter, "operator").await.is_err());
+    world.finish().await;
+}
+
+/// K20: waiting and running requests are cancelled.
+pub async fn k20_waiting_and_running_requests_are_cancelled(case: Case) {
+    let mut world = World::new(&case, 2).await;
+    let probe = Probe::answering(|run| {
+        let cancelled = run.cancelled().is_cancelled();
+        Outcome::done_with(move |tx| {
+            tx.put(&effect("cancelled"), super::support::Effect { count: u64::from(cancelled), last: 0 })
+        })
+    });
+    world.register(0, &per_store("hook"), 1, &probe).await;
+    probe.hold("a");
+    world.set(1, "a", 1).await;
+    probe.started("a", 1).await;
+    world.set(1, "a", 2).await;
+    world.set(1, "b", 1).await;
+    let entries = list(&world, 1).await;
+    let id_of = |key: &str, place: usize| entries.iter().filter(|entry| entry.key == key).nth(place).unwrap().request;
+    let queue = world.cluster.server(1).clone();
+    queue.queue().cancel(id_of("b", 0), "operator").await.unwrap();
+    queue.queue().cancel(id_of("a", 0), "operator").await.unwrap();
+    world
+        .eventually("the waiting one is gone", || async { !list(&world, 1).await.iter().any(|entry| entry.key == "b") })
+        .await;
+    // Its owner has heard of it.
+    let waiting = id_of("b", 0);
+    world
+        .eventually("the waiting one is on record as cancelled", || async {
+            let receipts = world.cluster.stored().await.receipts;
+            receipts.iter().any(|receipt| receipt.request == waiting && receipt.outcome == ReceiptOutcome::Cancelled)
+        })
+        .await;
+    probe.release("a");
+    world.hooks_finish(1).await;
+    assert!(probe.seen_of("b").is_empty());
+    assert_eq!(probe.seen_of("a").len(), 2);
+    // The second run of the key wrote, the cancelled one did not.
+    world.cluster.server(1).flush().await.unwrap();
+    let written = world.cluster.server(1).snapshot().get(&effect("cancelled")).unwrap().cloned();
+    assert_eq!(written.unwrap().count, 0);
+    world.finish().await;
+}
+
+/// K23: a hook that begins with what exists runs once for each.
+pub async fn k23_a_hook_that_begins_with_what_exists_runs_once_for_each(case: Case) {
+    let mut world = World::new(&case, 3).await;
+    for number in 0..700 {
+        let (state, entity) = (world.cluster.server(0).clone(), store(&format!("k{number}")));
+        if number % 50 == 0 {
+            let done: Result<_, WriteError<TransactionError>> = state
+                .write(move |tx: &mut Transaction| {
+                    for other in number..number + 50 {
+                        tx.put(&store(&format!("k{other}")), Store { value: 1 })?;
+                    }
+                    tx.put(&entity, Store { value: 1 })
+                })
+                .await;
+            done.unwrap();
+        }
+    }
+    let (existing, now) = (Probe::new(), Probe::new());
+    world.register(0, &per_store("now"), 8, &now).await;
+    let writer = world.cluster.server(2).clone();
+    let writing = tokio::spawn(async move {
+        for value in 2..40_u64 {
+            let entity = store(&format!("k{}", value * 17 % 700));
+            let done: Result<_, WriteError<TransactionError>> =
+                writer.write(move |tx: &mut Transaction| tx.put(&entity, Store { value })).await;
+            done.unwrap();
+        }
+    });
+    let registration = per_store("existing").from_existing();
+    for server in 0..3 {
+        world.register(server, &registration, 8, &existing).await;
+    }
+    writing.await.unwrap();
+    world
+        .eventually("what exists has been asked for", || async {
+            world.cluster.server(1).flush().await.unwrap();
+            existing.seen().len() >= 700
+        })
+        .await;
+    world.hooks_finish(1).await;
+    for number in 0..700 {
+        let seen = existing.seen_of(&format!("k{number}"));
+        let asked = seen.iter().filter(|seen| seen.before.is_none()).count();
+        assert_eq!(asked, 1, "k{number}: {seen:#?}");
+        assert!(seen[0].before.is_none(), "what exists comes before what changes");
+    }
+    assert!(now.seen().iter().all(|seen| seen.before.is_some()), "nothing for what existed");
+    world.finish().await;
+}
+
+/// K25: a removed registration keeps what waits.
+pub async fn k25_a_removed_registration_keeps_what_waits(case: Case) {
+    let mut world = World::new(&case, 2).await;
+    let probe = Probe::new();
+    world.register(0, &per_store("hook"), 1, &probe).await;
+    probe.hold("a");
+    world.set(1, "a", 1).await;
+    probe.started("a", 1).await;
+    world.set(1, "b", 1).await;
+    assert!(world.cluster.server(1).unregister("hook").await.unwrap());
+    assert!(!world.cluster.server(1).unregister("hook").await.unwrap());
+    world.set(1, "c", 1).await;
+    probe.release("a");
+    world
+        .eventually("the running one is finished", || async {
+            list(&world, 1).await.iter().all(|entry| entry.key == "b")
+        })
+        .await;
+    let waiting = list(&world, 1).await;
+    assert_eq!(waiting.len(), 1);
+    assert_eq!(waiting[0].state, RequestState::NoServer);
+    assert!(probe.seen_of("c").is_empty());
+    world.cluster.server(1).register_only(per_store("hook")).await.unwrap();
+    probe.started("b", 1).await;
+    world.hooks_finish(1).await;
+    assert!(probe.seen_of("b")[0].token > probe.seen_of("a")[0].token);
+    world.finish().await;
+}
+
+/// K26: hooks that trigger hooks do not deadlock.
+pub async fn k26_hooks_that_trigger_hooks_do_not_deadlock(case: Case) {
+    let mut world = World::new(&case, 2).await;
+    let probe = Probe::answering(|run| {
+        let id = run.id("store").unwrap();
+        let depth = id.len();
+        if depth >= 5 {
+            return Outcome::Done;
+        }
+        Outcome::done_with(move |tx| tx.put(&store(&format!("{id}x")), Store { value: depth as u64 }))
+    });
+    world.register_everywhere(&per_store("hook"), 1, &probe).await;
+    world.set(0, "x", 1).await;
+    assert!(world.hooks_finish(1).await.finished);
+    assert_eq!(probe.seen().len(), 5);
+    world.finish().await;
+}
+
+/// K32: attributes reach the run and what it writes.
+pub async fn k32_attributes_reach_the_run_and_what_it_writes(case: Case) {
+    let mut world = World::new(&case, 2).await;
+    let noted = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    let seen = noted.clone();
+    let probe = Probe::answering(move |run| {
+        seen.lock().push(run.attributes().clone());
+        let id = run.id("store").unwrap();
+        if id == "b" {
+            return Outcome::Done;
+        }
+        Outcome::done_with(move |tx| tx.put(&store("b"), Store { value: 1 }))
+    });
+    world.register(0, &per_store("hook"), 4, &probe).await;
+    let attributes: Attributes = [("user".to_owned(), "me".to_owned())].into();
+    let written: Result<_, WriteError<TransactionError>> = world
+        .cluster
+        .server(1)
+        .transaction()
+        .attributes(attributes.clone())
+        .write(|tx: &mut Transaction| tx.put(&store("a"), Store { value: 1 }))
+        .await;
+    let revision = written.unwrap().revision;
+    world.hooks_finish(1).await;
+    let noted = noted.lock().clone();
+    assert_eq!(noted[0], attributes);
+    assert_eq!(noted[1].get("user").map(String::as_str), Some("me"));
+    assert_eq!(noted[1].get("hook").map(String::as_str), Some("hook"));
+    assert!(noted[1].get("hook-request").unwrap().starts_with(&format!("{revision}.")));
+    assert_eq!(noted[1].get("hook-run"), Some(&probe.seen()[0].token.to_string()));
+    world.finish().await;
+}
+
+/// K33: waiting for hooks says what is not finished and keeps its limit.
+pub async fn k33_waiting_for_hooks_says_what_is_not_finished_and_keeps_its_limit(case: Case) {
+    let mut world = World::new(&case, 2).await;
+    let probe = Probe::new();
+    world.register(0, &per_store("hook"), 4, &probe).await;
+    probe.hold("a");
+    let revision = world.set(1, "a", 1).await;
+    let later = world.set(1, "b", 1).await;
+    let state = world.cluster.server(1).clone();
+    state.flush().await.unwrap();
+    let wait = WaitForHooks::all().limit(Duration::from_millis(100));
+    assert!(state.wait_for_hooks(wait.clone().key("b")).await.unwrap().finished);
+    assert!(state.wait_for_hooks(wait.clone().hook("other")).await.unwrap().finished);
+    match state.wait_for_hooks(wait.clone().until(revision)).await {
+        Err(WaitError::HooksTimedOut { unfinished, .. }) => assert!(unfinished.contains("hook a"), "{unfinished}"),
+        other => panic!("{other:?}"),
+    }
+    probe.release("a");
+    assert!(state.wait_for_hooks(WaitForHooks::all().until(later)).await.unwrap().finished);
+    world.finish().await;
+}
+
+/// K42: unlimited attempts never make a dead letter.
+pub async fn k42_unlimited_attempts_never_make_a_dead_letter(case: Case) {
+    let mut world = World::new(&case, 1).await;
+    let probe = Probe::answering(|run| if run.attempt() <= 100 { Outcome::fail("again") } else { Outcome::Done });
+    let registration =
+        per_store("hook").attempts_unlimited().backoff(Duration::from_millis(100), Duration::from_secs(1));
+    world.register(0, &registration, 4, &probe).await;
+    world.set(0, "a", 1).await;
+    for attempt in 1..=100 {
+        probe.started("a", attempt).await;
+        world
+            .eventually("it backs off", || async {
+                let entries = list(&world, 0).await;
+                assert!(!entries.iter().any(|entry| entry.state == RequestState::Dead));
+                entries.iter().any(|entry| entry.attempts as usize == attempt && entry.error.is_some())
+            })
+            .await;
+        world.step(Duration::from_secs(1)).await;
+    }
+    probe.started("a", 101).await;
+    assert!(world.hooks_finish(0).await.finished);
+    world.finish().await;
+}

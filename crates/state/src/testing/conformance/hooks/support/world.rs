@@ -1,0 +1,278 @@
+//! A cluster whose runs are written down, and steps of its clock that no live lease misses.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::super::Case;
+use super::{LIMIT, Ledger, Probe, Store, Trace, store};
+use crate::driver::{HookNumber, LogEntry, RequestId};
+use crate::testing::Cluster;
+use crate::testing::history::{Expectation, HistoryEvent, Recorder, check};
+use crate::{
+    HookHandle, Record, Registration, RegistrationEntity, Revision, Transaction, TransactionError, WaitForHooks,
+};
+
+/// A cluster whose runs are written down, and checked at the end.
+pub(crate) struct World {
+    pub(crate) cluster: Cluster,
+    pub(crate) recorder: Recorder,
+    case: Case,
+    handles: Vec<(usize, HookHandle)>,
+}
+
+impl World {
+    pub(crate) async fn new(case: &Case, servers: usize) -> World {
+        World::configured(case, servers, |_, options| options).await
+    }
+
+    pub(crate) async fn configured(
+        case: &Case,
+        servers: usize,
+        configure: impl Fn(usize, crate::StateOptions) -> crate::StateOptions + Send + Sync + 'static,
+    ) -> World {
+        let recorder = Recorder::in_memory();
+        let shared = recorder.clone();
+        let builder = Cluster::builder().servers(servers).configure(move |index, mut options| {
+            options.recorder = shared.clone();
+            options.drain_limit = Duration::from_secs(10);
+            configure(index, options.record::<Ledger>().record::<Trace>())
+        });
+        let cluster = case.open(builder).await;
+        World { cluster, recorder, case: case.clone(), handles: Vec::new() }
+    }
+
+    /// Registers a hook on a server.
+    pub(crate) async fn register(&mut self, server: usize, registration: &Registration, room: u32, probe: &Probe) {
+        let handler = Arc::new(probe.clone());
+        let handle = self.cluster.server(server).register(registration.clone(), room, handler).await.unwrap();
+        self.handles.push((server, handle));
+    }
+
+    pub(crate) async fn register_everywhere(&mut self, registration: &Registration, room: u32, probe: &Probe) {
+        for server in 0..self.cluster.len() {
+            self.register(server, registration, room, probe).await;
+        }
+    }
+
+    pub(crate) fn kill(&mut self, server: usize) {
+        self.cluster.kill(server);
+        self.handles.retain(|(of, _)| *of != server);
+        let what = format!("server-{server} is killed");
+        self.recorder.write("test", HistoryEvent::Fault { what });
+    }
+
+    pub(crate) async fn restart(&mut self, server: usize) {
+        self.cluster.restart(server).await;
+    }
+
+    pub(crate) async fn close(&mut self, server: usize) {
+        self.cluster.close(server).await;
+        self.handles.retain(|(of, _)| *of != server);
+    }
+
+    /// Sets a store's value through a server; says at which revision.
+    pub(crate) async fn set(&self, server: usize, id: impl Into<String>, value: u64) -> Revision {
+        let entity = store(&id.into());
+        let closure = move |tx: &mut Transaction| tx.put(&entity, Store { value });
+        self.case.write(self.cluster.server(server), closure).await.revision
+    }
+
+    /// As [`World::set`], beside other writes of the same store: repeating it might undo theirs.
+    pub(crate) async fn set_beside_others(&self, server: usize, id: impl Into<String>, value: u64) -> Revision {
+        let entity = store(&id.into());
+        let closure = move |tx: &mut Transaction| tx.put(&entity, Store { value });
+        let committed = self.cluster.server(server).write::<_, TransactionError, _>(closure).await;
+        committed.unwrap().revision
+    }
+
+    pub(crate) async fn delete(&self, server: usize, id: &str) -> Revision {
+        let entity = store(id);
+        let closure = move |tx: &mut Transaction| tx.delete(&entity).map(|_| ());
+        self.case.write(self.cluster.server(server), closure).await.revision
+    }
+
+    /// Steps the clock in parts that leave live servers the time to renew their leases.
+    pub(crate) async fn step(&self, by: Duration) {
+        let part = Duration::from_secs(2);
+        let mut left = by;
+        while !left.is_zero() {
+            let next = left.min(part);
+            left -= next;
+            self.cluster.advance(next);
+            self.leases_renewed().await;
+        }
+    }
+
+    /// Waits until every server whose lease still holds, and that can renew it, has done so at the clock's present time.
+    async fn leases_renewed(&self) {
+        let deadline = tokio::time::Instant::now() + LIMIT;
+        loop {
+            let now = self.cluster.clock().now_at();
+            let running: Vec<String> = self.cluster.running().iter().map(|state| state.server().to_string()).collect();
+            let stored = self.cluster.stored().await;
+            let fresh = |name: &str| {
+                stored.servers.iter().any(|row| {
+                    &*row.name == name && row.lease_until > now && row.lease_until.since(now) >= Duration::from_secs(7)
+                })
+            };
+            let late = stored.servers.iter().any(|row| {
+                let index: usize = row.name.trim_start_matches("server-").parse().unwrap_or(usize::MAX);
+                let held = index < self.cluster.len()
+                    && self.cluster.points(index).held().iter().any(|point| point.ends_with("-heartbeat"));
+                let absent = index < self.cluster.len() && self.cluster.faults(index).is_absent();
+                running.contains(&row.name.to_string())
+                    && !held
+                    && !absent
+                    && row.lease_until > now
+                    // A killed server's row stays beside that of its next life.
+                    && !fresh(&row.name)
+            });
+            if !late {
+                return;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "leases were not renewed within {LIMIT:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Waits until a condition on the cluster holds.
+    pub(crate) async fn eventually<F, Fut>(&self, what: &str, mut holds: F)
+    where
+        F: FnMut() -> Fut,
+        Fut: Future<Output = bool>,
+    {
+        let deadline = tokio::time::Instant::now() + LIMIT;
+        while !holds().await {
+            assert!(tokio::time::Instant::now() < deadline, "{what}: not within {LIMIT:?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Waits until the hook's slots are spread over so many servers, and all leased.
+    pub(crate) async fn spread(&self, hook: &str, over: usize) {
+        let deadline = tokio::time::Instant::now() + LIMIT;
+        loop {
+            let running = self.cluster.running();
+            let view = running[0].cluster().await.unwrap();
+            let spread = view.spread(hook);
+            let slots = view.slots.iter().filter(|slot| slot.hook == hook && !slot.is_permit).count();
+            let leased: usize = spread.values().sum();
+            let counts: Vec<usize> = spread.values().copied().filter(|count| *count > 0).collect();
+            let even = counts.iter().max().unwrap_or(&0) - counts.iter().min().unwrap_or(&0) <= 1;
+            if slots > 0 && leased == slots && counts.len() == over.min(slots) && even {
+                return;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "slots of {hook} are spread {spread:?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    pub(crate) async fn hooks_finish(&self, server: usize) -> crate::HooksReport {
+        self.cluster.server(server).wait_for_hooks(WaitForHooks::all().limit(LIMIT)).await.unwrap()
+    }
+
+    /// What a history of this world is checked against.
+    pub(crate) async fn expectation(&self) -> Expectation {
+        let stored = self.cluster.stored().await;
+        let running = self.cluster.running();
+        let snapshot = match running.first() {
+            Some(state) => {
+                state.flush().await.unwrap();
+                state.snapshot()
+            }
+            None => self.cluster.latecomer().await.snapshot(),
+        };
+        let mut expectation = Expectation::default();
+        let mut names: HashMap<HookNumber, String> = HashMap::new();
+        for registration in snapshot.roots::<RegistrationEntity>() {
+            let (path, entity) = registration.unwrap();
+            names.insert(entity.number(), path.id());
+            if let Some(attempts) = entity.attempts() {
+                expectation.attempts.insert(entity.number(), attempts);
+            }
+            if let Some(cap) = entity.runs_in_cluster() {
+                expectation.caps.insert(entity.number(), cap as usize);
+            }
+        }
+        // Keys of the cases here: the store's id, encoded as in its path.
+        for row in &stored.log {
+            for (sequence, entry) in row.entries.iter().enumerate() {
+                let (path, hooks) = match entry {
+                    LogEntry::Change { path, hooks, .. } => (path, hooks.clone()),
+                    LogEntry::Existing { path, hook } => (path, vec![*hook]),
+                    LogEntry::Action { .. } => continue,
+                };
+                let key = path.as_str().split('/').nth(2).unwrap().to_owned();
+                for hook in hooks {
+                    let id = RequestId { revision: row.revision, sequence: u32::try_from(sequence).unwrap(), hook };
+                    expectation.keys.insert(id, key.clone());
+                }
+            }
+        }
+        for row in stored.records.iter().filter(|row| &*row.kind == Ledger::KIND) {
+            let ledger: Ledger = serde_json::from_str(&row.document.json).unwrap();
+            expectation.records.push((ledger.request, ledger.token));
+        }
+        expectation.stored = Some(stored);
+        expectation
+    }
+
+    /// Checks the history and the stored state, and ends the cluster.
+    pub(crate) async fn finish(self) {
+        let expectation = self.expectation().await;
+        self.finish_with(expectation).await;
+    }
+
+    /// As [`World::finish`], where requests still wait on purpose.
+    pub(crate) async fn finish_waiting(self) {
+        let mut expectation = self.expectation().await;
+        expectation.may_wait = true;
+        self.finish_with(expectation).await;
+    }
+
+    /// As [`World::finish`], against an expectation of the case's own.
+    pub(crate) async fn finish_checked(self, expectation: Expectation) {
+        self.finish_with(expectation).await;
+    }
+
+    /// Ends the cluster and checks what is stored. A history is of one epoch: two give the same numbers to requests.
+    pub(crate) async fn finish_over_epochs(self) {
+        drop(self.handles);
+        self.cluster.finish().await;
+    }
+
+    async fn finish_with(self, expectation: Expectation) {
+        let lines = self.recorder.lines();
+        if let Some(stored) = &expectation.stored {
+            let found = crate::testing::linter::lint(stored, &[]);
+            assert!(found.is_empty(), "{found:#?}");
+        }
+        let violations = check(&lines, &expectation);
+        assert!(violations.is_empty(), "{}", report(&violations, &lines));
+        drop(self.handles);
+        self.cluster.finish().await;
+    }
+}
+
+fn report(violations: &[crate::testing::history::HistoryViolation], lines: &[crate::testing::history::Line]) -> String {
+    let mut text = String::from("the history has violations:\n");
+    for violation in violations.iter().take(20) {
+        text.push_str(&format!("{violation}\n"));
+        for line in &violation.lines {
+            text.push_str(&format!("    {line}: {:?}\n", lines[*line]));
+        }
+    }
+    text
+}
+
+/// A clock's time, without importing its trait everywhere.
+trait NowAt {
+    fn now_at(&self) -> crate::Timestamp;
+}
+
+impl NowAt for crate::ManualClock {
+    fn now_at(&self) -> crate::Timestamp {
+        crate::Clock::now(self)
+    }
+}

@@ -1,0 +1,138 @@
+//! Which faults happen when: a value, drawn from a seed, that a test can look at and a second run repeats.
+
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+/// A kind of fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// `kill -9`, and a start a second later.
+    Kill,
+    /// SIGSTOP for two to three leases, then SIGCONT.
+    Stop,
+    /// SIGTERM: it drains and leaves, and is started again.
+    Drain,
+    /// The database is stopped, in order or as in a crash, and started again.
+    Database,
+    /// All connections of a server are closed.
+    Cut,
+    /// Packets of a server vanish, one way or both, and nothing is closed.
+    Silence,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Kind; 6] = [Kind::Kill, Kind::Stop, Kind::Drain, Kind::Database, Kind::Cut, Kind::Silence];
+
+    pub(crate) fn parse(word: &str) -> Option<Kind> {
+        Some(match word {
+            "kill" => Kind::Kill,
+            "stop" => Kind::Stop,
+            "drain" => Kind::Drain,
+            "database" => Kind::Database,
+            "cut" => Kind::Cut,
+            "silence" => Kind::Silence,
+            _ => return None,
+        })
+    }
+}
+
+/// Which way packets vanish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Silent {
+    ToDatabase,
+    FromDatabase,
+    Both,
+}
+
+/// One thing that is done to the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Action {
+    Kill(usize),
+    Start(usize),
+    Stop(usize),
+    Continue(usize),
+    Drain(usize),
+    StopDatabase { crash: bool },
+    StartDatabase,
+    Cut(usize),
+    Silence(usize, Silent),
+    Resume(usize),
+}
+
+impl Action {
+    /// Whether it is a fault, and not the end of one.
+    pub(crate) fn is_fault(self) -> bool {
+        !matches!(self, Action::Start(_) | Action::Continue(_) | Action::StartDatabase | Action::Resume(_))
+    }
+}
+
+/// What is done when, in order. Every fault ends before `length` is over, and no two meet on one server.
+pub(crate) fn plan(
+    seed: u64,
+    kinds: &[Kind],
+    servers: usize,
+    every: Duration,
+    lease: Duration,
+    length: Duration,
+) -> Vec<(Duration, Action)> {
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut actions = Vec::new();
+    let mut free_at = vec![Duration::ZERO; servers];
+    let mut database_free_at = Duration::ZERO;
+    let mut at = every;
+    while !kinds.is_empty() && at < length {
+        let kind = kinds[random.random_range(0..kinds.len())];
+        let server = random.random_range(0..servers);
+        let leases = random.random_range(2.0..3.0);
+        let (lasts, begins, ends) = match kind {
+            Kind::Kill => (Duration::from_secs(1), Action::Kill(server), Some(Action::Start(server))),
+            Kind::Stop => (lease.mul_f64(leases), Action::Stop(server), Some(Action::Continue(server))),
+            Kind::Drain => (Duration::from_secs(2), Action::Drain(server), Some(Action::Start(server))),
+            Kind::Database => {
+                let crash = random.random_bool(0.5);
+                (Duration::from_millis(700), Action::StopDatabase { crash }, Some(Action::StartDatabase))
+            }
+            Kind::Cut => (Duration::ZERO, Action::Cut(server), None),
+            Kind::Silence => {
+                let way = [Silent::ToDatabase, Silent::FromDatabase, Silent::Both][random.random_range(0..3)];
+                (lease.mul_f64(leases), Action::Silence(server, way), Some(Action::Resume(server)))
+            }
+        };
+        let busy = if kind == Kind::Database { &mut database_free_at } else { &mut free_at[server] };
+        if *busy <= at && at + lasts < length {
+            *busy = at + lasts + Duration::from_millis(500);
+            actions.push((at, begins));
+            actions.extend(ends.map(|ends| (at + lasts, ends)));
+        }
+        at += every.mul_f64(random.random_range(0.5..1.5));
+    }
+    actions.sort_by_key(|(at, _)| *at);
+    actions
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_gives_one_plan_whose_faults_all_end() {
+        let draw =
+            |seed| plan(seed, &Kind::ALL, 3, Duration::from_secs(2), Duration::from_secs(3), Duration::from_secs(300));
+        assert_eq!(draw(7), draw(7));
+        assert_ne!(draw(7), draw(8));
+        for seed in 0..50 {
+            let mut open = 0_i32;
+            for (at, action) in draw(seed) {
+                assert!(at < Duration::from_secs(300));
+                match action {
+                    Action::Cut(_) => {}
+                    action if action.is_fault() => open += 1,
+                    _ => open -= 1,
+                }
+            }
+            assert_eq!(open, 0, "seed {seed}");
+        }
+    }
+}

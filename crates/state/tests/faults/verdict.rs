@@ -1,0 +1,237 @@
+//! What a run shows: the history checker, the linter, the log added up, and every answer held against the log.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+
+use tidegate_state::driver::{LogEntry, ReceiptOutcome, RequestId, StoredState};
+use tidegate_state::testing::history::{Expectation, HistoryEvent, Rule, check};
+use tidegate_state::testing::linter::lint;
+use tidegate_state::{Entity, IndexDeclaration, Record};
+
+use super::evidence::Evidence;
+use super::server::{Answer, Contents};
+use super::workload::{Count, Effect, Thing};
+
+/// What came of a run.
+#[derive(Debug, Default)]
+pub(crate) struct Verdict {
+    pub(crate) faults: usize,
+    pub(crate) changes: usize,
+    pub(crate) runs: usize,
+    /// Starts of a request beyond its first.
+    pub(crate) repeated: usize,
+    /// How many keys of the hooks each server ran at last.
+    pub(crate) keys_by_server: BTreeMap<String, usize>,
+    /// Receipts that were refused, since their token no longer held.
+    pub(crate) refused: usize,
+    /// What a lost token still got in.
+    pub(crate) accepted_late: Vec<String>,
+    /// Counters and records that do not agree with the changes.
+    pub(crate) miscounted: Vec<String>,
+    /// Answers that the log does not agree with.
+    pub(crate) false_answers: Vec<String>,
+    /// Everything that must not be, the three above included.
+    pub(crate) violations: Vec<String>,
+}
+
+impl Verdict {
+    pub(crate) fn is_sound(&self) -> bool {
+        self.violations.is_empty()
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            formatter,
+            "{} faults, {} changes, {} runs, {} of them again, {} late receipts refused, {} violations",
+            self.faults,
+            self.changes,
+            self.runs,
+            self.repeated,
+            self.refused,
+            self.violations.len()
+        )
+    }
+}
+
+/// The log added up.
+struct Sum {
+    contents: Contents,
+    /// Changes that asked for a run of each hook, by key.
+    asked: BTreeMap<String, u64>,
+    keys: HashMap<RequestId, String>,
+    changes: usize,
+}
+
+/// Judges a run.
+pub(crate) fn judge(evidence: &Evidence) -> Verdict {
+    let stored = &evidence.stored;
+    let names = hook_names(&evidence.history);
+    let sum = add_up(stored, &names);
+    let effects = effects(stored);
+    let records = effects.iter().filter_map(|effect| Some((request_of(&effect.request)?, effect.token))).collect();
+    let expectation =
+        Expectation { stored: Some(stored.clone()), keys: sum.keys.clone(), records, ..Expectation::default() };
+
+    let mut verdict = Verdict { faults: evidence.faults, changes: sum.changes, ..Verdict::default() };
+    count_history(evidence, &mut verdict);
+    for violation in check(&evidence.history, &expectation) {
+        if matches!(violation.rule, Rule::ReceiptUnderLostToken | Rule::StaleEffect | Rule::StaleRecord) {
+            verdict.accepted_late.push(violation.to_string());
+        }
+        verdict.violations.push(violation.to_string());
+    }
+    let declaration = IndexDeclaration {
+        kind: Effect::KIND.into(),
+        indexes: Effect::INDEXES.iter().map(|index| (*index).to_owned()).collect(),
+        retain: Effect::RETENTION,
+    };
+    verdict.violations.extend(lint(stored, &[declaration]).iter().map(|found| format!("linter: {found}")));
+    verdict.miscounted = miscounted(stored, &sum, &effects, &names);
+    verdict.false_answers = false_answers(evidence);
+    match &evidence.told {
+        Ok(trees) => {
+            let others = trees.iter().enumerate().filter(|(_, tree)| **tree != sum.contents);
+            verdict
+                .violations
+                .extend(others.map(|(server, _)| format!("server {server}'s tree is not what the log adds up to")));
+        }
+        Err(why) => verdict.violations.push(format!("it did not come to rest: {why}")),
+    }
+    let more: Vec<String> = verdict.miscounted.iter().chain(&verdict.false_answers).cloned().collect();
+    verdict.violations.extend(more);
+    verdict
+}
+
+fn hook_names(history: &[tidegate_state::testing::history::Line]) -> HashMap<u32, String> {
+    let named = history.iter().filter_map(|line| match &line.event {
+        HistoryEvent::RunStarted { hook, request, .. } => Some((request.hook.0, hook.clone())),
+        _ => None,
+    });
+    named.collect()
+}
+
+fn count_history(evidence: &Evidence, verdict: &mut Verdict) {
+    let mut starts: HashMap<RequestId, usize> = HashMap::new();
+    let mut last: HashMap<(&str, &str), &str> = HashMap::new();
+    for line in &evidence.history {
+        match &line.event {
+            HistoryEvent::RunStarted { request, hook, key, .. } => {
+                *starts.entry(*request).or_default() += 1;
+                last.insert((hook, key), &line.server);
+            }
+            HistoryEvent::Receipt { durable: false, .. } => verdict.refused += 1,
+            _ => {}
+        }
+    }
+    for server in last.into_values() {
+        *verdict.keys_by_server.entry(server.to_owned()).or_default() += 1;
+    }
+    verdict.runs = starts.values().sum();
+    verdict.repeated = verdict.runs - starts.len();
+}
+
+/// `revision.sequence.hook`
+fn request_of(text: &str) -> Option<RequestId> {
+    let mut numbers = text.split('.').map(str::parse::<u64>);
+    let mut next = || numbers.next()?.ok();
+    Some(RequestId {
+        revision: tidegate_state::Revision(next()?),
+        sequence: u32::try_from(next()?).ok()?,
+        hook: tidegate_state::driver::HookNumber(u32::try_from(next()?).ok()?),
+    })
+}
+
+fn effects(stored: &StoredState) -> Vec<Effect> {
+    let own = stored.records.iter().filter(|row| &*row.kind == Effect::KIND);
+    own.map(|row| serde_json::from_str(&row.document.json).unwrap()).collect()
+}
+
+fn add_up(stored: &StoredState, names: &HashMap<u32, String>) -> Sum {
+    let mut sum = Sum { contents: Contents::default(), asked: BTreeMap::new(), keys: HashMap::new(), changes: 0 };
+    for row in &stored.log {
+        for (sequence, entry) in row.entries.iter().enumerate() {
+            let LogEntry::Change { path, after, hooks, .. } = entry else { continue };
+            let after = after.as_ref().map(|after| &*after.json);
+            match path.collection() {
+                Thing::COLLECTION => {
+                    sum.changes += 1;
+                    let id: u64 = path.id().parse().unwrap();
+                    match after {
+                        Some(json) => {
+                            sum.contents.things.insert(id, serde_json::from_str::<Thing>(json).unwrap().value);
+                        }
+                        None => {
+                            sum.contents.things.remove(&id);
+                        }
+                    }
+                }
+                Count::COLLECTION => {
+                    let count: Count = serde_json::from_str(after.unwrap()).unwrap();
+                    sum.contents.counts.insert(path.id().into_owned(), count.runs);
+                }
+                _ => {}
+            }
+            for hook in hooks {
+                let request =
+                    RequestId { revision: row.revision, sequence: u32::try_from(sequence).unwrap(), hook: *hook };
+                let key = path.id().into_owned();
+                if let Some(name) = names.get(&hook.0) {
+                    *sum.asked.entry(format!("{name}.{key}")).or_default() += 1;
+                }
+                sum.keys.insert(request, key);
+            }
+        }
+    }
+    sum
+}
+
+/// G5: each run took effect once. With every change a run, the counter is the number of changes; with the latest state, it
+/// is the number of runs that were acknowledged.
+fn miscounted(stored: &StoredState, sum: &Sum, effects: &[Effect], names: &HashMap<u32, String>) -> Vec<String> {
+    let mut done: BTreeMap<String, u64> = BTreeMap::new();
+    for receipt in stored.receipts.iter().filter(|receipt| receipt.outcome == ReceiptOutcome::Done) {
+        let named = names.get(&receipt.request.hook.0).zip(sum.keys.get(&receipt.request));
+        if let Some((name, key)) = named {
+            *done.entry(format!("{name}.{key}")).or_default() += 1;
+        }
+    }
+    let mut recorded: BTreeMap<String, u64> = BTreeMap::new();
+    for effect in effects {
+        *recorded.entry(format!("{}.{}", effect.hook, effect.key)).or_default() += 1;
+    }
+    let mut found = Vec::new();
+    for (name, asked) in &sum.asked {
+        let of = |map: &BTreeMap<String, u64>| map.get(name).copied().unwrap_or(0);
+        let (counted, done, recorded) = (of(&sum.contents.counts), of(&done), of(&recorded));
+        let expected = if name.starts_with("every.") { *asked } else { done };
+        if counted != expected || recorded != expected || done != expected {
+            found.push(format!(
+                "{name}: {asked} changes, {done} receipts, counted {counted} times, recorded {recorded} times"
+            ));
+        }
+    }
+    found
+}
+
+fn false_answers(evidence: &Evidence) -> Vec<String> {
+    let mut in_log: HashMap<tidegate_state::SubmissionId, Vec<u64>> = HashMap::new();
+    for row in &evidence.stored.log {
+        in_log.entry(row.submission).or_default().push(row.revision.0);
+    }
+    let mut found = Vec::new();
+    for (submission, answer) in &evidence.answers {
+        let there = in_log.get(submission).map_or(&[][..], Vec::as_slice);
+        let agrees = match answer {
+            Some(Answer::Committed { revision }) => there == [*revision],
+            Some(Answer::Unchanged | Answer::Rejected | Answer::Failed) => there.is_empty(),
+            // Nobody was told; at most one effect all the same.
+            Some(Answer::Unknown) | None => there.len() <= 1,
+        };
+        if !agrees {
+            found.push(format!("submission {submission} was answered {answer:?}, and the log has it at {there:?}"));
+        }
+    }
+    found
+}

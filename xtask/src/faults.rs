@@ -1,0 +1,70 @@
+//! `cargo xtask faults`: servers as real processes on a real PostgreSQL that are killed, stopped and cut off, and what the
+//! checker finds in what they leave behind. The tests of the crates make the runs; this gives them their settings.
+
+use crate::process::{self, cargo};
+use crate::tools;
+
+/// A flag, the variable that the tests read it from, and what it is.
+const FLAGS: [(&str, &str, &str); 6] = [
+    ("--seconds", "TIDEGATE_FAULTS_SECONDS", "how long faults are injected"),
+    ("--servers", "TIDEGATE_FAULTS_SERVERS", "how many servers"),
+    ("--seed", "TIDEGATE_FAULTS_SEED", "where faults and workload are drawn from"),
+    ("--kinds", "TIDEGATE_FAULTS_KINDS", "some of kill,stop,drain,database,cut,silence, or none"),
+    ("--every", "TIDEGATE_FAULTS_EVERY_MS", "how far apart faults begin, in milliseconds"),
+    ("--folder", "TIDEGATE_FAULTS_FOLDER", "where logs and histories are kept"),
+];
+
+/// The test binaries that make runs, with their crates.
+const RUNS: [(&str, &str); 1] = [("tidegate-state", "state_faults")];
+
+pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
+    let variables = parse(arguments)?;
+    tools::postgres()?;
+    for (package, binary) in RUNS {
+        let mut command = cargo();
+        command.args(["test", "--release", "-p", package, "--test", binary, "--", "--nocapture"]);
+        command.envs(variables.iter().copied());
+        process::run(&mut command)?;
+    }
+    Ok(())
+}
+
+/// `cargo xtask postgres`: the suite on PostgreSQL, which is no part of `test` until the driver passes all of it.
+pub(crate) fn postgres(filters: &[String]) -> Result<(), String> {
+    tools::postgres()?;
+    let mut command = cargo();
+    command.args(["test", "--release", "-p", "tidegate-state", "--test", "state_postgres", "--"]).args(filters);
+    process::run(&mut command)
+}
+
+/// Pairs of flag and value as pairs of variable and value.
+fn parse(arguments: &[String]) -> Result<Vec<(&'static str, &str)>, String> {
+    let mut variables = Vec::new();
+    for pair in arguments.chunks(2) {
+        let known = FLAGS.iter().find(|(flag, ..)| Some(*flag) == pair.first().map(String::as_str));
+        match (known, pair) {
+            (Some((_, variable, _)), [_, value]) => variables.push((*variable, value.as_str())),
+            _ => {
+                let flags = FLAGS.map(|(flag, _, is)| format!("  {flag} VALUE  {is}")).join("\n");
+                return Err(format!("{} is no flag with its value. There are:\n{flags}", pair.join(" ")));
+            }
+        }
+    }
+    Ok(variables)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse;
+
+    #[test]
+    fn flags_become_variables_and_others_are_refused() {
+        let given = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let arguments = given("--seconds 60 --servers 3");
+        let parsed = parse(&arguments);
+        assert_eq!(parsed, Ok(vec![("TIDEGATE_FAULTS_SECONDS", "60"), ("TIDEGATE_FAULTS_SERVERS", "3")]));
+        for refused in ["--second 60", "--seconds", "60"] {
+            assert!(parse(&given(refused)).is_err(), "{refused}");
+        }
+    }
+}
