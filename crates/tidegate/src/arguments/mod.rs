@@ -29,6 +29,14 @@ pub(crate) struct Arguments {
     pub(crate) command: Command,
 }
 
+impl Arguments {
+    /// Whether it is an order to a region's agent: with no agent running, what it works on in its place has nobody to reach,
+    /// which is no news.
+    pub(crate) fn is_order_to_agent(&self) -> bool {
+        matches!(self.command, Command::Agent(AgentArguments { command: Some(_), .. }))
+    }
+}
+
 /// What every command takes.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct GlobalArguments {

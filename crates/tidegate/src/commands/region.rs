@@ -71,12 +71,20 @@ fn list(regions: &[RegionView], style: Style) -> String {
                 plain(&region.name),
                 availability(region),
                 host(region.host.as_ref()),
-                format!("{} ({} enough)", region.nodes, region.enough),
+                format!("{} ({} enough)", nodes(region), region.enough),
                 serving,
             ]
         })
         .collect();
     table::render(style, &["region", "availability", "hosted by", "nodes", "serving"], &rows)
+}
+
+/// How many nodes there are: as whoever hosts the region says, else as it was set.
+fn nodes(region: &RegionView) -> u64 {
+    match &region.host {
+        Some(host) if !host.nodes.is_empty() => u64::try_from(host.nodes.len()).unwrap_or(u64::MAX),
+        _ => region.nodes.into(),
+    }
 }
 
 fn show(region: &RegionView, style: Style) -> String {
@@ -93,7 +101,7 @@ fn show(region: &RegionView, style: Style) -> String {
             lines.push(format!("    answers reads at {}", plain(address)));
         }
     }
-    lines.push(format!("  {} nodes, {} are enough", region.nodes, region.enough));
+    lines.push(format!("  {} nodes, {} are enough", nodes(region), region.enough));
     for node in region.host.iter().flat_map(|host| &host.nodes) {
         let at =
             node.address.as_ref().map_or("within the agent".to_owned(), |address| format!("at {}", plain(address)));

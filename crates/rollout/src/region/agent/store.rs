@@ -225,7 +225,10 @@ impl StoreTask {
 
     fn reached_before(&self, name: &str) -> Reached {
         let before = self.file.report.as_ref().filter(|report| {
-            report.incarnation == self.file.incarnation && !report.lagging_nodes.iter().any(|node| node == name)
+            report.incarnation == self.file.incarnation
+                && !report.lagging_nodes.iter().any(|node| node == name)
+                // A pin may have been given since.
+                && self.file.pins.pin.as_ref().is_none_or(|pin| report.serving == Some(pin.version))
         });
         Reached { known: before.is_some(), held: BTreeSet::new(), serving: before.and_then(|report| report.serving) }
     }

@@ -103,7 +103,7 @@ impl ScriptedLink {
         self.cut(false);
     }
 
-    /// From now on every call that follows the control plane, or says that the agent lives, panics; or none does.
+    /// From now on every call that follows the control plane, or keeps the region's lease, panics; or none does.
     pub fn panic(&self, panics: bool) {
         self.plane.lock().panics = panics;
         self.cut(true);
