@@ -114,6 +114,10 @@ pub mod code {
     pub const STORE_EXISTS: &str = "store_exists";
     /// There is no such region.
     pub const REGION_UNKNOWN: &str = "region_unknown";
+    /// Another agent hosts the region. The subjects are that agent in words, and where it answers reads.
+    pub const REGION_HOSTED: &str = "region_hosted";
+    /// There is no such artifact, or it has no such file.
+    pub const ARTIFACT_UNKNOWN: &str = "artifact_unknown";
     /// There is no such push.
     pub const PUSH_UNKNOWN: &str = "push_unknown";
     /// Another push of the store runs.

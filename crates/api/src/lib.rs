@@ -17,12 +17,14 @@
 //! | [`freeze`] | freezes |
 //! | [`pause`] | gates that are held for a person |
 //! | [`job`] | the status of a push in the words of VIP-4's `/job` |
+//! | [`agent`] | who hosts a region |
 //! | [`region`] | regions and what they hold and serve |
 //! | [`read`] | look-ups, one by one and in batches |
 //! | [`config`] | the hooks configuration in force |
 //! | [`cluster`] | servers, what they lease, and what waits |
 //! | [`queue`] | requests of cluster hooks |
 //! | [`watch`] | events of the watch streams |
+//! | [`sse`] | the text form that they travel in |
 //!
 //! # Compatibility
 //!
@@ -32,6 +34,7 @@
 //! are absent are left out.
 
 pub mod access;
+pub mod agent;
 pub mod cluster;
 pub mod config;
 pub mod error;
@@ -43,12 +46,14 @@ pub mod push;
 pub mod queue;
 pub mod read;
 pub mod region;
+pub mod sse;
 pub mod store;
 pub mod upload;
 pub mod view;
 pub mod watch;
 
 pub use access::{AuditOutcome, AuditPage, AuditView, Role, TokenCreate, TokenCreated, TokenStatus, TokenView};
+pub use agent::{HostClaim, HostGrant, HostNode, HostView, PinView};
 pub use cluster::{ClusterHookView, ClusterView, ServerHookView, ServerStatus, ServerView};
 pub use config::{
     ConfigView, HookSettingsView, HooksConfigUpdate, HooksConfigView, ServerConfigView, Setting, SettingOrigin,
@@ -63,7 +68,7 @@ pub use push::{
 };
 pub use queue::{QueueAction, QueueEntryState, QueueEntryView};
 pub use read::{BatchAnswer, BatchRequest, KeyAnswer, KeyValue};
-pub use region::{AvailabilityRequest, HeldVersionView, RegionStoreView, RegionView};
+pub use region::{AvailabilityRequest, HeldVersionView, RegionSettings, RegionStoreView, RegionView};
 pub use store::{
     EmbeddedSwap, Freshness, Limits, LimitsPatch, OnNewPush, OverridesUpdate, OverridesView, RollbackAnswer,
     RollbackRequest, SchemaMode, SchemaView, StoreCreate, StorePatch, StoreView, VersionStatus, VersionView,

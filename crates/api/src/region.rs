@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::EpochMs;
+use crate::agent::{HostView, PinView};
 use crate::job::ExecutionStatus;
 use crate::view::Progress;
 
@@ -20,6 +21,12 @@ pub struct RegionView {
     pub enough: u32,
     /// Whether it loads from the source store, so that nothing is copied.
     pub shares_source: bool,
+    /// Whether an agent of its own hosts it, so that servers leave it alone.
+    #[serde(default)]
+    pub agent: bool,
+    /// Who hosts it; absent where nobody ever has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostView>,
     /// Whether its operator calls it available.
     pub available: bool,
     /// Why not, if it is not.
@@ -60,6 +67,12 @@ pub struct RegionStoreView {
     /// When it reported last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heard_at: Option<EpochMs>,
+    /// The version that is pinned there; it wins over what the region is told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pin: Option<PinView>,
+    /// Pins that are over, the newest last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub past_pins: Vec<PinView>,
 }
 
 /// A version that a region holds or is about to.
@@ -75,6 +88,23 @@ pub struct HeldVersionView {
     /// What went wrong, if something did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+}
+
+/// Adds a region, or changes its settings.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RegionSettings {
+    /// How many serving nodes it has.
+    pub nodes: u32,
+    /// How many of them have to hold a version before it counts as ingested; more than half where it is absent.
+    #[serde(default)]
+    pub enough: Option<u32>,
+    /// Whether it loads from the source store, so that nothing is copied.
+    #[serde(default)]
+    pub shares_source: bool,
+    /// Whether an agent of its own hosts it, so that servers leave it alone.
+    #[serde(default)]
+    pub agent: bool,
 }
 
 /// Marks a region as available or not.

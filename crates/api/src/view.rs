@@ -145,6 +145,9 @@ pub struct PushRegionView {
     /// Nodes that do not do what the region does.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lagging_nodes: Vec<String>,
+    /// The version that is pinned there; it wins over what the region is told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pin: Option<crate::agent::PinView>,
     /// Embedded clients.
     #[serde(default)]
     pub embedded: EmbeddedCounts,

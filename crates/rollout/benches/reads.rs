@@ -121,6 +121,7 @@ async fn start(folder: &std::path::Path) -> Bench {
             nodes: 2,
             enough: 2,
             shares_source: true,
+            agent: false,
             availability: Availability::Available,
             added_at: Timestamp(1),
         };

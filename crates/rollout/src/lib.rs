@@ -25,6 +25,7 @@
 //!     nodes: 2,
 //!     enough: 2, // how many nodes must hold a version before it counts as ingested
 //!     shares_source: false,
+//!     agent: false,
 //!     availability: Availability::Available,
 //!     added_at: cluster.server(0).now(),
 //! };

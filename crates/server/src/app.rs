@@ -7,6 +7,7 @@ use std::time::Duration;
 use parking_lot::RwLock;
 use prometheus_client::registry::Registry as MetricsRegistry;
 use tidegate_api::{ArtifactStoreView, ServerConfigView, Setting};
+use tidegate_dataset::artifact::ArtifactStore;
 use tidegate_lifecycle::{Lifecycle, Registry};
 use tidegate_rollout::Operations;
 use tidegate_rollout::region::RegionHost;
@@ -40,6 +41,8 @@ pub(crate) struct Inner {
     pub(crate) artifact_store: ArtifactStoreView,
     pub(crate) limits: ServerLimits,
     pub(crate) watches: Room,
+    pub(crate) downloads: Room,
+    pub(crate) artifacts: ArtifactStore,
     pub(crate) metrics: MetricsRegistry,
     pub(crate) http: HttpMetrics,
     pub(crate) settings: BTreeMap<String, Setting>,
@@ -125,6 +128,14 @@ impl App {
 
     pub(crate) fn enter_watch(&self) -> Result<OwnedSemaphorePermit, ApiError> {
         self.0.watches.enter()
+    }
+
+    pub(crate) fn enter_download(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        self.0.downloads.enter()
+    }
+
+    pub(crate) fn artifacts(&self) -> &ArtifactStore {
+        &self.0.artifacts
     }
 
     pub(crate) fn encode_metrics(&self, text: &mut String) -> std::fmt::Result {

@@ -9,6 +9,10 @@
 //! name = "a"
 //! nodes = 2
 //!
+//! [[regions]]
+//! name = "far-away"
+//! agent = true
+//!
 //! [artifacts]
 //! url = "s3://datasets/tidegate"
 //! region = "eu-central-1"
@@ -137,6 +141,9 @@ pub struct RegionSection {
     /// Whether its nodes load from the source's artifacts, so that nothing is copied.
     #[serde(default)]
     pub shares_source: bool,
+    /// Whether an agent of its own hosts it (`tidegate agent`), so that servers leave it alone.
+    #[serde(default)]
+    pub agent: bool,
 }
 
 fn two() -> u32 {
@@ -147,7 +154,7 @@ impl RegionSection {
     /// A region with two nodes and a copy of its own.
     #[must_use]
     pub fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into(), nodes: two(), enough: None, shares_source: false }
+        Self { name: name.into(), nodes: two(), enough: None, shares_source: false, agent: false }
     }
 
     /// How many nodes are enough.
@@ -369,7 +376,7 @@ impl ConfigFile {
 }
 
 /// A region's name is also the name of a folder.
-fn check_region_name(name: &str) -> Result<(), &'static str> {
+pub(crate) fn check_region_name(name: &str) -> Result<(), &'static str> {
     let is_allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     if name.is_empty() || name.len() > 64 {
         return Err("a region's name has 1 to 64 characters");
@@ -396,6 +403,7 @@ mod tests {
             name = "b"
             nodes = 3
             enough = 2
+            agent = true
             [hooks]
             enabled = ["region-order"]
             [hooks.config.region-order]
@@ -406,6 +414,7 @@ mod tests {
         assert_eq!(file.regions[0], RegionSection::new("a"));
         assert_eq!(file.regions[0].enough(), 2);
         assert_eq!(file.regions[1].enough(), 2);
+        assert!(file.regions[1].agent && !file.regions[0].agent);
         assert!(file.hooks.unwrap().contains_key("config"));
     }
 

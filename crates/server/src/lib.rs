@@ -28,6 +28,7 @@
 //! | parts on their way into the artifact store | `uploads` |
 //! | the page | `page`, `assets/` |
 //! | who may ask what: tokens, roles, the audit trail | [`access`] |
+//! | a region's agent, and a node of it, as processes of their own | [`agent`], [`node`] |
 //!
 //! # Invariants
 //! - Handlers decide nothing about rollouts: they call [`tidegate_rollout::Operations`], each one
@@ -41,11 +42,13 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod access;
+pub mod agent;
 mod app;
 mod artifacts;
 pub mod config;
 mod database;
 mod http;
+pub mod node;
 mod page;
 mod routes;
 mod server;

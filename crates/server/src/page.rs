@@ -6,8 +6,8 @@
 use jiff::Timestamp;
 use maud::{DOCTYPE, Markup, html};
 use tidegate_api::{
-    EpochMs, GateStatus, GateView, HoldView, Progress, PushRegionView, PushStatus, PushView, RegionStage, RegionView,
-    StoreView, Verdict,
+    EpochMs, GateStatus, GateView, HoldView, PinView, Progress, PushRegionView, PushStatus, PushView, RegionStage,
+    RegionView, StoreView, Verdict,
 };
 
 /// What the page shows.
@@ -188,6 +188,7 @@ fn region_card(region: &PushRegionView) -> Markup {
             @if let Some(progress) = region.progress { p { (bar(progress)) } }
             @if let Some(failure) = &region.failure { p.reason { (words(&failure.kind)) ": " (failure.message) } }
             @if let Some(why) = &region.left_out { p.quiet { (why) } }
+            @if let Some(pin) = &region.pin { p.reason { (pinned(pin)) } }
             @if !region.lagging_nodes.is_empty() {
                 p.quiet { "behind: " (region.lagging_nodes.join(", ")) }
             }
@@ -275,18 +276,29 @@ fn stores(content: &Content) -> Markup {
     }
 }
 
+/// A pin, wherever its region is shown.
+fn pinned(pin: &PinView) -> String {
+    format!("pinned to version {} by {}: {}", pin.version, pin.by, pin.reason)
+}
+
 fn regions(regions: &[RegionView]) -> Markup {
     html! {
         section {
             h2 { "Regions" }
             div.scroll {
                 table {
-                    thead { tr { th { "region" } th { "nodes" } th { "state" } th { "behind" } } }
+                    thead { tr { th { "region" } th { "nodes" } th { "hosted by" } th { "state" } th { "behind" } } }
                     tbody {
                         @for region in regions {
                             tr {
                                 td { strong { (region.name) } }
                                 td { (region.nodes) span.quiet { " (" (region.enough) " are enough)" } }
+                                td {
+                                    @match &region.host {
+                                        Some(host) if !host.lapsed => { (host.name) }
+                                        _ => { span.quiet { "nobody" } }
+                                    }
+                                }
                                 td {
                                     @if region.available {
                                         span.badge.good { "available" }
@@ -297,6 +309,9 @@ fn regions(regions: &[RegionView]) -> Markup {
                                 }
                                 td {
                                     @for (store, view) in &region.stores {
+                                        @if let Some(pin) = &view.pin {
+                                            p.reason { (store) " " (pinned(pin)) }
+                                        }
                                         @if !view.lagging_nodes.is_empty() {
                                             (store) ": " (view.lagging_nodes.join(", ")) " "
                                         }

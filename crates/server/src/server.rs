@@ -394,7 +394,8 @@ async fn host(
     let rollout_metrics = RolloutMetrics::default();
     rollout_metrics.register(&mut metrics, state.clone());
 
-    let host_options = HostOptions::new(options.data.join("regions"), artifacts.clone());
+    let mut host_options = HostOptions::new(options.data.join("regions"), artifacts.clone());
+    host_options.name = format!("server {}", state.server());
     host_options.metrics.register(&mut metrics);
     let regions = RegionHost::start(state.clone(), host_options, setups).await?;
 
@@ -418,10 +419,12 @@ async fn host(
         regions,
         uploads,
         watches: Room::new("watches", limits.watches, Duration::MAX),
+        downloads: Room::new("downloads", limits.uploads, Duration::MAX),
         metrics,
         http,
         settings: settings(options, address, &limits, &plan, access.is_required()),
         artifact_store: artifacts::view(&artifacts, &source_store),
+        artifacts,
         limits,
         file_differs,
         not_ready: RwLock::new(Some("The server is starting.".to_owned())),
@@ -455,22 +458,26 @@ async fn register_regions(
     };
     if sections.is_empty() {
         // The file names none: those that exist go on.
-        return Ok(known.iter().map(|(name, region)| setup(name, region)).collect());
+        let ours = known.iter().filter(|(_, region)| !region.agent);
+        return Ok(ours.map(|(name, region)| setup(name, region)).collect());
     }
     let named: BTreeSet<&String> = sections.iter().map(|section| &section.name).collect();
-    for name in known.keys().filter(|name| !named.contains(name)) {
+    for (name, _) in known.iter().filter(|(name, region)| !named.contains(name) && !region.agent) {
         tracing::warn!(region = name, "a region that the configuration does not name is not hosted here");
     }
     let mut setups = Vec::new();
     for section in &sections {
         let region = region_of(section);
         let changed = known.get(&section.name).is_none_or(|there| {
-            (there.nodes, there.enough, there.shares_source) != (region.nodes, region.enough, region.shares_source)
+            (there.nodes, there.enough, there.shares_source, there.agent)
+                != (region.nodes, region.enough, region.shares_source, region.agent)
         });
         if changed {
             operations.register_region(&section.name, region.clone(), state.server()).await?;
         }
-        setups.push(setup(&section.name, &region));
+        if !region.agent {
+            setups.push(setup(&section.name, &region));
+        }
     }
     Ok(setups)
 }
@@ -480,6 +487,7 @@ fn region_of(section: &RegionSection) -> Region {
         nodes: section.nodes,
         enough: section.enough(),
         shares_source: section.shares_source,
+        agent: section.agent,
         availability: Availability::Available,
         added_at: tidegate_state::Timestamp::default(),
     }

@@ -27,6 +27,11 @@ impl Failure {
         }
     }
 
+    /// What a server or an agent said.
+    pub(crate) fn from_body(body: Box<ErrorBody>) -> Self {
+        Failure { body, exit: Exit::Failed }
+    }
+
     pub(crate) fn usage(what: impl Into<String>, why: impl Into<String>, countermeasures: &str) -> Self {
         let body = ErrorBody::new("usage", what, why, "Nothing was done.", countermeasures);
         Failure { body: Box::new(body), exit: Exit::Usage }

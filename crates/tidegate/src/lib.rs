@@ -42,7 +42,7 @@ pub fn run(registry: Registry) -> ExitCode {
             return if error.use_stderr() { Exit::Usage.into() } else { Exit::Done.into() };
         }
     };
-    start_log();
+    start_log(if arguments.is_order_to_agent() { "error" } else { "warn" });
     let output = Output::new(&arguments.global);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -63,12 +63,12 @@ pub fn run(registry: Registry) -> ExitCode {
     exit.into()
 }
 
-/// Logs go to standard error, as `TIDEGATE_LOG` says (`info`, `tidegate_rollout=debug`, …); warnings by default. A line
+/// Logs go to standard error, as `TIDEGATE_LOG` says (`info`, `tidegate_rollout=debug`, …), else from this level on. A line
 /// that can't be written (closed, or on a full disk) is lost, and nothing else: the subscriber's own complaint about it
 /// would be printed there too, and panic in whatever task has logged.
-fn start_log() {
+fn start_log(default: &str) {
     use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_env("TIDEGATE_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    let filter = EnvFilter::try_from_env("TIDEGATE_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))

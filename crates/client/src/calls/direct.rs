@@ -166,6 +166,7 @@ impl Client {
                     error
                 }
                 Err(error) => Error::Unreachable {
+                    surely_not_sent: error.is_connect(),
                     url: store.clone(),
                     tried_for: attempts.elapsed(),
                     reason: chain(&error.without_url()),

@@ -19,6 +19,7 @@ mod direct;
 mod error;
 mod leftovers;
 mod probe;
+mod serve;
 mod transfer;
 
 use std::collections::HashSet;
@@ -35,6 +36,7 @@ use tidegate_api::manifest::{HASH_FUNCTION, MANIFEST_FORMAT, Manifest, Part};
 pub use copy::Copied;
 pub use direct::chunk_bytes;
 pub use error::ArtifactError;
+pub use serve::{ArtifactFile, FileError, FileRange};
 
 use crate::build::BuildOptions;
 use crate::digest::{artifact_id, sha256};

@@ -5,7 +5,7 @@ use std::fmt;
 use tidegate_lifecycle::{GateStep, Outcomes, next_round};
 use tidegate_state::Timestamp;
 
-use super::region::time_text;
+use super::region::{pin_text, time_text};
 use super::view::{PushFacts, PushView};
 use crate::entities::{Gate, IngestionStatus, Phase, PushState, RegionState};
 
@@ -194,7 +194,11 @@ fn region_holds(view: &PushView, facts: &PushFacts) -> Vec<Hold> {
                 holds.push(hold(HoldKind::Region, None, reason, *since, false));
             }
             RegionState::GoingBack { since } => {
-                let reason = "was told to go back and has not confirmed it".to_owned();
+                let facts_of = view.regions.get(name).and_then(|facts_of| facts_of.current_report(&view.store));
+                let pin = facts_of.and_then(|report| report.pin.as_ref());
+                let pinned = pin.filter(|pin| Some(pin.version) != region.previous);
+                let pinned = pinned.map_or(String::new(), |pin| format!(": {}", pin_text(pin)));
+                let reason = format!("was told to go back and has not confirmed it{pinned}");
                 holds.push(hold(HoldKind::Region, None, reason, *since, false));
             }
             RegionState::Waiting

@@ -34,6 +34,8 @@ impl Planner {
             .regions
             .iter()
             .filter(|(_, facts)| matches!(facts.region.availability, Availability::Available))
+            // What is pinned there wins until it is lifted.
+            .filter(|(_, facts)| facts.pinned_to_another(&self.view.store, number).is_none())
             .filter(|(_, facts)| facts.serve().is_none_or(|serving| serving < number))
             .map(|(name, facts)| (name.clone(), facts.served_before(&self.view.store)))
             .collect();

@@ -54,6 +54,7 @@ pub use gather::{Source, apply, gates as gates_of, gather};
 pub use holds::{Hold, HoldKind, holds};
 pub use plan::{CallWrite, Plan, Write};
 pub use queue::{Way, way_of_new_push};
+pub(crate) use region::time_text;
 pub use registration::{
     RegistrationPlan, RegistrationView, apply_registration, gather_registration, next_registration,
 };

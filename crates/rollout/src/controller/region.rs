@@ -8,7 +8,7 @@ use tidegate_state::Timestamp;
 
 use super::planner::PushStep;
 use crate::entities::{
-    Availability, EndedBy, FailureKind, IngestionStatus, Milestone, Phase, PushState, PushStatus, RegionFailure,
+    Availability, EndedBy, FailureKind, IngestionStatus, Milestone, Phase, Pin, PushState, PushStatus, RegionFailure,
     RegionState, VersionStatus,
 };
 
@@ -100,6 +100,9 @@ impl PushStep<'_> {
     /// that was left out and is available.
     fn takes_part(&mut self, name: &str, state: &RegionState) -> bool {
         let now = self.now();
+        if let Some(reason) = self.pinned(name) {
+            return self.rest_while_pinned(name, state, reason);
+        }
         let left_out = match self.planner.view.regions.get(name).map(|facts| &facts.region.availability) {
             None => Some("was removed".to_owned()),
             Some(Availability::Unavailable { reason, by, .. }) => Some(format!("marked unavailable by {by}: {reason}")),
@@ -131,6 +134,28 @@ impl PushStep<'_> {
             }
             _ => true,
         }
+    }
+
+    /// What is pinned in the region itself, if that is not the push's version.
+    fn pinned(&self, name: &str) -> Option<String> {
+        let view = &self.planner.view;
+        let pin = view.regions.get(name)?.pinned_to_another(&view.store, self.facts.push.version)?;
+        Some(pin_text(pin))
+    }
+
+    /// A region in which another version is pinned rests: it would confirm nothing, and hold the push up for ever. It is
+    /// pointed to what it served before, and goes through its gates once the pin is lifted. What is going back stays so,
+    /// and is named as not confirmed.
+    fn rest_while_pinned(&mut self, name: &str, state: &RegionState, reason: String) -> bool {
+        match state {
+            RegionState::Waiting | RegionState::Ingesting { .. } | RegionState::Ingested { .. } => {}
+            RegionState::Swapping { .. } | RegionState::Baking { .. } => self.point_back(name),
+            _ => return true,
+        }
+        let since = self.now();
+        self.set_region(name, RegionState::LeftOut { reason, since });
+        self.forget_version_in(name);
+        false
     }
 
     fn create(&mut self, name: &str) -> Option<Refusal> {
@@ -241,6 +266,11 @@ pub(super) fn refusal(step: GateStep, function: Function, region: &str) -> Optio
         GateStep::Open | GateStep::Ask(_) | GateStep::Waiting { .. } => return None,
     };
     Some(Refusal { verdict, function, region: region.to_owned(), hook, reason })
+}
+
+/// A pin, as the push and those who ask it are told.
+pub(super) fn pin_text(pin: &Pin) -> String {
+    format!("pinned to version {} by {} since {}: {}", pin.version, pin.by, time_text(pin.at), pin.reason)
 }
 
 /// A time as people read it, in UTC.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tidegate_lifecycle::Verdict;
 
 use super::planner::PushStep;
-use super::region::Refusal;
+use super::region::{Refusal, pin_text};
 use crate::entities::{
     Assignment, EndedBy, GoingBack, Milestone, Phase, PushEnd, PushState, PushStatus, RegionState, RolledBack,
     VersionStatus,
@@ -77,13 +77,13 @@ impl PushStep<'_> {
         for name in &names {
             self.confirm_back(name);
         }
-        let unconfirmed: Vec<&str> = self
+        let unconfirmed: Vec<String> = self
             .facts
             .push
             .regions
             .iter()
             .filter(|(_, region)| matches!(region.state, RegionState::GoingBack { .. }))
-            .map(|(name, _)| name.as_str())
+            .map(|(name, region)| self.unconfirmed(name, region.previous))
             .collect();
         let mut end = back.end.clone();
         if !unconfirmed.is_empty() {
@@ -94,6 +94,16 @@ impl PushStep<'_> {
             end.reason = format!("{}; not confirmed by {}", end.reason, unconfirmed.join(", "));
         }
         self.finish(end.status, end.by, end.reason);
+    }
+
+    /// A region that has not confirmed, with what is pinned there instead.
+    fn unconfirmed(&self, name: &str, previous: Option<u64>) -> String {
+        let view = &self.planner.view;
+        let report = view.regions.get(name).and_then(|facts| facts.current_report(&view.store));
+        match report.and_then(|report| report.pin.as_ref()).filter(|pin| Some(pin.version) != previous) {
+            Some(pin) => format!("{name} ({})", pin_text(pin)),
+            None => name.to_owned(),
+        }
     }
 
     /// Takes a region's word that it is back. What it said before it could know does not count.

@@ -8,7 +8,7 @@ use tidegate_state::Timestamp;
 
 use crate::engine::ADOPTED_VERSION;
 use crate::entities::{
-    AgentHeartbeat, Assignment, Call, Freeze, Gate, IngestionStatus, Push, PushClient, Region, RegisteredSchema,
+    AgentHeartbeat, Assignment, Call, Freeze, Gate, IngestionStatus, Pin, Push, PushClient, Region, RegisteredSchema,
     Report, Store, UptimeMark, Version,
 };
 
@@ -124,6 +124,12 @@ impl RegionFacts {
     #[must_use]
     pub fn serves(&self, store: &Store, version: u64) -> bool {
         self.current_report(store).is_some_and(|report| report.serving == Some(version))
+    }
+
+    /// What is pinned there, if that is another version than this one: the region serves it, whatever it is told.
+    #[must_use]
+    pub fn pinned_to_another(&self, store: &Store, version: u64) -> Option<&Pin> {
+        self.current_report(store)?.pin.as_ref().filter(|pin| pin.version != version)
     }
 
     /// When it was last heard of.

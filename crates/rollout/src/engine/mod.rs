@@ -43,6 +43,7 @@ use uuid::Uuid;
 pub mod conformance;
 pub mod embedded;
 pub(crate) mod file;
+pub mod remote;
 pub(crate) mod volume;
 
 /// The version number of data that was live before the first push.
@@ -84,7 +85,7 @@ impl fmt::Debug for LoadableArtifact {
 }
 
 /// What a version would take on a node, and what is free there.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Capacity {
     /// Bytes that the version needs there, beside what is held already.
     pub needed_bytes: u64,
@@ -168,7 +169,7 @@ impl EngineError {
 }
 
 /// What a node says about one store, read from what it has and not from what it was told.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Observed {
     /// Versions that are there whole and not known to be damaged.
     pub held: BTreeMap<u64, HeldVersion>,
@@ -187,7 +188,7 @@ impl Observed {
 }
 
 /// A version that a node holds.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeldVersion {
     /// The artifact that it was loaded from; `None` for what was adopted, or where the engine does
     /// not know.
@@ -195,7 +196,7 @@ pub struct HeldVersion {
 }
 
 /// What reading a whole version back gave.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verification {
     /// The digest over all records that [`Manifest::content_digest`] must equal.
     pub content_digest: String,

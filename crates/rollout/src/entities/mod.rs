@@ -19,6 +19,7 @@
 //! | `/regions/{r}/assignments/{s}` | [`Assignment`] | rollout |
 //! | `/regions/{r}/reports/{s}` | [`Report`] | the region's agent |
 //! | `/regions/{r}/heartbeats/agent` | [`AgentHeartbeat`] | the region's agent |
+//! | `/regions/{r}/hosts/host` | [`RegionHosting`] | agents, by the rules of [`crate::region::hosting`] |
 //! | `/garbage/{id}` | [`Garbage`] | rollout |
 //! | `/uptime/control-plane`, `…/marks/last` | [`Uptime`], [`UptimeMark`] | the uptime hook |
 //! | `/artifact-store/source` | [`SourceStore`] | the first server |
@@ -29,6 +30,7 @@ mod assignment;
 mod freeze;
 mod garbage;
 mod gate;
+mod hosting;
 mod push;
 mod push_client;
 mod push_name;
@@ -47,6 +49,7 @@ pub use assignment::{ArtifactId, Assignment, EmbeddedPermission, Held};
 pub use freeze::{Freeze, FreezeScope};
 pub use garbage::{Garbage, GarbageKind, GarbageState};
 pub use gate::{Call, Gate, Turn};
+pub use hosting::{RegionHostNode, RegionHosting};
 pub use push::{
     Alarm, EndedBy, GoingBack, Kill, Override, Phase, Push, PushClock, PushEnd, PushState, PushStatus, SchemaProgress,
     WrapUp,
@@ -56,7 +59,10 @@ pub use push_name::PushName;
 pub use push_region::{Milestone, RegionFailure, RegionPush, RegionState};
 pub use region::{AgentHeartbeat, Availability, Region};
 pub use registration::{RegistrationCall, RegistrationGate, RegistrationState, SchemaRegistration};
-pub use report::{EmbeddedCounts, EmbeddedVersionCounts, FailureKind, HeldReport, IngestionStatus, Pin, Report};
+pub use report::{
+    EmbeddedCounts, EmbeddedVersionCounts, FailureKind, HeldReport, IngestionStatus, PAST_PINS_MAX, PastPin, Pin,
+    Report,
+};
 pub use schema::RegisteredSchema;
 pub use source_store::SourceStore;
 pub use store::{EmbeddedSwap, Freshness, Limits, OnNewPush, Retention, SchemaMode, Store};

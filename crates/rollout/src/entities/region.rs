@@ -13,6 +13,9 @@ pub struct Region {
     /// Whether it reads the source's object store as its own, so that there is nothing to copy.
     #[serde(default)]
     pub shares_source: bool,
+    /// Whether an agent of its own hosts it, so that servers leave it alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub agent: bool,
     /// Whether pushes go there.
     #[serde(default)]
     pub availability: Availability,

@@ -34,9 +34,15 @@ pub struct Report {
     /// A version that someone pinned in the region itself; it wins over the assignment until it is lifted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pin: Option<Pin>,
+    /// Pins that are over, the newest last; at most [`PAST_PINS_MAX`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub past_pins: Vec<PastPin>,
     /// When the agent wrote this.
     pub at: Timestamp,
 }
+
+/// How many pins that are over a report names.
+pub const PAST_PINS_MAX: usize = 16;
 
 impl Entity for Report {
     const COLLECTION: &'static str = "reports";
@@ -155,4 +161,15 @@ pub struct Pin {
     pub by: String,
     /// When.
     pub at: Timestamp,
+}
+
+/// A pin that is over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PastPin {
+    /// What it was.
+    pub pin: Pin,
+    /// When it was over.
+    pub ended_at: Timestamp,
+    /// How it ended, and who ended it: lifted, or another pin took its place.
+    pub ended: String,
 }

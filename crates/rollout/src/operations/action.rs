@@ -1,9 +1,10 @@
 //! What users did, kept for good.
 
 use serde::{Deserialize, Serialize};
-use tidegate_state::{IndexKey, Record, Timestamp, Transaction};
+use tidegate_state::{IndexKey, Record, Timestamp, Transaction, TransactionError};
 
 use super::OperationError;
+use crate::entities::{PastPin, Pin, Report};
 
 /// What a user did, who, when and why. Kind `operator-action`; appended with the change itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +38,11 @@ impl Record for OperatorAction {
     }
 }
 
+/// All pins that a report names, those that are over first.
+fn pins_of(report: &Report) -> impl Iterator<Item = &Pin> {
+    report.past_pins.iter().map(|past| &past.pin).chain(&report.pin)
+}
+
 impl OperatorAction {
     pub(super) fn new(transaction: &Transaction, what: impl Into<String>, by: &str, reason: &str) -> Self {
         OperatorAction {
@@ -63,6 +69,35 @@ impl OperatorAction {
     pub(super) fn in_region(mut self, region: &str) -> Self {
         self.region = Some(region.to_owned());
         self
+    }
+
+    /// Keeps what was pinned in a region itself, and how it ended, as far as the report before did not say it.
+    pub(crate) fn keep_pins(
+        transaction: &mut Transaction,
+        region: &str,
+        store: &str,
+        before: Option<&Report>,
+        after: &Report,
+    ) -> Result<(), TransactionError> {
+        let known: Vec<&Pin> = before.iter().flat_map(|report| pins_of(report)).collect();
+        let ended: Vec<&PastPin> = before.iter().flat_map(|report| &report.past_pins).collect();
+        let of = |pin: &Pin, what: String, by: &str, reason: &str, at: Timestamp| OperatorAction {
+            store: Some(store.to_owned()),
+            push: None,
+            region: Some(region.to_owned()),
+            what: format!("{what} version {} in the region itself", pin.version),
+            by: by.to_owned(),
+            reason: reason.to_owned(),
+            at,
+        };
+        for pin in pins_of(after).filter(|pin| !known.contains(pin)) {
+            transaction.append(&of(pin, "pin".to_owned(), &pin.by, &pin.reason, pin.at))?;
+        }
+        for past in after.past_pins.iter().filter(|past| !ended.contains(past)) {
+            let action = of(&past.pin, "end the pin of".to_owned(), &past.pin.by, &past.ended, past.ended_at);
+            transaction.append(&action)?;
+        }
+        Ok(())
     }
 
     pub(super) fn keep(self, transaction: &mut Transaction) -> Result<(), OperationError> {

@@ -182,6 +182,15 @@ impl RegionArtifacts {
             Some(own) => {
                 let busy = own.busy_with(&name.id);
                 let _alone = busy.lock().await;
+                // A copy that is whole needs nobody else: the region goes on with the source out of reach.
+                match own.store.verify(&name.id, digest, &tidegate_dataset::quiet, &cancel).await {
+                    Ok(_) => {
+                        relay.abort();
+                        return Ok(0);
+                    }
+                    Err(ArtifactError::Cancelled) => {}
+                    Err(error) => tracing::debug!(artifact = %name.id, %error, "the region's copy is not whole"),
+                }
                 let copied = self.source.copy_to(&own.store, &name.id, digest, &on_progress, &cancel).await;
                 copied.map(|copied| copied_bytes(&copied.manifest.manifest, &seen.lock()))
             }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -14,7 +14,8 @@ use tidegate_state::{Clock, PathError, State, Timestamp};
 use super::agent::{AgentError, AgentLimits, AgentOptions, Jitter, RegionAgent, RegionNode, random_jitter};
 use super::artifacts::RegionArtifacts;
 use super::clients::{EmbeddedClients, NoClients};
-use super::link::StateLink;
+use super::hosting::Standing;
+use super::link::{RegionLink, StateLink};
 use super::metrics::{NodeFigures, RegionMetrics};
 use crate::engine::embedded::{EmbeddedEngine, NodeOpenError, NodeReadError};
 use crate::engine::file::encode_name;
@@ -56,6 +57,14 @@ pub struct HostOptions {
     pub limits: AgentLimits,
     /// Where the regions count.
     pub metrics: RegionMetrics,
+    /// What people call whoever hosts the regions.
+    pub name: String,
+    /// Where it answers reads; absent where it is a server.
+    pub address: Option<String>,
+    /// Nodes that every region has beside those within the process.
+    pub more_nodes: Vec<RegionNode>,
+    /// Where the token goes by which a region is hosted, see [`AgentOptions::token`].
+    pub token: Arc<AtomicU64>,
 }
 
 impl HostOptions {
@@ -70,9 +79,16 @@ impl HostOptions {
             jitter: random_jitter(),
             limits: AgentLimits::default(),
             metrics: RegionMetrics::default(),
+            name: "server".to_owned(),
+            address: None,
+            more_nodes: Vec::new(),
+            token: Arc::default(),
         }
     }
 }
+
+/// Makes the link of a region.
+type Links = Arc<dyn Fn(&str) -> Result<Arc<dyn RegionLink>, PathError> + Send + Sync>;
 
 /// Why a region can't be started.
 #[derive(Debug, thiserror::Error)]
@@ -145,6 +161,16 @@ pub enum ReadError {
         /// Those there are.
         known: Vec<String>,
     },
+    /// Another agent hosts the region.
+    #[error("region {region} is hosted by {by}")]
+    HostedElsewhere {
+        /// The region.
+        region: String,
+        /// Who hosts it, in words.
+        by: String,
+        /// Where that one answers reads.
+        address: Option<String>,
+    },
     /// The region has nothing to do with this store.
     #[error("region {region} knows no store {store:?}")]
     NoSuchStore {
@@ -210,9 +236,11 @@ impl HostedNode {
     }
 }
 
-struct HostedRegion {
+/// A region of this process.
+pub struct HostedRegion {
     name: String,
     nodes: Vec<HostedNode>,
+    artifacts: ArtifactStore,
     next: AtomicUsize,
     agent: RegionAgent,
     clock: Arc<dyn Clock>,
@@ -223,7 +251,8 @@ struct HostedRegion {
 pub struct RegionHost(Arc<Host>);
 
 struct Host {
-    state: State,
+    links: Links,
+    clock: Arc<dyn Clock>,
     options: HostOptions,
     regions: ArcSwap<BTreeMap<String, Arc<HostedRegion>>>,
     /// One start or stop at a time.
@@ -240,8 +269,24 @@ impl RegionHost {
         options: HostOptions,
         regions: impl IntoIterator<Item = RegionSetup>,
     ) -> Result<Self, HostError> {
+        let clock = Arc::clone(state.clock());
+        let links: Links = Arc::new(move |region| Ok(Arc::new(StateLink::new(state.clone(), region)?)));
+        Self::start_linked(links, clock, options, regions).await
+    }
+
+    /// As [`start`](RegionHost::start), with links and a clock of the caller's.
+    ///
+    /// # Errors
+    /// See [`HostError`].
+    pub async fn start_linked(
+        links: Arc<dyn Fn(&str) -> Result<Arc<dyn RegionLink>, PathError> + Send + Sync>,
+        clock: Arc<dyn Clock>,
+        options: HostOptions,
+        regions: impl IntoIterator<Item = RegionSetup>,
+    ) -> Result<Self, HostError> {
         let host = RegionHost(Arc::new(Host {
-            state,
+            links,
+            clock,
             options,
             regions: ArcSwap::default(),
             changing: tokio::sync::Mutex::new(()),
@@ -278,8 +323,7 @@ impl RegionHost {
         let name = setup.name.clone();
         let bad_name = |why: String| HostError::Name { region: setup.name.clone(), why };
         let encoded = encode_name(&name).ok_or_else(|| bad_name("it is empty or too long".to_owned()))?;
-        let link = StateLink::new(self.0.state.clone(), name.clone());
-        let link = link.map_err(|error: PathError| bad_name(error.to_string()))?;
+        let link = (self.0.links)(&name).map_err(|error| bad_name(error.to_string()))?;
         let folder = options.folder.join(encoded);
         let mut nodes = Vec::new();
         for number in 1..=setup.nodes {
@@ -296,19 +340,28 @@ impl RegionHost {
             let own = own.map_err(|source| HostError::Artifacts { region: name.clone(), source })?;
             RegionArtifacts::copied(options.source.clone(), own)
         };
+        let region_store = artifacts.region_store();
         let region_nodes = nodes
             .iter()
-            .map(|node| RegionNode { name: node.name.to_string(), engine: Arc::new(node.engine.clone()) })
+            .map(|node| RegionNode {
+                name: node.name.to_string(),
+                address: None,
+                engine: Arc::new(node.engine.clone()),
+            })
+            .chain(options.more_nodes.iter().cloned())
             .collect();
-        let clock = options.clock.clone().unwrap_or_else(|| Arc::clone(self.0.state.clock()));
+        let clock = options.clock.clone().unwrap_or_else(|| Arc::clone(&self.0.clock));
         let mut agent =
             AgentOptions::new(name.clone(), folder.join("agent"), region_nodes, artifacts, Arc::clone(&clock));
         agent.clients = Arc::clone(&options.clients);
         agent.jitter = Arc::clone(&options.jitter);
         agent.limits = options.limits.clone();
         agent.metrics = options.metrics.clone();
-        let agent = RegionAgent::start(agent, Arc::new(link)).await?;
-        Ok(HostedRegion { name, nodes, next: AtomicUsize::new(0), agent, clock })
+        agent.name.clone_from(&options.name);
+        agent.address.clone_from(&options.address);
+        agent.token = Arc::clone(&options.token);
+        let agent = RegionAgent::start(agent, link).await?;
+        Ok(HostedRegion { name, nodes, artifacts: region_store, next: AtomicUsize::new(0), agent, clock })
     }
 
     /// Stops one region: it answers no more reads, and its agent ends. What it has stays on its disk.
@@ -336,6 +389,12 @@ impl RegionHost {
     #[must_use]
     pub fn regions(&self) -> Vec<String> {
         self.0.regions.load().keys().cloned().collect()
+    }
+
+    /// A region of this process, if there is one of this name.
+    #[must_use]
+    pub fn hosted(&self, region: &str) -> Option<Arc<HostedRegion>> {
+        self.0.regions.load().get(region).cloned()
     }
 
     /// The regions' figures.
@@ -390,12 +449,50 @@ impl RegionHost {
 }
 
 impl HostedRegion {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where its nodes load from.
+    #[must_use]
+    pub fn artifacts(&self) -> ArtifactStore {
+        self.artifacts.clone()
+    }
+
+    /// Whether one of its nodes within this process has this name.
+    #[must_use]
+    pub fn has_own_node(&self, name: &str) -> bool {
+        self.nodes.iter().any(|node| &*node.name == name)
+    }
+
+    /// Its agent.
+    #[must_use]
+    pub fn agent(&self) -> &RegionAgent {
+        &self.agent
+    }
+
+    fn hosted_elsewhere(&self) -> ReadError {
+        let region = self.name.clone();
+        match &*self.agent.standing().borrow() {
+            Standing::Replaced { by, address, .. } => {
+                ReadError::HostedElsewhere { region, by: by.clone(), address: address.clone() }
+            }
+            // It has come to be hosted here between the two looks.
+            other => ReadError::HostedElsewhere { region, by: other.words(), address: None },
+        }
+    }
+
     /// Asks nodes in turn: first those that are sound, then those that may still have the record.
     fn ask<T>(
         &self,
         store: &str,
         read: impl Fn(&EmbeddedEngine) -> Result<T, NodeReadError>,
     ) -> Result<(Arc<str>, T), ReadError> {
+        if self.agent.is_elsewhere() {
+            return Err(self.hosted_elsewhere());
+        }
         let first = self.next.fetch_add(1, Ordering::Relaxed);
         let in_turn = || (0..self.nodes.len()).map(|step| &self.nodes[first.wrapping_add(step) % self.nodes.len()]);
         let mut damaged = None;

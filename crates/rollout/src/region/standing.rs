@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tidegate_state::Timestamp;
 use uuid::Uuid;
 
+use super::pin::Pins;
 use super::plan::{Check, NodeTask, NodeView, Trouble, VersionTask, View, Wanted};
 use crate::engine::{EngineError, FatalKind};
 use crate::entities::{EmbeddedCounts, FailureKind, HeldReport, IngestionStatus, Report};
@@ -29,6 +30,7 @@ pub(crate) struct Facts<'a> {
     /// Bytes done and bytes there are, by version that is being copied or loaded.
     pub(crate) progress: &'a BTreeMap<u64, (u64, u64)>,
     pub(crate) embedded: EmbeddedCounts,
+    pub(crate) pins: &'a Pins,
 }
 
 /// The nodes that hold the version with the manifest's digest.
@@ -248,7 +250,8 @@ pub(crate) fn report(view: &View, facts: Facts<'_>, previous: Option<&Report>, n
         serving,
         serving_since,
         embedded: facts.embedded,
-        pin: None,
+        pin: facts.pins.pin.clone(),
+        past_pins: facts.pins.past.clone(),
         at: now,
     }
 }

@@ -39,6 +39,7 @@ fn make(view: &View, progress: &[(u64, (u64, u64))], previous: Option<&Report>, 
         node_names: &names,
         progress: &progress,
         embedded: EmbeddedCounts::default(),
+        pins: &crate::region::pin::Pins::default(),
     };
     report(view, facts, previous, Timestamp(now))
 }

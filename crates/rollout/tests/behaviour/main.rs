@@ -7,6 +7,7 @@ mod gates;
 mod linter;
 mod operations;
 mod outages;
+mod pins;
 mod property;
 mod regions;
 mod rollbacks;

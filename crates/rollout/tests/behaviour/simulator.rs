@@ -13,8 +13,8 @@ use tidegate_rollout::controller::{
 };
 use tidegate_rollout::entities::{
     AgentHeartbeat, Availability, BuildProgress, EmbeddedCounts, EmbeddedPermission, EmbeddedSwap, FailureKind, Freeze,
-    FreezeScope, Garbage, HeldReport, IngestionStatus, Kill, Milestone, Override, Phase, Push, PushClient, PushClock,
-    PushEnd, PushState, PushStatus, Region, RegionState, Report, SchemaProgress, Store, UptimeMark, Version,
+    FreezeScope, Garbage, HeldReport, IngestionStatus, Kill, Milestone, Override, Phase, Pin, Push, PushClient,
+    PushClock, PushEnd, PushState, PushStatus, Region, RegionState, Report, SchemaProgress, Store, UptimeMark, Version,
     VersionData, VersionStatus, WrapUp,
 };
 use tidegate_state::Timestamp;
@@ -129,6 +129,7 @@ impl Simulator {
             nodes: 2,
             enough: 2,
             shares_source: false,
+            agent: false,
             availability: Availability::Available,
             added_at: self.now,
         };
@@ -160,6 +161,7 @@ impl Simulator {
             lagging_nodes: Vec::new(),
             embedded: EmbeddedCounts::default(),
             pin: None,
+            past_pins: Vec::new(),
             at: self.now,
         };
         self.view.regions.get_mut(name).unwrap().report = Some(report);
@@ -468,6 +470,7 @@ impl Simulator {
                 lagging_nodes: Vec::new(),
                 embedded: EmbeddedCounts::default(),
                 pin: None,
+                past_pins: Vec::new(),
                 at: now,
             });
             report.generation = assignment.generation;
@@ -493,7 +496,8 @@ impl Simulator {
             }
             let serving = report.serving;
             report.versions.retain(|number, _| assignment.hold.contains_key(number) || serving == Some(*number));
-            let target = assignment.serve;
+            let pinned = report.pin.as_ref().map(|pin| pin.version);
+            let target = pinned.or(assignment.serve);
             // What was live before the first push serves until the control plane has said another.
             let adopted_stays = report.serving == Some(0) && target.is_none();
             if report.serving != target && !adopted_stays {
@@ -522,6 +526,14 @@ impl Simulator {
             }
         }
         moved
+    }
+
+    /// Someone pins a version in a region itself, or lifts the pin.
+    pub(crate) fn pin(&mut self, region: &str, version: Option<u64>) {
+        let at = self.now;
+        let report = self.view.regions.get_mut(region).unwrap().report.as_mut().unwrap();
+        report.pin = version.map(|version| Pin { version, reason: "prices are wrong".into(), by: "ann".into(), at });
+        self.settle();
     }
 
     // What tests ask.

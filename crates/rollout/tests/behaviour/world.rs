@@ -211,6 +211,7 @@ impl World {
                 nodes: 2,
                 enough: 2,
                 shares_source: name == "a",
+                agent: false,
                 availability: Availability::Available,
                 added_at: world.cluster.clock_now(),
             };
@@ -488,6 +489,7 @@ fn reported(before: Option<&Report>, assignment: &Assignment, now: tidegate_stat
         lagging_nodes: Vec::new(),
         embedded: Default::default(),
         pin: None,
+        past_pins: Vec::new(),
         at: now,
     });
     let unchanged = report.clone();

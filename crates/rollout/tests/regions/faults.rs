@@ -285,7 +285,7 @@ async fn c10_an_agent_whose_tasks_die_says_so_and_is_started_again() {
     world
         .until_later("both are dead", |world| {
             let trouble = trouble(world).unwrap_or_default();
-            trouble.contains("follows the control plane") && trouble.contains("says that the agent lives")
+            trouble.contains("follows the control plane") && trouble.contains("keeps the region's lease")
         })
         .await;
     assert!(trouble(&world).unwrap().contains("told to panic"), "{:?}", trouble(&world));

@@ -49,6 +49,7 @@ impl Fleet {
                 nodes: 2,
                 enough: 2,
                 shares_source: *name == "a",
+                agent: false,
                 availability: Availability::Available,
                 added_at: Timestamp(1),
             };

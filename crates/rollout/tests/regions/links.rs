@@ -1,12 +1,17 @@
 //! The link of a region in the control plane's own process.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use tidegate_rollout::entities::{AgentHeartbeat, Assignment, Availability, EmbeddedCounts, Region, Report};
+use tidegate_api::agent::HostClaim;
+use tidegate_rollout::entities::{
+    AgentHeartbeat, Assignment, Availability, EmbeddedCounts, Region, RegionHosting, Report,
+};
+use tidegate_rollout::region::hosting::Holder;
 use tidegate_rollout::region::link::{AssignmentWatch, LinkError, LinkItem};
 use tidegate_rollout::region::{RegionLink, StateLink};
 use tidegate_state::driver::memory::MemoryStore;
-use tidegate_state::{Ref, State, StateOptions, Timestamp, TransactionError};
+use tidegate_state::{ManualClock, Ref, State, StateOptions, Timestamp, TransactionError};
 use uuid::Uuid;
 
 async fn state() -> State {
@@ -14,7 +19,14 @@ async fn state() -> State {
 }
 
 fn region() -> Region {
-    Region { nodes: 2, enough: 2, shares_source: false, availability: Availability::Available, added_at: Timestamp(1) }
+    Region {
+        nodes: 2,
+        enough: 2,
+        shares_source: false,
+        agent: false,
+        availability: Availability::Available,
+        added_at: Timestamp(1),
+    }
 }
 
 fn assignment(generation: u64) -> Assignment {
@@ -31,6 +43,7 @@ fn report() -> Report {
         lagging_nodes: vec![],
         embedded: EmbeddedCounts::default(),
         pin: None,
+        past_pins: Vec::new(),
         at: Timestamp(5),
     }
 }
@@ -44,6 +57,28 @@ async fn write(
 
 fn a() -> Ref<Region> {
     Ref::root("a").unwrap()
+}
+
+fn claim(agent: u128, token: Option<u64>) -> HostClaim {
+    HostClaim {
+        agent: Uuid::from_u128(agent).to_string(),
+        name: format!("agent-{agent}"),
+        address: None,
+        lease_ms: 30_000,
+        token,
+        starting: token.is_none(),
+        nodes: vec![],
+    }
+}
+
+async fn hosts(link: &StateLink, agent: u128) -> Holder {
+    let grant = link.host(&claim(agent, None)).await.unwrap();
+    Holder { agent: Uuid::from_u128(agent), token: grant.token }
+}
+
+/// The report without the time, which is the control plane's.
+fn timeless(report: &Report) -> Report {
+    Report { at: Timestamp(5), ..report.clone() }
 }
 
 async fn add_region(state: &State) {
@@ -61,14 +96,15 @@ async fn a_watch_gives_all_there_is_and_then_each_change_of_its_own_subtree() {
     write(&state, |tx| tx.put(&Ref::<Region>::root("b")?, region())).await;
     write(&state, |tx| tx.put(&a().child("s")?, assignment(1))).await;
     let link = StateLink::new(state.clone(), "a").unwrap();
-    link.report("s", Some(report())).await.unwrap();
+    let holder = hosts(&link, 1).await;
+    link.report(holder, "s", Some(report())).await.unwrap();
     let mut watch = link.watch(None).await.unwrap();
     let LinkItem::Snapshot { assignments, reports, position, .. } = next(&mut watch).await else { panic!() };
     assert_eq!(assignments.into_iter().collect::<Vec<_>>(), [("s".to_owned(), assignment(1))]);
-    assert_eq!(reports.into_iter().collect::<Vec<_>>(), [("s".to_owned(), report())]);
+    assert_eq!(timeless(&reports["s"]), report());
     // What concerns another region, and what the region says itself, is not heard.
     write(&state, |tx| tx.put(&Ref::<Region>::root("b")?.child("s")?, assignment(7))).await;
-    link.heartbeat(AgentHeartbeat { at: Timestamp(9), agent: "agent".to_owned() }).await.unwrap();
+    link.host(&claim(1, Some(holder.token))).await.unwrap();
     write(&state, |tx| tx.put(&a().child("t")?, assignment(2))).await;
     write(&state, |tx| tx.delete(&a().child::<Assignment>("s")?).map(|_| ())).await;
     let LinkItem::Change { store, assignment: changed, .. } = next(&mut watch).await else { panic!() };
@@ -89,7 +125,9 @@ async fn r16_a_region_that_is_not_there_is_told_so_and_nothing_is_taken_for_a_wo
     let link = StateLink::new(state.clone(), "a").unwrap();
     let mut watch = link.watch(None).await.unwrap();
     assert!(matches!(next(&mut watch).await, LinkItem::Removed { .. }));
-    assert!(matches!(link.report("s", Some(report())).await, Err(LinkError::Refused { .. })));
+    let holder = Holder { agent: Uuid::from_u128(1), token: 1 };
+    assert!(matches!(link.report(holder, "s", Some(report())).await, Err(LinkError::Refused { .. })));
+    assert!(matches!(link.host(&claim(1, None)).await, Err(LinkError::Refused { .. })));
     add_region(&state).await;
     let LinkItem::Snapshot { assignments, .. } = next(&mut watch).await else { panic!() };
     assert!(assignments.is_empty());
@@ -103,14 +141,51 @@ async fn r16_a_region_that_is_not_there_is_told_so_and_nothing_is_taken_for_a_wo
 async fn a_report_is_written_as_it_is_and_removed_when_nothing_is_left() {
     let state = state().await;
     add_region(&state).await;
-    let link: Arc<dyn RegionLink> = Arc::new(StateLink::new(state.clone(), "a").unwrap());
-    link.report("s", Some(report())).await.unwrap();
+    let link = StateLink::new(state.clone(), "a").unwrap();
+    let holder = hosts(&link, 1).await;
+    let link: Arc<dyn RegionLink> = Arc::new(link);
+    link.report(holder, "s", Some(report())).await.unwrap();
     let entity: Ref<Report> = a().child("s").unwrap();
-    assert_eq!(state.snapshot().get(&entity).unwrap(), Some(&report()));
-    link.report("s", None).await.unwrap();
-    link.report("s", None).await.unwrap();
+    assert_eq!(state.snapshot().get(&entity).unwrap().map(timeless), Some(report()));
+    link.report(holder, "s", None).await.unwrap();
+    link.report(holder, "s", None).await.unwrap();
     assert_eq!(state.snapshot().get(&entity).unwrap(), None);
     state.close().await;
-    let Err(error) = link.report("s", Some(report())).await else { panic!() };
+    let Err(error) = link.report(holder, "s", Some(report())).await else { panic!() };
     assert!(matches!(error, LinkError::Refused { .. } | LinkError::Unavailable { .. }));
+}
+
+#[tokio::test]
+async fn c19_who_does_not_host_the_region_is_refused_and_told_who_does() {
+    let clock = ManualClock::new(Timestamp(1_000_000));
+    let store = MemoryStore::with_clock(Arc::new(clock.clone()));
+    let state = State::open(store.driver(), StateOptions::new("server")).await.unwrap();
+    add_region(&state).await;
+    let link = StateLink::new(state.clone(), "a").unwrap();
+    let first = hosts(&link, 1).await;
+    let refused = |error: LinkError, by: &str| match error {
+        LinkError::Replaced { by: found, .. } => assert!(found.contains(by), "{found}"),
+        other => panic!("{other:?}"),
+    };
+    refused(link.host(&claim(2, None)).await.unwrap_err(), "agent-1");
+    // The first is cut off past its lease, and the second takes over.
+    clock.advance(Duration::from_secs(31));
+    let second = hosts(&link, 2).await;
+    assert!(second.token > first.token);
+    refused(link.report(first, "s", Some(report())).await.unwrap_err(), "agent-2");
+    refused(link.host(&claim(1, Some(first.token))).await.unwrap_err(), "agent-2");
+    link.report(second, "s", Some(report())).await.unwrap();
+    // What the first lets go of is not its any more.
+    link.release(first).await.unwrap();
+    let hosting: Ref<RegionHosting> = a().child(RegionHosting::ID).unwrap();
+    let heartbeat: Ref<AgentHeartbeat> = a().child(AgentHeartbeat::ID).unwrap();
+    assert!(!state.snapshot().require(&hosting).unwrap().has_lapsed(clock_now(&clock)));
+    assert_eq!(state.snapshot().require(&heartbeat).unwrap().at, clock_now(&clock));
+    link.release(second).await.unwrap();
+    let third = hosts(&link, 3).await;
+    assert!(third.token > second.token);
+}
+
+fn clock_now(clock: &ManualClock) -> Timestamp {
+    tidegate_state::Clock::now(clock)
 }

@@ -116,8 +116,10 @@ impl World {
             nodes.push(Node::open(&folder.path().join("nodes"), &format!("node-{number}")).await);
         }
         let metrics = RegionMetrics::default();
-        let region_nodes =
-            nodes.iter().map(|node| RegionNode { name: node.name.clone(), engine: Arc::new(node.clone()) }).collect();
+        let region_nodes = nodes
+            .iter()
+            .map(|node| RegionNode { name: node.name.clone(), address: None, engine: Arc::new(node.clone()) })
+            .collect();
         let shared_clock: Arc<dyn Clock> = Arc::new(clock.clone());
         let mut options = AgentOptions::new("a", folder.path().join("agent"), region_nodes, artifacts, shared_clock);
         options.jitter = still();

@@ -88,7 +88,7 @@ pub(crate) async fn guard(State(gate): State<Gate>, request: Request, next: Next
         Method::HEAD => "get".to_owned(),
         ref other => other.as_str().to_ascii_lowercase(),
     };
-    let Some(rule) = gate.rules.iter().find(|rule| rule.method == method || rule.method == "any") else {
+    let Some(rule) = gate.rules.iter().find(|rule| rule.method == method) else {
         return no_method(request.method().clone(), request.uri().clone()).await.into_response();
     };
     let wants_page = rule.path == "/" && accepts_html(&request);

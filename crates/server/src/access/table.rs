@@ -86,7 +86,8 @@ const READS_DATA: Who = Who::Roles(&[Viewer, Operator, Admin, Team, Reader]);
 const WATCHES: Who = Who::Roles(&[Viewer, Operator, Admin, Team, Region]);
 const WORKS_WITH_ARTIFACTS: Who = Who::Roles(&[Viewer, Operator, Admin, Region]);
 const HAS_A_TOKEN: Who = Who::Roles(&Role::ALL);
-const IS_A_REGION: Who = Who::Roles(&[Region]);
+const HOSTS_A_REGION: Who = Who::Roles(&[Admin, Region]);
+const SEES_A_REGION: Who = Who::Roles(&[Viewer, Operator, Admin, Region]);
 
 /// A rule for a route that only shows something.
 const fn shows(method: &'static str, path: &'static str, who: Who, scope: Scope) -> Rule {
@@ -137,7 +138,16 @@ pub const TABLE: &[Rule] = &[
     // Regions.
     shows("get", "/v1/regions", SEES_OWN, Scope::Listed),
     changes("put", "/v1/regions/{region}/availability", ACTS, Scope::Installation),
-    shows("any", "/v1/regions/{region}/agent/*", IS_A_REGION, Scope::Region),
+    shows("get", "/v1/regions/{region}", SEES_A_REGION, Scope::Region),
+    changes("put", "/v1/regions/{region}", ADMINISTERS, Scope::Installation),
+    changes("delete", "/v1/regions/{region}", ADMINISTERS, Scope::Installation),
+    shows("put", "/v1/regions/{region}/agent/host", HOSTS_A_REGION, Scope::Region),
+    shows("delete", "/v1/regions/{region}/agent/host", HOSTS_A_REGION, Scope::Region),
+    shows("get", "/v1/regions/{region}/agent/watch", HOSTS_A_REGION, Scope::Region),
+    shows("put", "/v1/regions/{region}/agent/reports/{store}", HOSTS_A_REGION, Scope::Region),
+    shows("delete", "/v1/regions/{region}/agent/reports/{store}", HOSTS_A_REGION, Scope::Region),
+    // An artifact's id is the digest of what is in it: a region knows those alone that its own subtree names.
+    shows("get", "/v1/artifacts/{artifact}/{file}", HOSTS_A_REGION, Scope::Nothing),
     // Freezes are the operators': what one has frozen, no team thaws.
     shows("get", "/v1/freezes", SEES_OWN, Scope::Listed),
     changes("post", "/v1/freezes", ACTS, Scope::Installation),
@@ -170,15 +180,10 @@ pub const TABLE: &[Rule] = &[
     shows("post", "/logout", Who::Anybody, Scope::Nothing),
 ];
 
-/// The rule for a route: one of its own, or one for all that begins like it.
+/// The rule for a route.
 #[must_use]
 pub fn rule(method: &str, path: &str) -> Option<&'static Rule> {
-    let method = |rule: &&Rule| rule.method == method || rule.method == "any";
-    let own = TABLE.iter().filter(method).find(|rule| rule.path == path);
-    let begins = |rule: &&Rule| {
-        rule.path.strip_suffix('*').is_some_and(|prefix| path.len() > prefix.len() && path.starts_with(prefix))
-    };
-    own.or_else(|| TABLE.iter().filter(method).find(begins))
+    TABLE.iter().find(|rule| rule.method == method && rule.path == path)
 }
 
 #[cfg(test)]
@@ -198,8 +203,7 @@ mod tests {
                 used.insert((rule.method, rule.path));
             }
         }
-        let rules: BTreeSet<_> =
-            TABLE.iter().filter(|rule| !rule.path.ends_with('*')).map(|rule| (rule.method, rule.path)).collect();
+        let rules: BTreeSet<_> = TABLE.iter().map(|rule| (rule.method, rule.path)).collect();
         assert!(used.is_superset(&rules), "without a route: {:?}", rules.difference(&used).collect::<Vec<_>>());
         assert_eq!(TABLE.iter().map(|rule| (rule.method, rule.path)).collect::<BTreeSet<_>>().len(), TABLE.len());
     }
@@ -230,10 +234,20 @@ mod tests {
         let data = [("get", "/v1/stores/{store}/keys/{key}"), ("post", "/v1/stores/{store}/keys:batch")];
         let description = ("get", "/openapi.json");
         assert_eq!(may(Reader), [data[0], data[1], description]);
-        let artifacts = ("get", "/v1/artifact-store");
         assert_eq!(
             may(Region),
-            [("any", "/v1/regions/{region}/agent/*"), artifacts, ("get", "/v1/watch"), description]
+            [
+                ("get", "/v1/regions/{region}"),
+                ("put", "/v1/regions/{region}/agent/host"),
+                ("delete", "/v1/regions/{region}/agent/host"),
+                ("get", "/v1/regions/{region}/agent/watch"),
+                ("put", "/v1/regions/{region}/agent/reports/{store}"),
+                ("delete", "/v1/regions/{region}/agent/reports/{store}"),
+                ("get", "/v1/artifacts/{artifact}/{file}"),
+                ("get", "/v1/artifact-store"),
+                ("get", "/v1/watch"),
+                description
+            ]
         );
         assert!(may(Viewer).iter().all(|rule| rule.0 == "get" || *rule == data[1]), "{:?}", may(Viewer));
         // Each of these may all that the one before it may.
@@ -251,10 +265,11 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_for_all_below_is_for_nothing_beside() {
-        assert_eq!(rule("get", "/v1/regions/{region}/agent/watch").unwrap().who, IS_A_REGION);
-        assert_eq!(rule("post", "/v1/regions/{region}/agent/reports/{store}").unwrap().scope, Scope::Region);
-        for path in ["/v1/regions/{region}/agent/", "/v1/regions/{region}/agents", "/v1/regions/{region}"] {
+    fn what_agents_ask_is_about_their_region_and_there_is_no_rule_beside_a_route() {
+        for rule in TABLE.iter().filter(|rule| rule.path.starts_with("/v1/regions/{region}/agent/")) {
+            assert_eq!((rule.who, rule.scope), (HOSTS_A_REGION, Scope::Region), "{rule:?}");
+        }
+        for path in ["/v1/regions/{region}/agent/", "/v1/regions/{region}/agents", "/v1/regions/{region}/agent/host"] {
             assert!(rule("get", path).is_none(), "{path}");
         }
         assert!(rule("patch", "/v1/stores").is_none());

@@ -3,7 +3,9 @@
 //! Each handler is described where it stands; [`openapi`] gathers the descriptions, and a test
 //! sees to it that none is missing and none is left over.
 
+mod agent;
 mod artifact_store;
+pub(crate) mod artifacts;
 mod audit;
 mod cluster;
 mod config;
@@ -14,7 +16,7 @@ mod pauses;
 mod protocol;
 mod pushes;
 mod queue;
-mod reads;
+pub(crate) mod reads;
 mod regions;
 pub(crate) mod sign_in;
 mod stores;
@@ -125,7 +127,17 @@ pub(crate) fn all() -> Vec<Route> {
         Route::new("/v1/pushes/{push}/proceed", Requests).on("post", protocol::proceed),
         Route::new("/v1/artifact-store", Requests).on("get", artifact_store::show),
         Route::new("/v1/regions", Requests).on("get", regions::list),
+        Route::new("/v1/regions/{region}", Requests)
+            .on("get", regions::show)
+            .on("put", regions::set)
+            .on("delete", regions::remove),
         Route::new("/v1/regions/{region}/availability", Requests).on("put", regions::mark),
+        Route::new("/v1/regions/{region}/agent/host", Requests).on("put", agent::host).on("delete", agent::release),
+        Route::new("/v1/regions/{region}/agent/watch", Free).on("get", agent::watch),
+        Route::new("/v1/regions/{region}/agent/reports/{store}", Requests)
+            .on("put", agent::report)
+            .on("delete", agent::remove_report),
+        Route::new("/v1/artifacts/{artifact}/{file}", Free).on("get", artifacts::file),
         Route::new("/v1/freezes", Requests).on("get", freezes::list).on("post", freezes::set),
         Route::new("/v1/freezes/{freeze}", Requests).on("delete", freezes::lift),
         Route::new("/v1/pauses", Requests).on("get", pauses::list),

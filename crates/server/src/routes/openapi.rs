@@ -8,8 +8,8 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement
 use utoipa::{Modify, OpenApi};
 
 use super::{
-    artifact_store, audit, cluster, config, freezes, ops, page, pauses, protocol, pushes, queue, reads, regions,
-    sign_in, stores, tokens, upload, watch,
+    agent, artifact_store, artifacts, audit, cluster, config, freezes, ops, page, pauses, protocol, pushes, queue,
+    reads, regions, sign_in, stores, tokens, upload, watch,
 };
 use crate::access::table::{Who, rule};
 
@@ -53,7 +53,16 @@ use crate::access::table::{Who, rule};
         upload::complete,
         artifact_store::show,
         regions::list,
+        regions::show,
+        regions::set,
+        regions::remove,
         regions::mark,
+        agent::host,
+        agent::release,
+        agent::watch,
+        agent::report,
+        agent::remove_report,
+        artifacts::file,
         freezes::list,
         freezes::set,
         freezes::lift,

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use tidegate_api::{BatchAnswer, BatchRequest, ErrorBody, KeyAnswer, KeyValue, code};
 use tidegate_rollout::entities::{Assignment, Region};
 use tidegate_rollout::region::RegionHost;
-use tidegate_rollout::region::host::ReadError;
+use tidegate_rollout::region::host::{ReadAnswer, ReadBatchAnswer, ReadError};
 use tidegate_state::Ref;
 
 use crate::app::App;
@@ -34,14 +34,19 @@ pub(crate) async fn key(
     Query(query): Query<RegionQuery>,
 ) -> ApiResult<Json<KeyAnswer>> {
     let (region, answer) = in_region(&app, &store, query.region, |host, region| host.read(region, &store, &key))?;
+    key_answer(&store, key, region, answer).map(Json)
+}
+
+/// What a region answered about a key, as the API says it.
+pub(crate) fn key_answer(store: &str, key: String, region: String, answer: ReadAnswer) -> ApiResult<KeyAnswer> {
     match answer.value {
-        Some(value) => Ok(Json(KeyAnswer {
+        Some(value) => Ok(KeyAnswer {
             key,
             value,
             version: answer.version,
             region: Some(region),
             node: Some(answer.node.to_string()),
-        })),
+        }),
         None => Err(ApiError::absent(
             code::KEY_ABSENT,
             format!("Store `{store}` has no key `{key}`."),
@@ -66,19 +71,29 @@ pub(crate) async fn batch(
     Query(query): Query<RegionQuery>,
     Body(request): Body<BatchRequest>,
 ) -> ApiResult<Json<BatchAnswer>> {
-    let limit = app.limits().batch_keys;
+    check_batch(&request, app.limits().batch_keys)?;
+    let (region, answer) =
+        in_region(&app, &store, query.region, |host, region| host.read_batch(region, &store, &request.keys))?;
+    Ok(Json(batch_answer(request, region, answer)))
+}
+
+/// Refuses a batch of too many keys.
+pub(crate) fn check_batch(request: &BatchRequest, limit: usize) -> ApiResult<()> {
     if request.keys.len() > limit {
         return Err(too_large(format!("The batch has {} keys; a batch has {limit} at most.", request.keys.len())));
     }
-    let (region, answer) =
-        in_region(&app, &store, query.region, |host, region| host.read_batch(region, &store, &request.keys))?;
+    Ok(())
+}
+
+/// What a region answered about several keys, as the API says it.
+pub(crate) fn batch_answer(request: BatchRequest, region: String, answer: ReadBatchAnswer) -> BatchAnswer {
     let values = request.keys.into_iter().zip(answer.values);
-    Ok(Json(BatchAnswer {
+    BatchAnswer {
         version: answer.version,
         region: Some(region),
         node: Some(answer.node.to_string()),
         values: values.map(|(key, value)| KeyValue { key, value }).collect(),
-    }))
+    }
 }
 
 /// Asks the region that is named; where none is, one after the other until one serves the store.
@@ -99,9 +114,12 @@ fn in_region<T>(
     for region in host.regions() {
         match read(host, &region) {
             Ok(answer) => return Ok((region, answer)),
-            Err(error @ (ReadError::NoVersion { .. } | ReadError::NoSuchStore { .. } | ReadError::Damaged { .. })) => {
-                last = Some(error);
-            }
+            Err(
+                error @ (ReadError::NoVersion { .. }
+                | ReadError::NoSuchStore { .. }
+                | ReadError::HostedElsewhere { .. }
+                | ReadError::Damaged { .. }),
+            ) => last = Some(error),
             Err(error) => return Err(not_read(app, store, error)),
         }
     }
@@ -119,15 +137,35 @@ fn assigned(app: &App, store: &str, region: &str) -> Option<u64> {
 
 fn not_read(app: &App, store: &str, error: ReadError) -> ApiError {
     match error {
-        ReadError::NoSuchRegion { region, known } => ApiError::region_unknown(&region, &known),
         // A region may hold a store that was deleted for a moment longer.
         ReadError::NoSuchStore { region, .. } | ReadError::NoVersion { region, .. } => {
             let snapshot = app.state().snapshot();
             match app.scene(&snapshot).find_store(store) {
-                Ok(_) => not_served(app, store, &region),
+                Ok(_) => not_served(store, &region, assigned(app, store, &region)),
                 Err(error) => error,
             }
         }
+        ReadError::NoSuchRegion { region, known } => {
+            let snapshot = app.state().snapshot();
+            match app.scene(&snapshot).region(&region).map(|region| region.host) {
+                Ok(Some(host)) => {
+                    hosted_elsewhere(&region, &format!("agent {} (id {})", host.name, host.agent), host.address)
+                }
+                _ => ApiError::region_unknown(&region, &known),
+            }
+        }
+        error => read_failed(store, error, None),
+    }
+}
+
+/// Why a region did not answer a read, as the API says it. `assigned` is the version that it is to serve.
+pub(crate) fn read_failed(store: &str, error: ReadError, assigned: Option<u64>) -> ApiError {
+    match error {
+        ReadError::NoSuchRegion { region, known } => ApiError::region_unknown(&region, &known),
+        ReadError::NoSuchStore { region, .. } | ReadError::NoVersion { region, .. } => {
+            not_served(store, &region, assigned)
+        }
+        ReadError::HostedElsewhere { region, by, address } => hosted_elsewhere(&region, &by, address),
         ReadError::BadKey { message } => ApiError::invalid(
             format!("This is no key of store `{store}`."),
             format!("{message}."),
@@ -138,8 +176,25 @@ fn not_read(app: &App, store: &str, error: ReadError) -> ApiError {
     }
 }
 
-fn not_served(app: &App, store: &str, region: &str) -> ApiError {
-    if let Some(version) = assigned(app, store, region) {
+fn hosted_elsewhere(region: &str, by: &str, address: Option<String>) -> ApiError {
+    let there = address
+        .as_ref()
+        .map_or("Ask the agent that hosts it.".to_owned(), |address| format!("Ask its agent, at {address}."));
+    ApiError::new(
+        StatusCode::MISDIRECTED_REQUEST,
+        ErrorBody::new(
+            code::REGION_HOSTED,
+            format!("Region `{region}` is not hosted here."),
+            format!("It is hosted by {by}."),
+            NOTHING_CHANGED,
+            there,
+        )
+        .with_subjects(std::iter::once(by.to_owned()).chain(address)),
+    )
+}
+
+fn not_served(store: &str, region: &str, assigned: Option<u64>) -> ApiError {
+    if let Some(version) = assigned {
         return ApiError::unavailable(
             format!("Region `{region}` can't answer for store `{store}` at the moment."),
             format!(

@@ -82,7 +82,7 @@ pub(crate) async fn tree(State(app): State<App>, asked: Asked, Query(query): Que
     Ok(stream(&app, asked, permit, |sender| watch.run(sender)))
 }
 
-fn gone(at: &Snapshot) -> ApiError {
+pub(super) fn gone(at: &Snapshot) -> ApiError {
     ApiError::new(
         StatusCode::GONE,
         ErrorBody::new(
@@ -320,17 +320,17 @@ fn differs(a: &PushView, b: &PushView) -> bool {
 }
 
 /// Why a producer stopped.
-enum Cut {
+pub(super) enum Cut {
     /// The reader went away, or the server closes.
     Closed,
     /// The reader took nothing for too long.
     Stalled,
 }
 
-struct Sender(mpsc::Sender<Event>);
+pub(super) struct Sender(mpsc::Sender<Event>);
 
 impl Sender {
-    async fn send<T: Serialize>(&self, name: &str, id: Option<String>, data: &T) -> Result<(), Cut> {
+    pub(super) async fn send<T: Serialize>(&self, name: &str, id: Option<String>, data: &T) -> Result<(), Cut> {
         let Ok(json) = serde_json::to_string(data) else {
             tracing::error!(name, "an event can't be written as JSON");
             return Err(Cut::Closed);
@@ -387,7 +387,13 @@ impl Stream for Events {
     }
 }
 
-fn stream<F>(app: &App, asked: Asked, permit: OwnedSemaphorePermit, produce: impl FnOnce(Sender) -> F) -> Response
+/// The answer that a producer's events make up, until whoever asked may ask no more.
+pub(super) fn stream<F>(
+    app: &App,
+    asked: Asked,
+    permit: OwnedSemaphorePermit,
+    produce: impl FnOnce(Sender) -> F,
+) -> Response
 where
     F: Future<Output = Result<(), Cut>> + Send + 'static,
 {

@@ -59,6 +59,24 @@ fn what_then(hold: &Hold, found: &Found) -> String {
     }
 }
 
+/// Regions of the push in which another version is pinned: they hold nobody up, and rest.
+fn pinned(found: &Found) -> impl Iterator<Item = HoldView> {
+    let (facts, push) = (&found.facts, &found.push().push);
+    push.regions.keys().filter_map(|name| {
+        let pin = facts.regions.get(name)?.pinned_to_another(&facts.store, push.version)?;
+        Some(HoldView {
+            kind: HoldKind::Region,
+            region: Some(name.clone()),
+            gate: None,
+            by: Some(pin.by.clone()),
+            reason: format!("version {} is pinned there by {}: {}", pin.version, pin.by, pin.reason),
+            since: Some(ms(pin.at)),
+            until: None,
+            then: "It keeps that version until the pin is lifted there (`tidegate agent unpin`).".to_owned(),
+        })
+    })
+}
+
 impl Scene<'_> {
     /// Why a push is where it is.
     pub(crate) fn explain(&self, found: &Found) -> ExplainView {
@@ -81,6 +99,7 @@ impl Scene<'_> {
                 )
             }
         };
+        let holds = holds.into_iter().chain(pinned(found)).collect();
         ExplainView { state, now: ms(self.now), summary, limits: self.limits(found), holds, next, next_at }
     }
 

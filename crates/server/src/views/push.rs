@@ -212,6 +212,7 @@ impl Scene<'_> {
             heard_at: region.and_then(|region| region.heard_at()).map(ms),
             available: region.is_some_and(|region| region.region.availability.is_available()),
             lagging_nodes: report.map_or_else(Vec::new, |report| report.lagging_nodes.clone()),
+            pin: report.and_then(|report| report.pin.as_ref()).map(super::region::pin_view),
             embedded,
             gates,
         }

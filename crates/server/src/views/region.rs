@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use tidegate_api::{ExecutionStatus, HeldVersionView, Progress, RegionStoreView, RegionView};
-use tidegate_rollout::entities::{Assignment, Availability, HeldReport, IngestionStatus, Region, Report};
+use tidegate_api::{ExecutionStatus, HeldVersionView, PinView, Progress, RegionStoreView, RegionView};
+use tidegate_rollout::entities::{
+    Assignment, Availability, HeldReport, IngestionStatus, PastPin, Pin, Region, RegionHosting, Report,
+};
+use tidegate_rollout::region::hosting;
 use tidegate_state::Ref;
 
 use super::{Scene, ms, words};
@@ -55,8 +58,12 @@ impl Scene<'_> {
             view.serving_since = value.serving_since.map(ms);
             view.lagging_nodes.clone_from(&value.lagging_nodes);
             view.heard_at = Some(ms(value.at));
+            view.pin = value.pin.as_ref().map(pin_view);
+            view.past_pins = value.past_pins.iter().map(past_pin_view).collect();
             view.held = value.versions.iter().map(|(version, held)| (*version, held_view(held))).collect();
         }
+        let host = reference.child::<RegionHosting>(RegionHosting::ID).map_err(ApiError::internal)?;
+        let host = self.snapshot.get(&host)?.map(|host| hosting::view(host, self.now));
         let (available, reason, by, since) = match &region.availability {
             Availability::Available => (true, None, None, None),
             Availability::Unavailable { reason, by, since } => {
@@ -68,6 +75,8 @@ impl Scene<'_> {
             nodes: region.nodes,
             enough: region.enough,
             shares_source: region.shares_source,
+            agent: region.agent,
+            host,
             available,
             reason,
             by,
@@ -75,6 +84,21 @@ impl Scene<'_> {
             stores,
         })
     }
+}
+
+pub(crate) fn pin_view(pin: &Pin) -> PinView {
+    PinView {
+        version: pin.version,
+        reason: pin.reason.clone(),
+        by: pin.by.clone(),
+        at: ms(pin.at),
+        ended_at: None,
+        ended: None,
+    }
+}
+
+pub(crate) fn past_pin_view(past: &PastPin) -> PinView {
+    PinView { ended_at: Some(ms(past.ended_at)), ended: Some(past.ended.clone()), ..pin_view(&past.pin) }
 }
 
 fn held_view(held: &HeldReport) -> HeldVersionView {

@@ -166,6 +166,8 @@ fn request(http: &reqwest::Client, url: &str, rule: &Rule, path: &str, caller: &
         .replace("{request}", "1.1.1")
         .replace("{action}", "retry")
         .replace("{freeze}", "absent")
+        .replace("{artifact}", "absent")
+        .replace("{file}", "absent")
         .replace("{token}", "absent");
     assert!(!path.contains('{'), "{path}: what is it about?");
     let query = match (rule.scope, caller.role) {
@@ -183,10 +185,7 @@ fn request(http: &reqwest::Client, url: &str, rule: &Rule, path: &str, caller: &
         Scope::NewPush => format!(r#"{{"store": "{store}", "nonsense": 1}}"#),
         _ => "{}".to_owned(),
     };
-    let method = match rule.method {
-        "any" => "GET".to_owned(),
-        method => method.to_uppercase(),
-    };
+    let method = rule.method.to_uppercase();
     let mut request = http.request(method.parse().unwrap(), format!("{url}{path}{query}"));
     if method != "GET" {
         request = request.header("content-type", "application/json").body(body);

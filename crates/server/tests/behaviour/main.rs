@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod access;
+mod agents;
 mod audit;
 mod config;
 mod errors;
@@ -9,6 +10,7 @@ mod faults;
 mod guards;
 mod job;
 mod later;
+mod nodes;
 mod page;
 mod protocol;
 mod sign_in;

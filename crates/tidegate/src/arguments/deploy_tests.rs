@@ -5,20 +5,11 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command as Process;
 
-use clap::{CommandFactory, Parser};
+use clap::Parser;
 use serde_json::Value;
 use tidegate_server::ConfigFile;
 
 use super::Arguments;
-
-/// Flags that `deploy/` uses and that may not be part of this tree yet. Each one that is missing is told as skipped.
-const AWAITED: [(&str, &str); 5] = [
-    ("agent", "--region"),
-    ("agent", "--control-plane"),
-    ("agent", "--token-file"),
-    ("agent", "--data"),
-    ("agent", "--listen"),
-];
 
 fn deploy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy")
@@ -38,46 +29,10 @@ fn skip(test: &str, why: &str) {
     }
 }
 
-fn has_flag(command: &str, flag: &str) -> bool {
-    let arguments = Arguments::command();
-    let Some(command) = arguments.find_subcommand(command) else { return false };
-    command.get_arguments().any(|argument| argument.get_long() == flag.strip_prefix("--"))
-}
-
-/// Takes out of a command line what is awaited and not there. Nothing is left of a command that is not there at all.
-fn without_awaited(line: &[String], missing: &mut BTreeSet<String>) -> Vec<String> {
-    let command = line[1].as_str();
-    let awaited = |word: &str| AWAITED.contains(&(command, word)) && !has_flag(command, word);
-    let mut kept = Vec::new();
-    let mut words = line.iter();
-    while let Some(word) = words.next() {
-        if awaited(word) {
-            missing.insert(format!("`{command} {word}`"));
-            words.next();
-        } else {
-            kept.push(word.clone());
-        }
-    }
-    let is_there = Arguments::command().find_subcommand(command).is_some();
-    if !is_there && AWAITED.iter().any(|(of, _)| *of == command) {
-        missing.insert(format!("`{command}`"));
-        kept.clear();
-    }
-    kept
-}
-
-fn check_lines(test: &str, lines: &[Vec<String>]) {
+fn check_lines(lines: &[Vec<String>]) {
     assert!(!lines.is_empty());
-    let mut missing = BTreeSet::new();
     for line in lines {
-        let kept = without_awaited(line, &mut missing);
-        if !kept.is_empty() {
-            Arguments::try_parse_from(&kept).unwrap_or_else(|error| panic!("{line:?}: {error}"));
-        }
-    }
-    if !missing.is_empty() {
-        let missing: Vec<String> = missing.into_iter().collect();
-        skip(test, &format!("not part of this tree yet: {}", missing.join(", ")));
+        Arguments::try_parse_from(line).unwrap_or_else(|error| panic!("{line:?}: {error}"));
     }
 }
 
@@ -109,7 +64,7 @@ fn every_command_line_of_the_compose_file_is_one_of_this_program() {
         .collect();
     let count = |command: &str| lines.iter().filter(|line| line[1] == command).count();
     assert_eq!((count("server"), count("agent")), (2, 3));
-    check_lines("every_command_line_of_the_compose_file_is_one_of_this_program", &lines);
+    check_lines(&lines);
 }
 
 #[test]
@@ -133,7 +88,7 @@ fn every_command_line_of_units_image_and_page_is_one_of_this_program() {
     for line in read("README.md").lines().map(str::trim).filter(|line| line.starts_with("tidegate ")) {
         lines.push(words(line.split('>').next().unwrap_or_default()));
     }
-    check_lines("every_command_line_of_units_image_and_page_is_one_of_this_program", &lines);
+    check_lines(&lines);
 }
 
 #[test]
@@ -164,25 +119,9 @@ fn the_compose_file_names_nothing_that_is_not_there() {
 #[test]
 fn configurations_that_lie_there_are_read_by_this_release() {
     for name in ["compose/server-1.toml", "compose/server-2.toml"] {
-        let read = ConfigFile::parse(&read(name), name);
-        // Sections that may not be part of this tree yet.
-        let awaited = ["`access`", "`hosts`", "`agent`"];
-        match read {
-            Ok(file) => assert!(name.contains(&file.server.name.unwrap())),
-            Err(error) if awaited.iter().any(|word| error.to_string().contains(&format!("unknown field {word}"))) => {
-                skip(
-                    "configurations_that_lie_there_are_read_by_this_release",
-                    &format!("{name}: {}", first_line(&error)),
-                );
-            }
-            Err(error) => panic!("{name}: {error}"),
-        }
+        let file = ConfigFile::parse(&read(name), name).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(name.contains(&file.server.name.unwrap()));
     }
-}
-
-fn first_line(error: &impl std::fmt::Display) -> String {
-    let text = error.to_string();
-    text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default().trim().to_owned()
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What the command line takes. One file per group of commands.
 
 mod access;
+mod agent;
 #[cfg(test)]
 mod deploy_tests;
 mod push;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use access::{AuditArguments, TokenCommand};
+pub(crate) use agent::{AgentArguments, AgentCommand, AgentRunArguments, NodeArguments};
 pub(crate) use push::{ProceedArguments, PushArguments, PushCommand};
 pub(crate) use server::{ConfigCommand, DemoArguments, QueueCommand, RegionCommand, ServerArguments};
 pub(crate) use store::{HooksCommand, SchemaCommand, StoreCommand};
@@ -25,6 +27,14 @@ pub(crate) struct Arguments {
     pub(crate) global: GlobalArguments,
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+impl Arguments {
+    /// Whether it is an order to a region's agent: with no agent running, what it works on in its place has nobody to reach,
+    /// which is no news.
+    pub(crate) fn is_order_to_agent(&self) -> bool {
+        matches!(self.command, Command::Agent(AgentArguments { command: Some(_), .. }))
+    }
 }
 
 /// What every command takes.
@@ -73,6 +83,11 @@ pub(crate) enum Command {
     Demo(DemoArguments),
     /// Run a control-plane server.
     Server(ServerArguments),
+    /// Run a region's agent with its nodes, or give it orders on this machine (`agent pin`, …).
+    #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+    Agent(AgentArguments),
+    /// Run a serving node of a region, beside those within its agent's process.
+    Node(NodeArguments),
     /// Stores: what is pushed to.
     #[command(subcommand)]
     Store(StoreCommand),
@@ -171,6 +186,26 @@ mod tests {
         assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
         for none in ["", "5", "h", "5x", "-5s", "99999999999999999999s", "9999999999999999d"] {
             assert!(parse_duration(none).is_err(), "{none}");
+        }
+    }
+
+    #[test]
+    fn agent_takes_a_region_or_an_order() {
+        let run = ["tidegate", "agent", "--region", "a", "--control-plane", "http://h:1,http://h:2", "--data", "d"];
+        let Command::Agent(AgentArguments { command: None, run: Some(run) }) =
+            Arguments::try_parse_from(run).unwrap().command
+        else {
+            panic!()
+        };
+        assert_eq!(run.control_planes, ["http://h:1", "http://h:2"]);
+        let pin = ["tidegate", "agent", "pin", "s", "--version", "1", "--reason", "r", "--data", "d"];
+        let pin = Arguments::try_parse_from(pin).unwrap().command;
+        assert!(matches!(pin, Command::Agent(AgentArguments { command: Some(AgentCommand::Pin { .. }), .. })));
+        for bad in [
+            vec!["tidegate", "agent", "--region", "a", "--data", "d"],
+            vec!["tidegate", "agent", "pin", "s", "--version", "1", "--data", "d"],
+        ] {
+            assert!(Arguments::try_parse_from(&bad).is_err(), "{bad:?}");
         }
     }
 

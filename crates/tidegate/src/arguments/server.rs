@@ -58,8 +58,38 @@ pub(crate) struct ExposureArguments {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum RegionCommand {
-    /// All regions: availability, nodes, what they serve.
+    /// All regions: availability, who hosts them, what they serve.
     List,
+    /// One region, whole: who hosts it, its nodes, and each store it has to do with.
+    Show {
+        /// The region.
+        region: String,
+    },
+    /// Add a region, or change its settings.
+    Add {
+        /// The region.
+        region: String,
+        /// How many serving nodes it has.
+        #[arg(long, default_value_t = 2)]
+        nodes: u32,
+        /// How many of them have to hold a version before it counts as ingested [default: more than half].
+        #[arg(long)]
+        enough: Option<u32>,
+        /// It is hosted by a server, from the server's next start on, and not by an agent of its own.
+        #[arg(long)]
+        by_server: bool,
+    },
+    /// Remove a region. Whoever hosts it goes on serving what it has.
+    Remove {
+        /// The region.
+        region: String,
+        /// Why, for the record.
+        #[arg(long)]
+        reason: String,
+        /// Do not ask.
+        #[arg(long, short)]
+        yes: bool,
+    },
     /// Take a region out of pushes, or back in.
     Mark {
         /// The region.

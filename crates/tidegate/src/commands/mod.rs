@@ -1,9 +1,11 @@
 //! What each command does. One file per group.
 
+mod agent;
 mod audit;
 mod cluster;
 mod config;
 mod diff;
+mod node;
 mod push;
 mod queue;
 mod region;
@@ -16,6 +18,7 @@ use std::time::Duration;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::CommandFactory;
+use tidegate_client::Client;
 use tidegate_lifecycle::Registry;
 
 use crate::arguments::{Arguments, Command};
@@ -34,6 +37,8 @@ pub(crate) async fn run(arguments: Arguments, registry: Registry, output: Output
     match arguments.command {
         Command::Demo(demo) => demo::run(demo, registry, output).await,
         Command::Server(server) => server::run(server, registry, output).await,
+        Command::Agent(agent) => agent::run(agent, output).await,
+        Command::Node(node) => node::run(node, output).await,
         Command::Store(command) => store::run(command, &client()?, output).await,
         Command::Push(push) => push::run(push, &client()?, output).await,
         Command::Get { store, key, region } => {

@@ -90,7 +90,7 @@ fn failure_of(error: StartError) -> Failure {
 }
 
 /// Ends at the first SIGINT or SIGTERM.
-async fn stop_signal() -> std::io::Result<()> {
+pub(super) async fn stop_signal() -> std::io::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     tokio::select! {

@@ -138,6 +138,12 @@ fn region_details(region: &PushRegionView, view: &PushView, style: Style) -> Vec
     if let Some(failure) = &region.failure {
         lines.push(style.paint(Paint::Bad, &format!("{}: {}", plain(&failure.kind), plain(&failure.message))));
     }
+    if let Some(pin) = &region.pin
+        && region.left_out.is_none()
+    {
+        let text = format!("pinned to v{} by {}: {}", pin.version, plain(&pin.by), plain(&pin.reason));
+        lines.push(style.paint(Paint::Held, &text));
+    }
     if let Some(reason) = &region.left_out {
         lines.push(format!("left out: {}", plain(reason)));
     }
@@ -264,6 +270,7 @@ mod tests {
             heard_at: None,
             available: true,
             lagging_nodes: Vec::new(),
+            pin: None,
             embedded: tidegate_api::EmbeddedCounts::default(),
             gates: Vec::new(),
         };

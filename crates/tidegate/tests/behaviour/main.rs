@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod access;
+mod agent;
 mod commands;
 mod demo;
 mod hostile;

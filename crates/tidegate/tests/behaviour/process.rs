@@ -22,6 +22,27 @@ pub(crate) fn tidegate() -> Command {
     command
 }
 
+/// A port that nothing listens on. Should another program be given it before it is used, then whoever uses it says so.
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Status and body of what is answered at a port; status 0 where nobody answers.
+pub(crate) fn get(port: u16, path: &str) -> (u16, String) {
+    use std::io::{Read, Write};
+    let Ok(mut stream) = std::net::TcpStream::connect(("127.0.0.1", port)) else { return (0, String::new()) };
+    // Version 1.0, so that the body comes as it is.
+    let request = format!("GET {path} HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\n\r\n");
+    let mut answer = String::new();
+    let _ = stream.set_read_timeout(Some(PATIENCE));
+    if stream.write_all(request.as_bytes()).is_err() || stream.read_to_string(&mut answer).is_err() {
+        return (0, String::new());
+    }
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
+    let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();
+    (status, body)
+}
+
 /// A server in a folder of its own, on a port that it keeps when it is started again.
 pub(crate) struct Server {
     folder: tempfile::TempDir,
@@ -37,8 +58,7 @@ impl Server {
 
     /// With a configuration file of this content.
     pub(crate) fn start_with(config: Option<&str>) -> Server {
-        // Nothing else on this machine is given the port between this and the server's own use of it, or the server says so.
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let folder = tempfile::tempdir().unwrap();
         let mut server = Server { folder, config: config.map(str::to_owned), port, child: None };
         server.restart();
@@ -96,14 +116,7 @@ impl Server {
     }
 
     fn is_ready(&self) -> bool {
-        use std::io::{Read, Write};
-        let Ok(mut stream) = std::net::TcpStream::connect(("127.0.0.1", self.port)) else { return false };
-        let request = format!("GET /readyz HTTP/1.1\r\nHost: 127.0.0.1:{}\r\nConnection: close\r\n\r\n", self.port);
-        let mut answer = String::new();
-        let _ = stream.set_read_timeout(Some(PATIENCE));
-        stream.write_all(request.as_bytes()).is_ok()
-            && stream.read_to_string(&mut answer).is_ok()
-            && answer.starts_with("HTTP/1.1 200")
+        get(self.port, "/readyz").0 == 200
     }
 
     /// `kill -9`.

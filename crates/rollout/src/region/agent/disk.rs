@@ -16,6 +16,7 @@ use uuid::Uuid;
 use crate::engine::file;
 use crate::entities::{Assignment, Report};
 use crate::region::link::Position;
+use crate::region::pin::Pins;
 
 /// The format that this release writes.
 const FORMAT: u32 = 1;
@@ -38,6 +39,9 @@ pub(crate) struct StoreFile {
     /// Versions that were read back and found right, by node.
     #[serde(default)]
     pub(crate) sound: BTreeMap<String, BTreeSet<u64>>,
+    /// What is pinned, and was.
+    #[serde(default)]
+    pub(crate) pins: Pins,
     /// The last report that was written, but for progress.
     pub(crate) report: Option<Report>,
 }
@@ -63,6 +67,7 @@ impl StoreFile {
             position: None,
             expected: BTreeMap::new(),
             sound: BTreeMap::new(),
+            pins: Pins::default(),
             report: None,
         }
     }

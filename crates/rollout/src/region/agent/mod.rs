@@ -9,25 +9,33 @@
 //! - An agent obeys the newest word that it has heard. A control plane that has fallen back behind
 //!   that (restored from a backup behind everybody's back) is not obeyed until it has caught up.
 //! - A region that the control plane does not know goes on serving what it has.
+//! - An agent that was told that another hosts its region commands nothing and reports nothing, see
+//!   [`hosting`](super::hosting).
 //! - A store is let go only on the word of the log that the agent was told to hold it by: another
 //!   log that merely does not know the store is no reason to drop data.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
-use tidegate_state::Timestamp;
-use tokio::sync::{Notify, Semaphore, watch};
+use tidegate_api::agent::HostNode;
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use tokio::task::{Id, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use self::disk::{AgentDisk, StoreFile};
 use self::revival::{Deaths, outlive};
-use self::store::{Shared, StoreTask, Word};
+use self::store::{Ask, Shared, StoreHandle, StoreTask, Word};
+use super::hosting::Standing;
+use super::hosting::identity::IdentityFile;
+use super::hosting::keeper::{Keeper, release};
 use super::link::{AssignmentWatch, LinkError, LinkItem, Position, RegionLink};
-use crate::entities::{AgentHeartbeat, Assignment, Report};
+use super::pin::{PinRefused, PinRequest, Pinned, Pins};
+use crate::entities::{Assignment, PastPin, Report};
 
 mod disk;
 mod options;
@@ -37,9 +45,18 @@ mod store;
 
 pub use options::{AgentLimits, AgentOptions, Jitter, RegionNode, random_jitter};
 
+/// How many may wait at a store's task for a pin.
+const ASKS_MAX: usize = 8;
+
+/// The stores' tasks, by store.
+type Handles = Arc<Mutex<BTreeMap<String, StoreHandle>>>;
+
+/// How long an agent that stops tries to let go of its region's lease; else it runs out.
+const RELEASE_LIMIT: Duration = Duration::from_secs(2);
 /// What the agent's own tasks do, for people.
 const FOLLOWER: &str = "follows the control plane";
-const HEART: &str = "says that the agent lives";
+const KEEPER: &str = "keeps the region's lease";
+const SWEEPER: &str = "removes copies";
 
 /// Why an agent can't start.
 #[derive(Debug, thiserror::Error)]
@@ -67,8 +84,12 @@ pub struct RegionAgent {
     region: String,
     shutdown: CancellationToken,
     follower: Mutex<Option<JoinHandle<()>>>,
+    handles: Handles,
+    standing: watch::Receiver<Standing>,
+    elsewhere: Arc<AtomicBool>,
+    nodes: watch::Sender<Arc<Vec<RegionNode>>>,
+    claim_again: Arc<Notify>,
     deaths: Arc<Deaths>,
-    nudges: Arc<Mutex<BTreeMap<String, Arc<Notify>>>>,
 }
 
 impl RegionAgent {
@@ -81,27 +102,59 @@ impl RegionAgent {
         if options.nodes.is_empty() {
             return Err(AgentError::NoNodes { region: options.region });
         }
-        let folder = options.folder.clone();
+        let (folder, new_id) = (options.folder.clone(), options.new_id);
         let opened = tokio::task::spawn_blocking(move || {
             let disk = AgentDisk::open(&folder)?;
             let files = disk.load()?;
-            Ok((disk, files))
+            let identity = IdentityFile::open(&folder, new_id)?;
+            Ok((disk, files, identity))
         })
         .await
         .unwrap_or_else(|error| Err(io::Error::other(error)));
-        let (disk, files) = opened.map_err(|source| AgentError::Folder {
+        let (disk, files, (file, identity)) = opened.map_err(|source| AgentError::Folder {
             region: options.region.clone(),
             folder: options.folder.display().to_string(),
             source,
         })?;
         let region = options.region.clone();
         let shutdown = CancellationToken::new();
-        let nudges = Arc::new(Mutex::new(BTreeMap::new()));
+        let handles = Handles::default();
         let deaths = Arc::new(Deaths::default());
+        let keeps = Arc::clone(&deaths);
+        let (standing, stands) = watch::channel(Keeper::first_standing(&identity, &*options.clock));
+        let elsewhere = Arc::new(AtomicBool::new(stands.borrow().is_elsewhere()));
+        let claim_again = Arc::new(Notify::new());
+        options.token.store(identity.token, Ordering::Relaxed);
+        let (nodes, node_list) = watch::channel(Arc::new(options.nodes.clone()));
+        let claimed = node_list.clone();
+        let keeper = Keeper {
+            region: region.clone(),
+            name: options.name.clone(),
+            address: options.address.clone(),
+            link: Arc::clone(&link),
+            clock: Arc::clone(&options.clock),
+            jitter: Arc::clone(&options.jitter),
+            limits: options.limits.clone(),
+            nodes: Arc::new(move || {
+                let host_node = |node: &RegionNode| HostNode { name: node.name.clone(), address: node.address.clone() };
+                claimed.borrow().iter().map(host_node).collect()
+            }),
+            token: Arc::clone(&options.token),
+            works: Arc::new(move || keeps.works(KEEPER)),
+            starting: true,
+            file,
+            identity,
+            standing,
+            elsewhere: Arc::clone(&elsewhere),
+            nudge: Arc::clone(&claim_again),
+            shutdown: shutdown.clone(),
+        };
         let shared = Arc::new(Shared {
+            standing: stands.clone(),
+            claim_again: Arc::clone(&claim_again),
             heavy: Arc::new(Semaphore::new(options.limits.heavy_steps.max(1))),
             figures: options.metrics.of_region(&region),
-            node_names: options.nodes.iter().map(|node| node.name.clone()).collect(),
+            nodes: node_list,
             shutdown: shutdown.clone(),
             deaths: Arc::clone(&deaths),
             disk,
@@ -110,7 +163,7 @@ impl RegionAgent {
         });
         let mut follower = Follower {
             shared,
-            nudges: Arc::clone(&nudges),
+            handles: Arc::clone(&handles),
             tasks: JoinSet::new(),
             names: BTreeMap::new(),
             stores: BTreeMap::new(),
@@ -119,14 +172,49 @@ impl RegionAgent {
             snapshots: 0,
         };
         follower.take_files(files);
-        let follower = tokio::spawn(follower.run());
-        Ok(RegionAgent { region, shutdown, follower: Mutex::new(Some(follower)), deaths, nudges })
+        let follower = tokio::spawn(follower.run(keeper));
+        Ok(RegionAgent {
+            region,
+            shutdown,
+            follower: Mutex::new(Some(follower)),
+            handles,
+            standing: stands,
+            elsewhere,
+            nodes,
+            claim_again,
+            deaths,
+        })
+    }
+
+    /// How the agent stands with hosting its region, now and whenever that changes.
+    #[must_use]
+    pub fn standing(&self) -> watch::Receiver<Standing> {
+        self.standing.clone()
     }
 
     /// The region.
     #[must_use]
     pub fn region(&self) -> &str {
         &self.region
+    }
+
+    /// Whether another agent hosts the region and this one has not in this life. Cheap enough for every read.
+    #[must_use]
+    pub fn is_elsewhere(&self) -> bool {
+        self.elsewhere.load(Ordering::Relaxed)
+    }
+
+    /// Takes one more node into the region. It is brought to where the others are. One whose name is taken is not.
+    pub fn add_node(&self, node: RegionNode) {
+        self.nodes.send_if_modified(|nodes| {
+            let is_new = nodes.iter().all(|known| known.name != node.name);
+            if is_new {
+                Arc::make_mut(nodes).push(node);
+            }
+            is_new
+        });
+        // Whoever looks at the region sees its nodes by the claims.
+        self.claim_again.notify_one();
     }
 
     /// What keeps the agent from its work, if one of its tasks has died and does not work again yet.
@@ -138,15 +226,58 @@ impl RegionAgent {
     /// Has the agent look at its nodes now, instead of at the next time that it would: something has
     /// found one of them damaged.
     pub fn look_at(&self, store: &str) {
-        if let Some(nudge) = self.nudges.lock().get(store) {
-            nudge.notify_one();
+        if let Some(handle) = self.handles.lock().get(store) {
+            handle.nudge.notify_one();
         }
     }
 
     /// Whether the agent has anything to do with this store.
     #[must_use]
     pub fn follows(&self, store: &str) -> bool {
-        self.nudges.lock().contains_key(store)
+        self.handles.lock().contains_key(store)
+    }
+
+    /// Pins a version of a store in this region: it is served, whatever the assignment says, until the pin is lifted. It
+    /// is in force, and on the agent's disk, when this returns.
+    ///
+    /// # Errors
+    /// See [`PinRefused`].
+    pub async fn pin(&self, store: &str, request: PinRequest) -> Result<Pinned, PinRefused> {
+        self.ask(store, |answer| Ask::Pin(request, answer)).await
+    }
+
+    /// Lifts the pin of a store: the region does what its assignment says.
+    ///
+    /// # Errors
+    /// See [`PinRefused`].
+    pub async fn unpin(&self, store: &str, by: &str) -> Result<PastPin, PinRefused> {
+        self.ask(store, |answer| Ask::Unpin { by: by.to_owned(), answer }).await
+    }
+
+    async fn ask<T>(
+        &self,
+        store: &str,
+        ask: impl FnOnce(oneshot::Sender<Result<T, PinRefused>>) -> Ask,
+    ) -> Result<T, PinRefused> {
+        let unavailable = |why: &str| PinRefused::Unavailable { why: why.to_owned() };
+        let asks = {
+            let handles = self.handles.lock();
+            let handle = handles.get(store).ok_or_else(|| PinRefused::NoSuchStore {
+                store: store.to_owned(),
+                known: handles.keys().cloned().collect(),
+            })?;
+            handle.asks.clone()
+        };
+        let (answer, answered) = oneshot::channel();
+        asks.try_send(ask(answer)).map_err(|_| unavailable("too many ask at once, or it is stopping"))?;
+        answered.await.unwrap_or_else(|_| Err(unavailable("it stopped before it had answered")))
+    }
+
+    /// What is pinned, and was, by store.
+    #[must_use]
+    pub fn pins(&self) -> BTreeMap<String, Pins> {
+        let handles = self.handles.lock();
+        handles.iter().map(|(store, handle)| (store.clone(), handle.pins.borrow().clone())).collect()
     }
 
     /// Ends the agent. Nodes go on serving what they serve.
@@ -178,7 +309,7 @@ struct Followed {
 /// Follows the control plane and hands its words to the stores' tasks.
 struct Follower {
     shared: Arc<Shared>,
-    nudges: Arc<Mutex<BTreeMap<String, Arc<Notify>>>>,
+    handles: Handles,
     tasks: JoinSet<()>,
     names: BTreeMap<Id, String>,
     stores: BTreeMap<String, Followed>,
@@ -222,9 +353,10 @@ impl Follower {
         let store = file.store.clone();
         let incarnation = file.incarnation;
         let (words, receiver) = watch::channel(word);
-        let nudge = Arc::new(Notify::new());
-        self.nudges.lock().insert(store.clone(), Arc::clone(&nudge));
-        let task = StoreTask::new(Arc::clone(&self.shared), file, receiver, nudge);
+        let (asks, asked) = mpsc::channel(ASKS_MAX);
+        let handle = StoreHandle { nudge: Arc::new(Notify::new()), asks, pins: watch::Sender::default() };
+        self.handles.lock().insert(store.clone(), handle.clone());
+        let task = StoreTask::new(Arc::clone(&self.shared), file, receiver, &handle, asked);
         let id = self.tasks.spawn(task.run()).id();
         self.names.insert(id, store.clone());
         self.stores.insert(store, Followed { words, incarnation });
@@ -264,7 +396,7 @@ impl Follower {
         let Some(followed) = self.stores.remove(&store) else {
             return;
         };
-        self.nudges.lock().remove(&store);
+        let handle = self.handles.lock().remove(&store);
         let word = followed.words.borrow().clone();
         if panicked {
             tracing::error!(region = %self.shared.options.region, %store, "the store's task panicked and is started again");
@@ -272,15 +404,25 @@ impl Follower {
         if panicked || word.assignment.is_some() {
             let incarnation =
                 word.assignment.as_ref().map_or(followed.incarnation, |assignment| assignment.incarnation);
-            self.begin(StoreFile::new(&store, incarnation), word);
+            let mut file = StoreFile::new(&store, incarnation);
+            if let Some(handle) = handle {
+                // A pin wins until it is lifted, whatever becomes of a task.
+                file.pins = handle.pins.borrow().clone();
+            }
+            self.begin(file, word);
         }
     }
 
-    async fn run(mut self) {
+    async fn run(mut self, mut keeper: Keeper) {
         let shared = Arc::clone(&self.shared);
-        let heart = tokio::spawn(async move {
+        let keeper = tokio::spawn(async move {
             let mut deaths = 0;
-            while !outlive(&shared, HEART, &mut deaths, beat(Arc::clone(&shared))).await {}
+            while !outlive(&shared, KEEPER, &mut deaths, keeper.run()).await {}
+        });
+        let shared = Arc::clone(&self.shared);
+        let sweeper = tokio::spawn(async move {
+            let mut deaths = 0;
+            while !outlive(&shared, SWEEPER, &mut deaths, sweep(Arc::clone(&shared))).await {}
         });
         let shared = Arc::clone(&self.shared);
         let mut deaths = 0;
@@ -290,8 +432,10 @@ impl Follower {
         }
         // Each task ends by the same token, within its limit.
         while self.tasks.join_next().await.is_some() {}
-        heart.abort();
-        let _ = heart.await;
+        // Both end by the token too.
+        let _ = tokio::join!(keeper, sweeper);
+        let standing = self.shared.standing.borrow().clone();
+        release(&*self.shared.link, &standing, RELEASE_LIMIT).await;
     }
 
     /// Follows one watch after the other until the agent is stopped.
@@ -332,9 +476,13 @@ impl Follower {
     /// Follows one watch until it ends, and says why it did.
     async fn follow(&mut self, failures: &mut u32) -> LinkError {
         let link = Arc::clone(&self.shared.link);
-        let mut watch: Box<dyn AssignmentWatch> = match link.watch(self.position).await {
-            Ok(watch) => watch,
-            Err(error) => return error,
+        let mut standing = self.shared.standing.clone();
+        self.until_it_commands(&mut standing).await;
+        let opened = tokio::time::timeout(self.shared.options.limits.step, link.watch(self.position)).await;
+        let mut watch: Box<dyn AssignmentWatch> = match opened {
+            Ok(Ok(watch)) => watch,
+            Ok(Err(error)) => return error,
+            Err(_) => return LinkError::Unavailable { why: "the watch was not opened in time".to_owned() },
         };
         loop {
             let item = tokio::select! {
@@ -342,6 +490,9 @@ impl Follower {
                 Some(ended) = self.tasks.join_next_with_id() => {
                     self.task_ended(ended);
                     continue;
+                }
+                () = until(&mut standing, |standing| !standing.commands()) => {
+                    return LinkError::Unavailable { why: self.shared.standing.borrow().words() };
                 }
                 item = watch.next() => item,
             };
@@ -357,12 +508,19 @@ impl Follower {
         }
     }
 
+    /// Waits, with the tasks that end meanwhile looked after.
+    async fn until_it_commands(&mut self, standing: &mut watch::Receiver<Standing>) {
+        loop {
+            tokio::select! {
+                biased;
+                Some(ended) = self.tasks.join_next_with_id() => self.task_ended(ended),
+                () = until(standing, Standing::commands) => return,
+            }
+        }
+    }
+
     async fn hear(&mut self, item: LinkItem) -> Result<(), LinkError> {
-        let position = match &item {
-            LinkItem::Snapshot { position, .. }
-            | LinkItem::Change { position, .. }
-            | LinkItem::Removed { position } => *position,
-        };
+        let position = item.position();
         if let Some(seen) = self.seen
             && position.is_before(seen)
         {
@@ -378,6 +536,10 @@ impl Follower {
         let same_log = self.seen.is_some_and(|seen| seen.epoch == position.epoch);
         match item {
             LinkItem::Snapshot { assignments, unreadable, reports, .. } => {
+                if self.shared.standing.borrow().holder().is_none() {
+                    // The region may have been unknown a moment ago.
+                    self.shared.claim_again.notify_one();
+                }
                 self.hear_all(position, same_log, assignments, &unreadable, reports).await;
             }
             LinkItem::Change { store, assignment, .. } => {
@@ -385,6 +547,7 @@ impl Follower {
                     self.tell(&store, Word { assignment, position: Some(position), heard: true, reported: None });
                 }
             }
+            LinkItem::Nothing { .. } => {}
             LinkItem::Removed { .. } => {
                 tracing::warn!(region = %self.shared.options.region, "the control plane does not know this region; it goes on serving what it has");
             }
@@ -429,7 +592,8 @@ impl Follower {
 
     async fn stores_of_nodes(&self) -> BTreeSet<String> {
         let mut names = BTreeSet::new();
-        for node in &self.shared.options.nodes {
+        let nodes = Arc::clone(&self.shared.nodes.borrow());
+        for node in nodes.iter() {
             let clock = &self.shared.options.clock;
             let deadline = clock.sleep_until(clock.now().after(self.shared.options.limits.step));
             tokio::select! {
@@ -445,36 +609,27 @@ impl Follower {
     }
 }
 
-/// Says that the agent lives, until it does not; and removes copies that nobody needs any more.
-async fn beat(shared: Arc<Shared>) {
+/// Waits until the agent stands like this. Should nobody be left to say so, it waits for ever: the agent is stopping.
+async fn until(standing: &mut watch::Receiver<Standing>, holds: impl FnMut(&Standing) -> bool) {
+    if standing.wait_for(holds).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Removes copies that nobody needs any more.
+async fn sweep(shared: Arc<Shared>) {
     let clock = Arc::clone(&shared.options.clock);
-    let agent = format!("{} ({} nodes)", shared.options.region, shared.options.nodes.len());
-    let mut failures: u32 = 0;
     loop {
-        let now: Timestamp = clock.now();
-        let heartbeat = AgentHeartbeat { at: now, agent: agent.clone() };
-        let beat = tokio::time::timeout(shared.options.limits.step, shared.link.heartbeat(heartbeat)).await;
-        match beat {
-            Ok(Ok(())) => {
-                failures = 0;
-                shared.deaths.works(HEART);
+        match shared.options.artifacts.sweep().await {
+            Ok(_) => shared.deaths.works(SWEEPER),
+            Err(error) => {
+                tracing::warn!(region = %shared.options.region, %error, "copies that nobody needs could not be removed; tried again");
             }
-            Ok(Err(error)) => {
-                failures = failures.saturating_add(1);
-                // The first of a row: the follower logs the rest of the story.
-                if failures == 1 {
-                    tracing::warn!(region = %shared.options.region, %error, "could not say that the agent lives");
-                }
-            }
-            Err(_) => failures = failures.saturating_add(1),
-        }
-        if let Err(error) = shared.options.artifacts.sweep().await {
-            tracing::warn!(region = %shared.options.region, %error, "copies that nobody needs could not be removed; tried again");
         }
         tokio::select! {
             biased;
             () = shared.shutdown.cancelled() => return,
-            () = clock.sleep_until(now.after(shared.options.limits.heartbeat_every)) => {}
+            () = clock.sleep_until(clock.now().after(shared.options.limits.heartbeat_every)) => {}
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use tidegate_state::Clock;
@@ -17,6 +18,8 @@ use crate::region::metrics::RegionMetrics;
 pub struct RegionNode {
     /// Its name, unique within the region.
     pub name: String,
+    /// Where it answers reads; absent for one within the agent's own process.
+    pub address: Option<String>,
     /// What it is made of.
     pub engine: Arc<dyn Engine>,
 }
@@ -43,8 +46,10 @@ pub struct AgentLimits {
     pub observe_every: Duration,
     /// How often progress alone is reported.
     pub progress_every: Duration,
-    /// How often the agent says that it lives.
+    /// How often the agent says that it lives, and renews its region's lease.
     pub heartbeat_every: Duration,
+    /// How long after it was last heard of another agent may host the region.
+    pub lease: Duration,
     /// How often what is held is read back from end to end.
     pub scrub_every: Duration,
     /// How many copies, loads and verifications run at a time, over all stores.
@@ -64,6 +69,7 @@ impl Default for AgentLimits {
             observe_every: Duration::from_secs(15),
             progress_every: Duration::from_secs(1),
             heartbeat_every: Duration::from_secs(10),
+            lease: Duration::from_secs(30),
             scrub_every: Duration::from_secs(6 * 60 * 60),
             heavy_steps: 4,
         }
@@ -100,6 +106,12 @@ pub fn random_jitter() -> Jitter {
 pub struct AgentOptions {
     /// The region.
     pub region: String,
+    /// What people call the agent.
+    pub name: String,
+    /// Where the agent answers reads; absent where it is part of a server.
+    pub address: Option<String>,
+    /// The agent's id if its folder has none yet.
+    pub new_id: Uuid,
     /// Where the agent keeps what it was told. One agent at a time uses it.
     pub folder: PathBuf,
     /// The region's nodes.
@@ -116,6 +128,8 @@ pub struct AgentOptions {
     pub limits: AgentLimits,
     /// Where it counts.
     pub metrics: RegionMetrics,
+    /// Where the agent writes the token by which it hosts its region, for nodes that obey the highest alone.
+    pub token: Arc<AtomicU64>,
 }
 
 impl AgentOptions {
@@ -128,8 +142,12 @@ impl AgentOptions {
         artifacts: RegionArtifacts,
         clock: Arc<dyn Clock>,
     ) -> Self {
+        let region = region.into();
         AgentOptions {
-            region: region.into(),
+            name: region.clone(),
+            region,
+            address: None,
+            new_id: Uuid::new_v4(),
             folder: folder.into(),
             nodes,
             artifacts,
@@ -138,6 +156,7 @@ impl AgentOptions {
             jitter: random_jitter(),
             limits: AgentLimits::default(),
             metrics: RegionMetrics::default(),
+            token: Arc::default(),
         }
     }
 }

@@ -195,6 +195,12 @@ impl Tools {
         }
     }
 
+    /// Reads a version back without waiting for a turn.
+    pub(super) async fn verify_at_once(self, node: RegionNode, version: u64) -> Result<NodeResult, EngineError> {
+        let verify = async { node.engine.verify(&self.key, version).await.map(NodeResult::Verified) };
+        self.limited(&format!("verify on node {}", node.name), self.limits.verify, verify).await
+    }
+
     pub(super) async fn read_manifest(self, name: ArtifactName) -> Result<VersionResult, EngineError> {
         let read = async { self.artifacts.manifest(&name).await.map(VersionResult::Manifest) };
         self.limited("reading the manifest", self.limits.step, read).await

@@ -9,24 +9,29 @@ use std::sync::Arc;
 
 use tidegate_api::manifest::Manifest;
 use tidegate_state::Timestamp;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+pub(super) use self::pinning::Ask;
+use self::pinning::Asking;
 use super::disk::{AgentDisk, StoreFile};
-use super::options::AgentOptions;
+use super::options::{AgentOptions, RegionNode};
 use super::revival::Deaths;
 use super::steps::{NodeResult, Tools, VersionResult};
 use crate::engine::{EngineError, LoadProgress, StoreKey};
 use crate::entities::{Assignment, Report};
 use crate::region::clients::ClientOrders;
+use crate::region::hosting::Standing;
 use crate::region::link::{LinkError, Position, RegionLink};
 use crate::region::metrics::RegionFigures;
+use crate::region::pin::Pins;
 use crate::region::plan::{Check, NodeTask, NodeView, VersionTask, View};
 
 mod begin;
 mod ended;
+mod pinning;
 mod told;
 mod wanted;
 
@@ -43,14 +48,28 @@ pub(super) struct Word {
     pub(super) reported: Option<(u64, Option<Report>)>,
 }
 
+/// How the rest of the agent reaches a store's task.
+#[derive(Clone)]
+pub(super) struct StoreHandle {
+    /// Has it look at its nodes now.
+    pub(super) nudge: Arc<Notify>,
+    pub(super) asks: mpsc::Sender<Ask>,
+    pub(super) pins: watch::Sender<Pins>,
+}
+
 /// What the tasks of one agent share.
 pub(super) struct Shared {
     pub(super) options: AgentOptions,
     pub(super) link: Arc<dyn RegionLink>,
+    /// How the agent stands with hosting the region.
+    pub(super) standing: watch::Receiver<Standing>,
+    /// Has the region claimed again at once.
+    pub(super) claim_again: Arc<Notify>,
     pub(super) disk: AgentDisk,
     pub(super) heavy: Arc<Semaphore>,
     pub(super) figures: RegionFigures,
-    pub(super) node_names: Vec<String>,
+    /// The region's nodes. More may come, always behind those there are.
+    pub(super) nodes: watch::Receiver<Arc<Vec<RegionNode>>>,
     pub(super) shutdown: CancellationToken,
     pub(super) deaths: Arc<Deaths>,
 }
@@ -64,6 +83,7 @@ enum Job {
     Report(Box<Report>),
     RemoveReport,
     Save,
+    SavePins,
     Orders(Option<ClientOrders>),
 }
 
@@ -93,6 +113,8 @@ pub(super) struct StoreTask {
     tools: Tools,
     words: watch::Receiver<Word>,
     nudge: Arc<Notify>,
+    /// The region's nodes, in the order of the view.
+    nodes: Arc<Vec<RegionNode>>,
     file: StoreFile,
     view: View,
     manifests: BTreeMap<u64, Arc<Manifest>>,
@@ -111,6 +133,9 @@ pub(super) struct StoreTask {
     written: Option<Report>,
     written_at: Timestamp,
     report_trouble: Option<(u32, Timestamp)>,
+    asks: mpsc::Receiver<Ask>,
+    asking: Option<Asking>,
+    pins: watch::Sender<Pins>,
     /// What clients were told, once they were told anything.
     told: Option<Option<ClientOrders>>,
     unsaved: bool,
@@ -123,9 +148,16 @@ pub(super) struct StoreTask {
 
 impl StoreTask {
     /// The task of the store that this file is about; what it says is what was known before.
-    pub(super) fn new(shared: Arc<Shared>, file: StoreFile, words: watch::Receiver<Word>, nudge: Arc<Notify>) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        file: StoreFile,
+        words: watch::Receiver<Word>,
+        handle: &StoreHandle,
+        asks: mpsc::Receiver<Ask>,
+    ) -> Self {
         let options = &shared.options;
         let now = options.clock.now();
+        let nodes = Arc::clone(&shared.nodes.borrow());
         let tools = Tools {
             key: StoreKey { name: file.store.clone(), incarnation: file.incarnation },
             clock: Arc::clone(&options.clock),
@@ -138,11 +170,15 @@ impl StoreTask {
         let mut task = StoreTask {
             tools,
             words,
-            nudge,
+            nudge: Arc::clone(&handle.nudge),
+            asks,
+            asking: None,
+            pins: handle.pins.clone(),
             view: View::default(),
             manifests: BTreeMap::new(),
             reached: Vec::new(),
-            ended: vec![0; options.nodes.len()],
+            ended: vec![0; nodes.len()],
+            nodes,
             load_progress: BTreeMap::new(),
             copy_progress: BTreeMap::new(),
             jobs: JoinSet::new(),
@@ -164,45 +200,63 @@ impl StoreTask {
             file,
         };
         task.begin_view();
+        task.show_pins();
         task
     }
 
     /// Starts from what the file says: nothing is known about the nodes but what was found right before.
     fn begin_view(&mut self) {
-        let names = &self.shared.node_names;
         self.view = View::default();
-        self.view.nodes = names
-            .iter()
-            .map(|name| {
-                let sound = self.file.sound.get(name).cloned().unwrap_or_default();
-                NodeView {
-                    checked: sound.iter().map(|version| (*version, Check::Agrees)).collect(),
-                    // It was right when the agent last looked; the scrub looks again beside all else.
-                    scrub: sound,
-                    ..NodeView::default()
-                }
-            })
-            .collect();
-        self.reached = names
-            .iter()
-            .map(|name| {
-                let before = self.file.report.as_ref().filter(|report| {
-                    report.incarnation == self.file.incarnation && !report.lagging_nodes.contains(name)
-                });
-                Reached {
-                    known: before.is_some(),
-                    held: BTreeSet::new(),
-                    serving: before.and_then(|report| report.serving),
-                }
-            })
-            .collect();
+        self.view.nodes = self.nodes.iter().map(|node| self.first_view(&node.name)).collect();
+        self.reached = self.nodes.iter().map(|node| self.reached_before(&node.name)).collect();
         self.take_assignment();
+    }
+
+    /// What the file says of a node.
+    fn first_view(&self, name: &str) -> NodeView {
+        let sound = self.file.sound.get(name).cloned().unwrap_or_default();
+        NodeView {
+            checked: sound.iter().map(|version| (*version, Check::Agrees)).collect(),
+            // It was right when the agent last looked; the scrub looks again beside all else.
+            scrub: sound,
+            ..NodeView::default()
+        }
+    }
+
+    fn reached_before(&self, name: &str) -> Reached {
+        let before = self.file.report.as_ref().filter(|report| {
+            report.incarnation == self.file.incarnation
+                && !report.lagging_nodes.iter().any(|node| node == name)
+                // A pin may have been given since.
+                && self.file.pins.pin.as_ref().is_none_or(|pin| report.serving == Some(pin.version))
+        });
+        Reached { known: before.is_some(), held: BTreeSet::new(), serving: before.and_then(|report| report.serving) }
+    }
+
+    /// Takes in the nodes that have joined.
+    fn take_nodes(&mut self) {
+        let nodes = Arc::clone(&self.shared.nodes.borrow());
+        for node in nodes.iter().skip(self.nodes.len()) {
+            let first = self.first_view(&node.name);
+            self.view.nodes.push(first);
+            // Whatever it holds, it has not lost it here.
+            self.reached.push(Reached::default());
+            self.ended.push(0);
+        }
+        self.nodes = nodes;
+    }
+
+    fn node_names(&self) -> Vec<String> {
+        self.nodes.iter().map(|node| node.name.clone()).collect()
     }
 
     pub(super) async fn run(mut self) {
         let shutdown = self.shared.shutdown.clone();
         let mut clients = self.shared.options.clients.changes();
+        let mut standing = self.shared.standing.clone();
+        let mut nodes = self.shared.nodes.clone();
         self.take_word();
+        self.take_nodes();
         loop {
             self.advance();
             if self.let_go && !self.words.has_changed().unwrap_or(false) {
@@ -218,7 +272,10 @@ impl StoreTask {
                     Err(_) => break,
                 },
                 Some(ended) = self.jobs.join_next_with_id() => self.end(ended),
+                Some(ask) = self.asks.recv(), if !self.is_asked() => self.take_ask(ask),
                 () = self.nudge.notified() => self.look_again(),
+                Ok(()) = standing.changed() => {}
+                Ok(()) = nodes.changed() => self.take_nodes(),
                 Ok(()) = clients.changed() => {}
                 () = clock.sleep_until(wake_at) => self.wake(),
             }
@@ -283,6 +340,11 @@ impl StoreTask {
         let now = self.now();
         let mut at = self.observe_at.min(self.scrub_at);
         at = at.min(self.view.next_attempt_at(now).unwrap_or(at));
+        if let Some(asked_at) = self.asking_wakes_at()
+            && asked_at > now
+        {
+            at = at.min(asked_at);
+        }
         if let Some((_, until)) = self.report_trouble
             && until > now
         {

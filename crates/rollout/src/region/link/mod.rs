@@ -1,21 +1,31 @@
 //! What a region's agent and the control plane say to each other.
 //!
 //! An agent watches its own subtree and reports into it, and knows nothing else of the state tree.
-//! [`StateLink`] is the link within one process; the trait has nothing in it that could not be sent
-//! over a connection: a watch begins at a position and can be resumed there, and a report is a
+//! [`StateLink`] is the link within one process, [`HttpLink`] the one over a network. The trait has nothing in it that
+//! could not be sent over a connection: a watch begins at a position and can be resumed there, and a report is a
 //! whole document that may be sent twice.
+//!
+//! # Invariants
+//! - A watch gives everything first, or what came after the place where it was resumed; never a gap.
+//! - Who reports says as whom: a report of one that no longer hosts the region is refused, with the reason.
+//! - A document that this release can't read is named, and what it is about stays as it is.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use tidegate_api::agent::{HostClaim, HostGrant};
 use tidegate_state::{Epoch, Revision};
 
-use crate::entities::{AgentHeartbeat, Assignment, Report};
+use super::hosting::Holder;
+use crate::entities::{Assignment, Report};
 
+mod http;
 mod state;
+pub mod wire;
 
-pub use state::StateLink;
+pub use http::{HttpLink, HttpLinkOptions};
+pub use state::{StateLink, StateWatch};
 
 /// A place in the control plane's log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,12 +68,30 @@ pub enum LinkItem {
         /// What is wanted of it now; `None`: nothing.
         assignment: Option<Assignment>,
     },
+    /// Nothing that concerns the region has happened up to here.
+    Nothing {
+        /// Where this is in the log.
+        position: Position,
+    },
     /// The control plane does not know this region (any more). The region goes on serving what it
     /// has until it is told otherwise, and its reports are refused.
     Removed {
         /// Where this is in the log.
         position: Position,
     },
+}
+
+impl LinkItem {
+    /// Where in the log this was said.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        match self {
+            LinkItem::Snapshot { position, .. }
+            | LinkItem::Change { position, .. }
+            | LinkItem::Nothing { position }
+            | LinkItem::Removed { position } => *position,
+        }
+    }
 }
 
 /// Why something could not be said or heard.
@@ -80,6 +108,14 @@ pub enum LinkError {
     Refused {
         /// Its reason.
         why: String,
+    },
+    /// Another agent hosts the region. Claim it again, and say nothing else until that is granted.
+    #[error("the control plane refused: the region is hosted by {by}")]
+    Replaced {
+        /// Who hosts it, in words.
+        by: String,
+        /// Where that one answers reads.
+        address: Option<String>,
     },
 }
 
@@ -99,6 +135,18 @@ pub trait RegionLink: Send + Sync + 'static {
     /// The region that this link speaks for.
     fn region(&self) -> &str;
 
+    /// Takes the region's lease or renews it, and says that the agent lives.
+    ///
+    /// # Errors
+    /// See [`LinkError`].
+    async fn host(&self, claim: &HostClaim) -> Result<HostGrant, LinkError>;
+
+    /// Lets go of the lease: the agent stops in order. One that is not held any more is let go of already.
+    ///
+    /// # Errors
+    /// See [`LinkError`].
+    async fn release(&self, holder: Holder) -> Result<(), LinkError>;
+
     /// Begins to watch what is wanted of the region: everything first, or, where `from` is a place
     /// that the log still reaches back to, what came after it.
     ///
@@ -110,11 +158,5 @@ pub trait RegionLink: Send + Sync + 'static {
     ///
     /// # Errors
     /// See [`LinkError`].
-    async fn report(&self, store: &str, report: Option<Report>) -> Result<(), LinkError>;
-
-    /// Says that the region's agent lives.
-    ///
-    /// # Errors
-    /// See [`LinkError`].
-    async fn heartbeat(&self, heartbeat: AgentHeartbeat) -> Result<(), LinkError>;
+    async fn report(&self, holder: Holder, store: &str, report: Option<Report>) -> Result<(), LinkError>;
 }

@@ -3,13 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use async_trait::async_trait;
+use tidegate_api::agent::{HostClaim, HostGrant};
 use tidegate_state::{
-    Applied, Entity, EntityId, Feed, FeedItem, Path, PathError, ReadError, Ref, Snapshot, State, TransactionError,
-    WriteError,
+    Applied, Attributes, Entity, EntityId, Feed, FeedItem, Path, PathError, ReadError, Ref, Snapshot, State, Timestamp,
+    Transaction, TransactionError, WriteError,
 };
 
 use super::{AssignmentWatch, LinkError, LinkItem, Position, RegionLink};
-use crate::entities::{AgentHeartbeat, Assignment, Region, Report};
+use crate::entities::{AgentHeartbeat, Assignment, Region, RegionHosting, Report};
+use crate::operations::OperatorAction;
+use crate::region::hosting::{ClaimRefused, Holder, decide, describe, is_host};
 
 /// Watches and reports straight on a [`State`].
 #[derive(Clone)]
@@ -17,6 +20,8 @@ pub struct StateLink {
     state: State,
     name: String,
     region: Ref<Region>,
+    hosting: Ref<RegionHosting>,
+    attributes: Attributes,
 }
 
 impl StateLink {
@@ -26,7 +31,70 @@ impl StateLink {
     /// A name that is none.
     pub fn new(state: State, region: impl Into<String>) -> Result<Self, PathError> {
         let name = region.into();
-        Ok(StateLink { region: Ref::root(name.clone())?, name, state })
+        let region: Ref<Region> = Ref::root(name.clone())?;
+        let hosting = region.child(RegionHosting::ID)?;
+        Ok(StateLink { region, hosting, name, state, attributes: Attributes::new() })
+    }
+
+    /// The same link, whose transactions say this about themselves: who asked, in which request.
+    #[must_use]
+    pub fn with_attributes(mut self, attributes: Attributes) -> Self {
+        self.attributes = attributes;
+        self
+    }
+
+    /// As [`RegionLink::watch`], with what the watch knows of where it is. Whether the log reaches back to `from`.
+    #[must_use]
+    pub fn open_watch(&self, from: Option<Position>) -> (StateWatch, bool) {
+        let feed = self.state.changes(from.map(|position| (position.epoch, position.revision)));
+        let resumed = from.is_some_and(|from| position(feed.snapshot()) == from);
+        (StateWatch { feed, region: self.region.clone(), waiting: VecDeque::new() }, resumed)
+    }
+
+    async fn write<T: Send + 'static>(
+        &self,
+        work: impl Fn(&mut Transaction) -> Result<T, Refusal> + Send + 'static,
+    ) -> Result<T, LinkError> {
+        let transaction = self.state.transaction().attributes(self.attributes.clone());
+        Ok(transaction.write(work).await.map_err(failed)?.value)
+    }
+}
+
+/// Why the link's own transaction was not committed.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error(transparent)]
+    Transaction(#[from] TransactionError),
+    #[error("there is no region {region}; whoever hosted it goes on serving what it has")]
+    NoRegion { region: String },
+    #[error("the region is hosted by {by}")]
+    Replaced { by: String, address: Option<String> },
+    #[error("no agent hosts the region; it has to be claimed first")]
+    NotHosted,
+    #[error("{0}")]
+    Invalid(String),
+}
+
+impl Refusal {
+    fn replaced(hosting: &RegionHosting, now: Timestamp) -> Self {
+        Refusal::Replaced { by: describe(hosting, now), address: hosting.address.clone() }
+    }
+}
+
+/// Refuses what comes from an agent that does not host the region.
+fn require_host(
+    transaction: &Transaction,
+    region: &Ref<Region>,
+    hosting: &Ref<RegionHosting>,
+    holder: Holder,
+) -> Result<RegionHosting, Refusal> {
+    if transaction.get(region)?.is_none() {
+        return Err(Refusal::NoRegion { region: region.id() });
+    }
+    match transaction.get(hosting)? {
+        Some(current) if is_host(Some(&current), holder) => Ok((*current).clone()),
+        Some(current) => Err(Refusal::replaced(&current, transaction.now())),
+        None => Err(Refusal::NotHosted),
     }
 }
 
@@ -36,32 +104,70 @@ impl RegionLink for StateLink {
         &self.name
     }
 
-    async fn watch(&self, from: Option<Position>) -> Result<Box<dyn AssignmentWatch>, LinkError> {
-        let feed = self.state.changes(from.map(|position| (position.epoch, position.revision)));
-        Ok(Box::new(StateWatch { feed, region: self.region.clone(), waiting: VecDeque::new() }))
+    async fn host(&self, claim: &HostClaim) -> Result<HostGrant, LinkError> {
+        let (region, hosting, claim) = (self.region.clone(), self.hosting.clone(), claim.clone());
+        let heartbeat: Ref<AgentHeartbeat> = self.region.child(AgentHeartbeat::ID).map_err(refused)?;
+        self.write(move |transaction| {
+            if transaction.get(&region)?.is_none() {
+                return Err(Refusal::NoRegion { region: region.id() });
+            }
+            let now = transaction.now();
+            let current = transaction.get(&hosting)?;
+            let granted = match decide(current.as_deref(), &claim, now) {
+                Ok(granted) => granted,
+                Err(ClaimRefused::Hosted(current, now)) => return Err(Refusal::replaced(&current, now)),
+                Err(ClaimRefused::Invalid(why)) => return Err(Refusal::Invalid(why)),
+            };
+            let grant = HostGrant {
+                token: granted.token,
+                lease_ms: u64::try_from(granted.until.since(now).as_millis()).unwrap_or(u64::MAX),
+                now: u64::try_from(now.0).unwrap_or(0),
+            };
+            transaction.put(&heartbeat, AgentHeartbeat { at: now, agent: granted.name.clone() })?;
+            transaction.put(&hosting, granted)?;
+            Ok(grant)
+        })
+        .await
     }
 
-    async fn report(&self, store: &str, report: Option<Report>) -> Result<(), LinkError> {
-        let region = self.region.clone();
+    async fn release(&self, holder: Holder) -> Result<(), LinkError> {
+        let hosting = self.hosting.clone();
+        self.write(move |transaction| {
+            if let Some(current) = transaction.get(&hosting)?
+                && is_host(Some(&current), holder)
+            {
+                let until = transaction.now().min(current.until);
+                transaction.put(&hosting, RegionHosting { until, ..(*current).clone() })?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn watch(&self, from: Option<Position>) -> Result<Box<dyn AssignmentWatch>, LinkError> {
+        Ok(Box::new(self.open_watch(from).0))
+    }
+
+    async fn report(&self, holder: Holder, store: &str, report: Option<Report>) -> Result<(), LinkError> {
+        let (region, hosting) = (self.region.clone(), self.hosting.clone());
         let entity: Ref<Report> = self.region.child(store).map_err(refused)?;
-        let written = self.state.write(move |transaction| -> Result<(), TransactionError> {
+        self.write(move |transaction| {
+            require_host(transaction, &region, &hosting, holder)?;
             match &report {
                 Some(report) => {
-                    transaction.require(&region)?;
-                    transaction.put(&entity, report.clone())
+                    // Whether a region is silent is judged by the control plane's clock.
+                    let report = Report { at: transaction.now(), ..report.clone() };
+                    let before = transaction.get(&entity)?;
+                    OperatorAction::keep_pins(transaction, &region.id(), &entity.id(), before.as_deref(), &report)?;
+                    transaction.put(&entity, report)?;
                 }
-                None => transaction.delete(&entity).map(|_| ()),
+                None => {
+                    transaction.delete(&entity)?;
+                }
             }
-        });
-        written.await.map(|_| ()).map_err(failed)
-    }
-
-    async fn heartbeat(&self, heartbeat: AgentHeartbeat) -> Result<(), LinkError> {
-        let entity: Ref<AgentHeartbeat> = self.region.child(AgentHeartbeat::ID).map_err(refused)?;
-        let written = self
-            .state
-            .write(move |transaction| -> Result<(), TransactionError> { transaction.put(&entity, heartbeat.clone()) });
-        written.await.map(|_| ()).map_err(failed)
+            Ok(())
+        })
+        .await
     }
 }
 
@@ -70,18 +176,29 @@ fn refused(error: impl std::fmt::Display) -> LinkError {
 }
 
 /// A write that did not go through. One of unknown outcome is simply repeated: reports are whole documents.
-fn failed(error: WriteError<TransactionError>) -> LinkError {
+fn failed(error: WriteError<Refusal>) -> LinkError {
     match error {
+        WriteError::Rejected(Refusal::Replaced { by, address }) => LinkError::Replaced { by, address },
         WriteError::Rejected(error) => refused(error),
         error @ (WriteError::TooLarge { .. } | WriteError::Closed) => refused(error),
         error => LinkError::Unavailable { why: error.to_string() },
     }
 }
 
-struct StateWatch {
+/// An open watch straight on a [`State`].
+pub struct StateWatch {
     feed: Feed,
     region: Ref<Region>,
     waiting: VecDeque<LinkItem>,
+}
+
+impl StateWatch {
+    /// How far everything was given that concerns the region; `None` while items are left over from a transaction that
+    /// was read.
+    #[must_use]
+    pub fn given_up_to(&self) -> Option<Position> {
+        self.waiting.is_empty().then(|| position(self.feed.snapshot()))
+    }
 }
 
 #[async_trait]

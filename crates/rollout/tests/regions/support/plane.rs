@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use tidegate_rollout::entities::{AgentHeartbeat, Assignment, Report};
+use tidegate_api::agent::{HostClaim, HostGrant};
+use tidegate_rollout::entities::{Assignment, Report};
 use tidegate_rollout::region::RegionLink;
+use tidegate_rollout::region::hosting::Holder;
 use tidegate_rollout::region::link::{AssignmentWatch, LinkError, LinkItem, Position};
 use tidegate_state::{Epoch, Revision};
 use tokio::sync::watch;
@@ -25,6 +27,9 @@ struct Plane {
     removed: bool,
     refused: BTreeSet<String>,
     heartbeats: u64,
+    claims: u64,
+    token: u64,
+    hosted_by: Option<String>,
     panics: bool,
 }
 
@@ -51,6 +56,9 @@ impl ScriptedLink {
             removed: false,
             refused: BTreeSet::new(),
             heartbeats: 0,
+            claims: 0,
+            token: 0,
+            hosted_by: None,
             panics: false,
         };
         ScriptedLink {
@@ -74,6 +82,11 @@ impl ScriptedLink {
         self.changes.send_modify(|count| *count += 1);
     }
 
+    /// Another agent hosts the region from now on, or nobody else does.
+    pub fn hosted_by(&self, other: Option<&str>) {
+        self.plane.lock().hosted_by = other.map(str::to_owned);
+    }
+
     /// From now on nothing comes through, or everything does again.
     pub fn cut(&self, cut: bool) {
         {
@@ -90,7 +103,7 @@ impl ScriptedLink {
         self.cut(false);
     }
 
-    /// From now on every call that follows the control plane, or says that the agent lives, panics; or none does.
+    /// From now on every call that follows the control plane, or keeps the region's lease, panics; or none does.
     pub fn panic(&self, panics: bool) {
         self.plane.lock().panics = panics;
         self.cut(true);
@@ -135,6 +148,11 @@ impl ScriptedLink {
 
     pub fn heartbeats(&self) -> u64 {
         self.plane.lock().heartbeats
+    }
+
+    /// How often the region was claimed, granted or not.
+    pub fn claims(&self) -> u64 {
+        self.plane.lock().claims
     }
 
     pub fn report(&self, store: &str) -> Option<Report> {
@@ -210,9 +228,13 @@ impl RegionLink for ScriptedLink {
         Ok(Box::new(ScriptedWatch { link: self.clone(), changes: self.changes.subscribe(), connection, at: None }))
     }
 
-    async fn report(&self, store: &str, report: Option<Report>) -> Result<(), LinkError> {
+    async fn report(&self, holder: Holder, store: &str, report: Option<Report>) -> Result<(), LinkError> {
         self.up()?;
         let mut plane = self.plane.lock();
+        if let Some(by) = &plane.hosted_by {
+            return Err(LinkError::Replaced { by: by.clone(), address: None });
+        }
+        assert_eq!(holder.token, plane.token, "reports come from who hosts the region");
         if plane.removed || plane.refused.contains(store) {
             return Err(LinkError::Refused { why: "not known here".to_owned() });
         }
@@ -227,10 +249,22 @@ impl RegionLink for ScriptedLink {
         Ok(())
     }
 
-    async fn heartbeat(&self, _: AgentHeartbeat) -> Result<(), LinkError> {
+    async fn host(&self, claim: &HostClaim) -> Result<HostGrant, LinkError> {
         self.may_panic();
         self.up()?;
-        self.plane.lock().heartbeats += 1;
-        Ok(())
+        let mut plane = self.plane.lock();
+        plane.claims += 1;
+        if let Some(by) = &plane.hosted_by {
+            return Err(LinkError::Replaced { by: by.clone(), address: None });
+        }
+        if claim.token != Some(plane.token) {
+            plane.token += 1;
+        }
+        plane.heartbeats += 1;
+        Ok(HostGrant { token: plane.token, lease_ms: claim.lease_ms, now: 0 })
+    }
+
+    async fn release(&self, _: Holder) -> Result<(), LinkError> {
+        self.up()
     }
 }

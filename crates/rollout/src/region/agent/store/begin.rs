@@ -11,6 +11,10 @@ use crate::region::plan::{NodeTask, Step, VersionTask, plan};
 
 impl StoreTask {
     pub(super) fn advance(&mut self) {
+        if !self.shared.standing.borrow().commands() {
+            self.stand_still();
+            return;
+        }
         if let Some(next) = self.next_incarnation {
             if self.running.values().any(|running| matches!(running.job, Job::Node(..) | Job::Version(..))) {
                 return;
@@ -25,9 +29,19 @@ impl StoreTask {
         for step in plan(&self.view, now) {
             self.begin(step);
         }
+        self.answer_asked();
         self.track_trouble();
         self.tell_clients();
         self.report(now);
+        self.save();
+    }
+
+    /// Another agent hosts the region, or that is not known yet: nodes are commanded no more, and nothing is reported.
+    /// What was heard is kept.
+    fn stand_still(&mut self) {
+        self.cancel(|job| matches!(job, Job::Node(..) | Job::Version(..)));
+        self.refuse_asked();
+        self.track_trouble();
         self.save();
     }
 
@@ -68,7 +82,7 @@ impl StoreTask {
     }
 
     pub(super) fn start_node(&mut self, place: usize, task: NodeTask) {
-        let node = self.shared.options.nodes[place].clone();
+        let node = self.nodes[place].clone();
         let progress = Arc::new(LoadProgress::default());
         let mut artifact = None;
         if let NodeTask::Load(number) = task {
@@ -94,6 +108,16 @@ impl StoreTask {
         self.spawn(job, cancelled, async move { Outcome::Node(step.await) });
     }
 
+    /// Reads a version back without waiting for a turn: someone waits for it.
+    pub(super) fn verify_at_once(&mut self, place: usize, number: u64) {
+        let task = NodeTask::Verify(number);
+        let node = self.nodes[place].clone();
+        self.view.nodes[place].running.insert(task);
+        let step = self.tools.clone().verify_at_once(node, number);
+        let job = Job::Node(place, task, self.ended[place]);
+        self.spawn(job, CancellationToken::new(), async move { Outcome::Node(step.await) });
+    }
+
     pub(super) fn start_version(&mut self, number: u64, task: VersionTask) {
         let Some(name) = self.artifact_name(number) else {
             self.view.versions.remove(&number);
@@ -113,7 +137,7 @@ impl StoreTask {
                 for (place, node) in self.view.nodes.iter().enumerate() {
                     match &node.observed {
                         Some(observed) if observed.holds(number) => holding += 1,
-                        Some(_) => missing.push((place, self.shared.options.nodes[place].clone())),
+                        Some(_) => missing.push((place, self.nodes[place].clone())),
                         None => {}
                     }
                 }

@@ -60,6 +60,10 @@ impl StoreTask {
                     tracing::error!(store = %self.file.store, %error, "what is wanted could not be kept on the agent's disk");
                 }
             }
+            Job::SavePins => match outcome {
+                Some(Outcome::Save(saved)) => self.pins_saved(saved),
+                _ => self.pins_saved(Err(std::io::Error::other("the task panicked"))),
+            },
             Job::Orders(orders) => self.told = Some(orders),
         }
     }
@@ -75,6 +79,14 @@ impl StoreTask {
         self.view.nodes[place].running.remove(&task);
         if let NodeTask::Load(number) = task {
             self.load_progress.remove(&(place, number));
+        }
+        if let NodeTask::Verify(number) = task {
+            let read = match &result {
+                Ok(NodeResult::Verified(verification)) => Ok(verification.clone()),
+                Ok(_) => Err(EngineError::retry("it was not read back")),
+                Err(error) => Err(error.clone()),
+            };
+            self.read_back(place, number, &read);
         }
         if self.next_incarnation.is_some() {
             return;
@@ -134,7 +146,7 @@ impl StoreTask {
     pub(super) fn unsound(&mut self, place: usize, number: u64) {
         self.view.nodes[place].checked.remove(&number);
         self.view.nodes[place].scrub.remove(&number);
-        if let Some(sound) = self.file.sound.get_mut(&self.shared.node_names[place]) {
+        if let Some(sound) = self.file.sound.get_mut(&self.nodes[place].name) {
             self.unsaved |= sound.remove(&number);
         }
     }
@@ -156,7 +168,7 @@ impl StoreTask {
             self.mismatch_open = true;
             self.shared.figures.mismatches.inc();
             tracing::warn!(
-                region = %self.shared.options.region, store = %self.file.store, node = %self.shared.node_names[place],
+                region = %self.shared.options.region, store = %self.file.store, node = %self.nodes[place].name,
                 before = place_text(reached.held.iter(), reached.serving),
                 now = place_text(observed.held.keys(), observed.serving),
                 "a node is not where it was; it is put right from the assignment"
@@ -181,7 +193,7 @@ impl StoreTask {
             return;
         };
         self.view.nodes[place].scrub.remove(&number);
-        let name = self.shared.node_names[place].clone();
+        let name = self.nodes[place].name.clone();
         if verification.content_digest == expected {
             self.view.nodes[place].checked.insert(number, Check::Agrees);
             self.view.nodes[place].trouble.remove(&NodeTask::Verify(number));

@@ -7,9 +7,10 @@ use tidegate_state::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use super::{Job, Outcome, StoreTask};
-use crate::entities::Report;
+use crate::entities::{EmbeddedPermission, Report};
 use crate::region::clients::{ClientVersion, orders};
 use crate::region::link::LinkError;
+use crate::region::pin::permitted as permitted_with;
 use crate::region::plan::NodeTask;
 use crate::region::standing::{self, Facts, Novelty, novelty};
 
@@ -36,6 +37,15 @@ impl StoreTask {
         if self.is_running(|job| matches!(job, Job::Orders(_))) {
             return;
         }
+        let pin = self.file.pins.pin.as_ref().and_then(|pin| {
+            let expected = self.file.expected.get(&pin.version)?;
+            let version = ClientVersion {
+                permission: EmbeddedPermission::Serve,
+                artifact: expected.artifact.clone(),
+                manifest_sha256: expected.manifest_sha256.clone(),
+            };
+            Some((pin.version, version))
+        });
         let next = self.file.assignment.as_ref().map(|assignment| {
             let permitted: BTreeMap<u64, ClientVersion> = assignment
                 .hold
@@ -49,9 +59,10 @@ impl StoreTask {
                     (*number, version)
                 })
                 .collect();
+            let permitted = permitted_with(permitted, pin.as_ref().map(|(number, version)| (*number, version)));
             orders(
                 &permitted,
-                assignment.serve,
+                self.file.pins.pin.as_ref().map_or(assignment.serve, |pin| Some(pin.version)),
                 standing::serving(&self.view),
                 self.told.as_ref().and_then(Option::as_ref),
             )
@@ -96,12 +107,14 @@ impl StoreTask {
             return None;
         }
         let progress = self.progress();
+        let names = self.node_names();
         let facts = Facts {
             generation: assignment.generation,
             incarnation: assignment.incarnation,
-            node_names: &self.shared.node_names,
+            node_names: &names,
             progress: &progress,
             embedded: self.shared.options.clients.counts(&self.tools.key),
+            pins: &self.file.pins,
         };
         let previous = self.written.as_ref().or(self.file.report.as_ref());
         Some(standing::report(&self.view, facts, previous, now))
@@ -113,11 +126,14 @@ impl StoreTask {
         if busy || rests || !self.heard {
             return;
         }
+        let Some(holder) = self.shared.standing.borrow().holder() else {
+            return;
+        };
         let link = Arc::clone(&self.shared.link);
         let store = self.file.store.clone();
         let limit = self.shared.options.limits.step;
         let limited = move |report: Option<Report>| async move {
-            let written = tokio::time::timeout(limit, link.report(&store, report)).await;
+            let written = tokio::time::timeout(limit, link.report(holder, &store, report)).await;
             Outcome::Report(written.unwrap_or_else(|_| {
                 let why = format!("no answer to a report within {} s", limit.as_secs());
                 Err(LinkError::Unavailable { why })
@@ -159,6 +175,9 @@ impl StoreTask {
 
     pub(super) fn report_failed(&mut self, error: &LinkError) {
         self.shared.figures.reports_failed.inc();
+        if matches!(error, LinkError::Replaced { .. }) {
+            self.shared.claim_again.notify_one();
+        }
         let failures = self.report_trouble.map_or(0, |(failures, _)| failures).saturating_add(1);
         let pause = self.shared.options.limits.pause(failures, false, (self.shared.options.jitter)());
         tracing::warn!(region = %self.shared.options.region, store = %self.file.store, failures, %error, "a report was not written");
@@ -166,7 +185,10 @@ impl StoreTask {
     }
 
     pub(super) fn save(&mut self) {
-        if !self.unsaved || self.next_incarnation.is_some() || self.is_running(|job| *job == Job::Save) {
+        if !self.unsaved
+            || self.next_incarnation.is_some()
+            || self.is_running(|job| matches!(job, Job::Save | Job::SavePins))
+        {
             return;
         }
         self.unsaved = false;

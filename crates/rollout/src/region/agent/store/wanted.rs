@@ -6,6 +6,7 @@ use super::super::disk::{Expected, StoreFile};
 use super::StoreTask;
 use crate::engine::ADOPTED_VERSION;
 use crate::region::artifacts::ArtifactName;
+use crate::region::pin;
 use crate::region::plan::{NodeTask, Wanted};
 
 impl StoreTask {
@@ -58,8 +59,13 @@ impl StoreTask {
 
     /// Puts what the assignment says into the view.
     pub(super) fn take_assignment(&mut self) {
+        // What no artifact was kept of can only be what was live before the first push.
+        let pinned = self.file.pins.pin.as_ref().map(|pin| {
+            let expected = self.file.expected.get(&pin.version);
+            (pin.version, expected.map(|expected| expected.artifact.clone()).unwrap_or_default())
+        });
         let Some(assignment) = &self.file.assignment else {
-            self.view.wanted = Wanted::Nothing;
+            self.view.wanted = pin::wanted(Wanted::Nothing, pinned);
             for number in self.file.expected.keys() {
                 self.view.versions.entry(*number).or_default();
             }
@@ -86,11 +92,12 @@ impl StoreTask {
             let name = ArtifactName { id: held.artifact.clone(), manifest_sha256: held.manifest_sha256.clone() };
             self.tools.artifacts.claim(&self.file.store, *number, &name);
         }
-        self.view.wanted = Wanted::Assigned {
+        let assigned = Wanted::Assigned {
             hold: assignment.hold.iter().map(|(number, held)| (*number, held.artifact.clone())).collect(),
             serve: assignment.serve,
             enough: assignment.enough,
         };
+        self.view.wanted = pin::wanted(assigned, pinned);
         for (number, expected) in &self.file.expected {
             let version = self.view.versions.entry(*number).or_default();
             version.expected_digest.clone_from(&expected.content_digest);
@@ -105,7 +112,11 @@ impl StoreTask {
             self.tools.artifacts.disown(&self.file.store, number, &name);
         }
         let position = self.file.position;
+        let now = self.now();
+        let pins = self.file.pins.without(now, "the store was deleted, and another has its name".to_owned());
         self.file = StoreFile::new(&self.file.store, next);
+        self.file.pins = pins;
+        self.show_pins();
         self.file.assignment = assignment;
         self.file.position = position;
         self.tools.key.incarnation = next;

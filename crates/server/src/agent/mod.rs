@@ -1,0 +1,362 @@
+//! A region's agent and its nodes as a process of their own: `tidegate agent`.
+//!
+//! The process hosts one region, follows it over HTTP, and answers reads. It needs the control plane for news only: what
+//! it was told and what its nodes hold is on its own disk.
+//!
+//! | file | has |
+//! |---|---|
+//! | this one | starting and stopping |
+//! | `routes` | its HTTP service: reads, health, metrics |
+//! | `nodes` | nodes that are processes of their own |
+//! | `exposure` | whether it may listen where it is told to |
+//! | `folder` | its data folder |
+//! | `control` | break glass: pins, through the running agent or on its folder |
+//! | `offline` | an agent that nobody is connected to, for orders while none runs |
+//!
+//! # Invariants
+//! - One process at a time uses a data folder; it is locked. The agent's identity is in it, so a restart is the same agent.
+//! - With the control plane gone the process starts, serves and answers as with it there.
+//! - Nodes, and whoever fetches artifacts, show the region's token. Reads are open to whoever reaches the process: an agent
+//!   can't ask the control plane about tokens when that is gone. So it listens on loopback unless told otherwise by name.
+//! - It does not let go of its nodes: stopping stops commanding, then answering.
+
+use std::fs::File;
+use std::future::IntoFuture;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::registry::Registry as MetricsRegistry;
+use tidegate_dataset::artifact::ArtifactStore;
+use tidegate_rollout::region::host::{HostError, HostOptions, HostedRegion, RegionSetup};
+use tidegate_rollout::region::remote::RemoteSetupError;
+use tidegate_rollout::region::{
+    AgentLimits, HttpLink, HttpLinkOptions, RegionHost, RegionLink, RemoteArtifacts, RemoteClient, RemoteOptions,
+    TokenFile,
+};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::check_region_name;
+use crate::http::guard::{Hosts, Room};
+use crate::http::metrics::HttpMetrics;
+use crate::http::serve::{ConnectionLimits, ConnectionMetrics, Service, serve};
+
+mod control;
+mod exposure;
+pub(crate) mod folder;
+mod nodes;
+mod offline;
+mod routes;
+
+pub use control::{ControlError, pin_version, pins, unpin};
+pub use exposure::{Exposed, Exposure};
+use folder::{LOCK_FILE, open_data};
+use nodes::Nodes;
+use offline::{AgentFile, offline};
+
+/// Where an agent listens if nobody says.
+pub const DEFAULT_LISTEN: &str = "127.0.0.1:7610";
+
+/// How long open requests have to end when the agent stops.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// How many files nodes may fetch at once.
+const DOWNLOADS_MAX: usize = 64;
+
+/// How many nodes one agent has within its process.
+const NODES_MAX: u32 = 64;
+
+/// What an agent is started with.
+#[derive(Clone, Debug)]
+pub struct AgentSetup {
+    /// The region.
+    pub region: String,
+    /// The addresses of the control plane's servers. Any of them will do.
+    pub control_planes: Vec<String>,
+    /// Where the agent's token is, if the control plane wants one.
+    pub token_file: Option<PathBuf>,
+    /// Certificates (PEM) that are trusted beside those of the machine.
+    pub trusted: Option<PathBuf>,
+    /// The folder that everything is kept in. Made if it is not there.
+    pub data: PathBuf,
+    /// Where to listen. Port 0: any free one.
+    pub listen: SocketAddr,
+    /// What makes it listen beyond loopback.
+    pub exposure: Exposure,
+    /// Where others reach the agent, if that is not where it listens.
+    pub advertise: Option<String>,
+    /// What people call it; by default the machine's name.
+    pub name: Option<String>,
+    /// How many nodes run within the process.
+    pub nodes: u32,
+    /// How long after it was last heard of another agent may host the region.
+    pub lease: Duration,
+}
+
+impl AgentSetup {
+    /// An agent with two nodes, on [`DEFAULT_LISTEN`].
+    pub fn new(region: impl Into<String>, control_planes: Vec<String>, data: impl Into<PathBuf>) -> Self {
+        AgentSetup {
+            region: region.into(),
+            control_planes,
+            token_file: None,
+            trusted: None,
+            data: data.into(),
+            listen: DEFAULT_LISTEN.parse().expect("a constant address"),
+            exposure: Exposure::default(),
+            advertise: None,
+            name: None,
+            nodes: 2,
+            lease: AgentLimits::default().lease,
+        }
+    }
+}
+
+/// Why an agent did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AgentStartError {
+    /// A value can't be used.
+    #[error("{what} can't be used: {why}")]
+    Setting {
+        /// Which.
+        what: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// It would be open, or in the clear, beyond loopback.
+    #[error(transparent)]
+    Exposed(#[from] Exposed),
+    /// The address can't be listened on.
+    #[error("the process can't listen on {address}: {source}; another one may be running")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Another agent uses the data folder.
+    #[error("another agent or node is running on {}; stop it, or choose another folder", path.display())]
+    DataInUse {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The data folder can't be used.
+    #[error("the data folder {} can't be used: {source}", path.display())]
+    Data {
+        /// The folder or file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The control plane's addresses can't be used.
+    #[error(transparent)]
+    ControlPlane(#[from] RemoteSetupError),
+    /// The region can't be started.
+    #[error("the region can't be started: {0}")]
+    Region(#[from] HostError),
+}
+
+/// An agent that runs. [`shutdown`](AgentHandle::shutdown) ends it in order; dropping it ends it at once, as a crash would.
+pub struct AgentHandle {
+    address: SocketAddr,
+    app: AgentApp,
+    closing: CancellationToken,
+    serving: JoinHandle<io::Result<()>>,
+    controlling: JoinHandle<io::Result<()>>,
+    _lock: File,
+}
+
+impl std::fmt::Debug for AgentHandle {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("AgentHandle").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+/// What the agent's handlers can reach. Clones are the same.
+#[derive(Clone)]
+pub(crate) struct AgentApp(Arc<Inner>);
+
+struct Inner {
+    region: String,
+    host: RegionHost,
+    hosted: Arc<HostedRegion>,
+    metrics: MetricsRegistry,
+    http: HttpMetrics,
+    connections: ConnectionMetrics,
+    nodes: Nodes,
+    /// The region's own copies, from which its nodes load.
+    artifacts: ArtifactStore,
+    downloads: Room,
+    /// The token that nodes have to show, if the agent has one itself.
+    token: Option<TokenFile>,
+}
+
+/// Starts agents.
+#[derive(Debug)]
+pub struct Agent;
+
+impl Agent {
+    /// Starts an agent. When this returns it answers reads, and its nodes serve what they served before, whether or not
+    /// the control plane can be reached.
+    ///
+    /// # Errors
+    /// See [`AgentStartError`].
+    pub async fn start(setup: AgentSetup) -> Result<AgentHandle, AgentStartError> {
+        check(&setup)?;
+        let lock = open_data(&setup.data, LOCK_FILE)?;
+        let listen = setup.listen;
+        let failed = |source| AgentStartError::Listen { address: listen, source };
+        let listener = TcpListener::bind(listen).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let kept = |source| AgentStartError::Data { path: setup.data.clone(), source };
+        AgentFile::new(&setup.region, setup.nodes).save(&setup.data).map_err(kept)?;
+        let app = host(&setup, address).await?;
+        let controlling = control(&setup, app.clone()).await?;
+        let closing = CancellationToken::new();
+        let stop = closing.clone();
+        let hosts = hosts(address, setup.advertise.as_deref());
+        let service = Service {
+            router: routes::router(app.clone(), hosts),
+            tls: None,
+            limits: ConnectionLimits::default(),
+            metrics: app.0.connections.clone(),
+        };
+        let serving = tokio::spawn(serve(listener, service, stop));
+        tracing::info!(region = setup.region, %address, data = %setup.data.display(), "the agent serves");
+        Ok(AgentHandle { address, app, closing, serving, controlling, _lock: lock })
+    }
+}
+
+impl AgentHandle {
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its address for clients.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// The region.
+    #[must_use]
+    pub fn region(&self) -> &HostedRegion {
+        &self.app.0.hosted
+    }
+
+    /// Ends the agent in order: it commands its nodes no more, lets go of its region, and answers the requests that are
+    /// open.
+    pub async fn shutdown(mut self) {
+        self.app.0.hosted.agent().stop().await;
+        self.closing.cancel();
+        if tokio::time::timeout(DRAIN, &mut self.serving).await.is_err() {
+            tracing::warn!("requests were cut off: they did not end within {DRAIN:?}");
+            self.serving.abort();
+        }
+        self.controlling.abort();
+        self.app.0.host.stop().await;
+    }
+}
+
+impl Drop for AgentHandle {
+    fn drop(&mut self) {
+        self.closing.cancel();
+        self.serving.abort();
+        self.controlling.abort();
+    }
+}
+
+/// Starts the control port, on loopback alone.
+async fn control(setup: &AgentSetup, app: AgentApp) -> Result<JoinHandle<io::Result<()>>, AgentStartError> {
+    let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+    let failed = |source| AgentStartError::Listen { address: loopback, source };
+    let listener = TcpListener::bind(loopback).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    let kept = |source| AgentStartError::Data { path: setup.data.clone(), source };
+    let router = control::router(app, &setup.data, address).map_err(kept)?;
+    Ok(tokio::spawn(axum::serve(listener, router).into_future()))
+}
+
+fn check(setup: &AgentSetup) -> Result<(), AgentStartError> {
+    let bad = |what: &str, why: &str| AgentStartError::Setting { what: what.to_owned(), why: why.to_owned() };
+    check_region_name(&setup.region).map_err(|why| bad(&format!("the region's name {:?}", setup.region), why))?;
+    if setup.nodes == 0 || setup.nodes > NODES_MAX {
+        return Err(bad(&format!("{} nodes", setup.nodes), "an agent has 1 to 64 within its process"));
+    }
+    if setup.control_planes.iter().any(String::is_empty) {
+        return Err(bad("an address of the control plane", "it is empty"));
+    }
+    let leases = tidegate_rollout::region::hosting::LEASE_MIN..=tidegate_rollout::region::hosting::LEASE_MAX;
+    if !leases.contains(&setup.lease) {
+        return Err(bad(&format!("a lease of {:?}", setup.lease), "it has to be from 1 s to 10 min"));
+    }
+    setup.exposure.check(setup.listen)?;
+    Ok(())
+}
+
+fn limits(setup: &AgentSetup) -> AgentLimits {
+    let usual = AgentLimits::default();
+    // Three renewals fit into a lease, so that one that is lost does not end it.
+    AgentLimits { lease: setup.lease, heartbeat_every: usual.heartbeat_every.min(setup.lease / 3), ..usual }
+}
+
+async fn host(setup: &AgentSetup, address: SocketAddr) -> Result<AgentApp, AgentStartError> {
+    let mut remote = RemoteOptions::new(&setup.control_planes, format!("agent of region {}", setup.region));
+    remote.token = setup.token_file.as_ref().map(TokenFile::new);
+    remote.trusted.clone_from(&setup.trusted);
+    let client = RemoteClient::new(remote)?;
+    let link = HttpLink::new(HttpLinkOptions { region: setup.region.clone(), client: client.clone() });
+    let source = ArtifactStore::new(Arc::new(RemoteArtifacts::new(client)));
+
+    let nodes =
+        Nodes::open(&setup.data).map_err(|source| AgentStartError::Data { path: setup.data.clone(), source })?;
+    let mut options = HostOptions::new(setup.data.join("regions"), source);
+    options.token = nodes.token();
+    options.more_nodes = nodes.known();
+    options.limits = limits(setup);
+    options.name = setup.name.clone().unwrap_or_else(machine_name);
+    options.address = Some(setup.advertise.clone().unwrap_or_else(|| format!("http://{address}")));
+    let mut metrics = MetricsRegistry::default();
+    let http = HttpMetrics::register(&mut metrics);
+    let connections = ConnectionMetrics::register(&mut metrics);
+    options.metrics.register(&mut metrics);
+    let clock = link.clock();
+    let links = Arc::new(move |_: &str| Ok(Arc::new(link.clone()) as Arc<dyn RegionLink>));
+    let region = RegionSetup { name: setup.region.clone(), nodes: setup.nodes, shares_source: false };
+    let host = RegionHost::start_linked(links, clock, options, [region]).await?;
+    let hosted = host.hosted(&setup.region).expect("it was started just now");
+    Ok(AgentApp(Arc::new(Inner {
+        region: setup.region.clone(),
+        artifacts: hosted.artifacts(),
+        host,
+        hosted,
+        metrics,
+        http,
+        connections,
+        nodes,
+        downloads: Room::new("downloads", DOWNLOADS_MAX, Duration::MAX),
+        token: setup.token_file.as_ref().map(TokenFile::new),
+    })))
+}
+
+/// Which hosts a process answers for: loopback, its addresses, and the name that it is advertised by.
+pub(crate) fn hosts(address: SocketAddr, advertised: Option<&str>) -> Arc<Hosts> {
+    let url = advertised.and_then(|url| url.parse::<axum::http::Uri>().ok());
+    let names: Vec<String> = url.as_ref().and_then(axum::http::Uri::host).map(str::to_owned).into_iter().collect();
+    Arc::new(Hosts::new(&names, !address.ip().is_loopback(), false))
+}
+
+/// What this machine is called.
+fn machine_name() -> String {
+    let name =
+        std::fs::read_to_string("/proc/sys/kernel/hostname").or_else(|_| std::fs::read_to_string("/etc/hostname"));
+    let name: String = name.unwrap_or_default().trim().chars().filter(|c| !c.is_control()).take(64).collect();
+    if name.is_empty() { "agent".to_owned() } else { name }
+}

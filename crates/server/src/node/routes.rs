@@ -1,0 +1,231 @@
+//! A node's own HTTP service: orders of its agent, and reads.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use futures::Stream;
+use tidegate_api::{BatchAnswer, BatchRequest, ErrorBody, KeyAnswer, code};
+use tidegate_rollout::engine::embedded::NodeReadError;
+use tidegate_rollout::engine::remote::wire::{Line, Order, carry_out};
+use tidegate_rollout::engine::{EngineError, LoadProgress};
+use tidegate_rollout::region::host::{ReadAnswer, ReadBatchAnswer, ReadError};
+use tokio::sync::mpsc;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tower_http::catch_panic::CatchPanicLayer;
+
+use super::NodeApp;
+use crate::agent::folder::has_bearer;
+use crate::config::ServerLimits;
+use crate::http::errors::{ApiError, ApiResult, NOTHING_CHANGED};
+use crate::http::extract::{Body, Path};
+use crate::http::guard::{self, Hosts, Room};
+use crate::http::metrics;
+use crate::routes::reads;
+
+/// How often a node says that it lives while a step goes on. Its agent takes five times that for the end of it.
+const ALIVE_EVERY: Duration = Duration::from_secs(2);
+
+/// How many steps a node works on at once: one per store and node is usual.
+const STEPS_MAX: usize = 256;
+
+pub(super) fn router(app: NodeApp, hosts: Arc<Hosts>) -> Router {
+    let limits = ServerLimits::default();
+    let steps = Room::new("steps", STEPS_MAX, limits.request_time);
+    let batches = Room::new("look-ups", limits.reads, limits.request_time);
+    let http = app.0.http.clone();
+    Router::new()
+        .route(
+            "/v1/engine",
+            post(engine)
+                .fallback(guard::no_method)
+                .layer(DefaultBodyLimit::max(limits.manifest_bytes))
+                .layer(from_fn_with_state(steps, guard::limit)),
+        )
+        .route("/v1/stores/{store}/keys/{key}", get(key).fallback(guard::no_method))
+        .route(
+            "/v1/stores/{store}/keys:batch",
+            post(batch)
+                .fallback(guard::no_method)
+                .layer(DefaultBodyLimit::max(limits.body_bytes))
+                .layer(from_fn_with_state(batches, guard::limit)),
+        )
+        .route("/healthz", get(health).fallback(guard::no_method))
+        .route("/readyz", get(ready).fallback(guard::no_method))
+        .route("/metrics", get(measures).fallback(guard::no_method))
+        .fallback(guard::no_route)
+        .layer(CatchPanicLayer::custom(guard::panicked))
+        .layer(from_fn_with_state(hosts, guard::check_head))
+        .layer(from_fn_with_state(http, metrics::count))
+        .layer(from_fn(guard::identify))
+        .with_state(app)
+}
+
+/// A step, as its agent orders it. The answer is lines, the last of which says what came of it.
+async fn engine(State(app): State<NodeApp>, headers: HeaderMap, Body(order): Body<Order>) -> ApiResult<Response> {
+    if !has_bearer(&headers, &app.0.secret) {
+        return Err(refused("The order does not have the secret that the node has told its agent."));
+    }
+    let obeyed = {
+        let app = app.clone();
+        tokio::task::spawn_blocking(move || app.0.obeys.take(order.token)).await.map_err(ApiError::internal)?
+    };
+    match obeyed {
+        Ok(Ok(())) => {}
+        Ok(Err(highest)) => {
+            return Err(refused(&format!(
+                "Its token is {}, and another agent has commanded the node with {highest}: that one alone is obeyed.",
+                order.token
+            )));
+        }
+        Err(error) => return Err(ApiError::disk("The token could not be kept.", &error)),
+    }
+    let (sender, receiver) = mpsc::channel(4);
+    let cancelled = app.0.closing.child_token();
+    let steps = app.0.steps.clone();
+    steps.spawn(step(app, order, sender, cancelled.clone()));
+    let lines = Lines { receiver, _stop: cancelled.drop_guard() };
+    let body = axum::body::Body::from_stream(lines);
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson"), (header::CACHE_CONTROL, "no-store")], body).into_response())
+}
+
+/// Carries a step out, and says how far it is. It ends when its reader has gone away.
+async fn step(app: NodeApp, order: Order, sender: mpsc::Sender<Bytes>, cancelled: CancellationToken) {
+    let progress = Arc::new(LoadProgress::default());
+    let work = carry_out(&app.0.engine, order.command, &app.0.source, &progress, &cancelled);
+    let mut work = std::pin::pin!(work);
+    let mut said = progress.get();
+    let last = loop {
+        tokio::select! {
+            biased;
+            outcome = &mut work => break match outcome {
+                Ok(outcome) => Line::Done(outcome),
+                Err(error) => Line::Failed(error.into()),
+            },
+            () = cancelled.cancelled() => {
+                // The step notices soon, and what it says then nobody hears.
+                let _ = tokio::time::timeout(ALIVE_EVERY, &mut work).await;
+                break Line::Failed(EngineError::retry("the step was cut off").into());
+            }
+            () = tokio::time::sleep(ALIVE_EVERY / 4) => {
+                let now = progress.get();
+                let line = if now == said { Line::Alive } else { Line::Progress { done: now.0, total: now.1 } };
+                said = now;
+                if send(&sender, &line).await.is_err() {
+                    cancelled.cancel();
+                }
+            }
+        }
+    };
+    // Who asked may have gone away.
+    let _ = send(&sender, &last).await;
+}
+
+async fn send(sender: &mpsc::Sender<Bytes>, line: &Line) -> Result<(), ()> {
+    let mut text = serde_json::to_vec(line).map_err(|_| ())?;
+    text.push(b'\n');
+    sender.send_timeout(text.into(), ALIVE_EVERY * 5).await.map_err(|_| ())
+}
+
+/// The lines of a step, which is cut off when nobody reads them any more.
+struct Lines {
+    receiver: mpsc::Receiver<Bytes>,
+    _stop: DropGuard,
+}
+
+impl Stream for Lines {
+    type Item = Result<Bytes, Infallible>;
+
+    fn poll_next(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Self::Item>> {
+        self.receiver.poll_recv(context).map(|line| line.map(Ok))
+    }
+}
+
+fn refused(why: &str) -> ApiError {
+    ApiError::new(
+        StatusCode::FORBIDDEN,
+        ErrorBody::new(
+            code::REFUSED,
+            "The node refuses the order.",
+            why,
+            "Nothing was changed: the node serves what it serves.",
+            "Start the node with the address of the agent that hosts the region.",
+        ),
+    )
+}
+
+impl NodeApp {
+    fn region(&self) -> String {
+        self.0.region.read().clone().unwrap_or_default()
+    }
+
+    fn not_read(&self, store: &str, error: NodeReadError) -> ApiError {
+        let (region, name) = (self.region(), store.to_owned());
+        let error = match error {
+            NodeReadError::NoVersion => ReadError::NoVersion { region, store: name },
+            NodeReadError::BadKey { message } => ReadError::BadKey { message },
+            NodeReadError::Damaged { version, message } => {
+                tracing::warn!(
+                    node = self.0.name,
+                    store,
+                    version,
+                    message,
+                    "a read found damage; the agent puts it right"
+                );
+                ReadError::Damaged { region, store: name, version }
+            }
+        };
+        reads::read_failed(store, error, None)
+    }
+}
+
+async fn key(State(app): State<NodeApp>, Path((store, key)): Path<(String, String)>) -> ApiResult<Json<KeyAnswer>> {
+    let answer = app.0.engine.read(&store, &key).map_err(|error| app.not_read(&store, error))?;
+    let answer = ReadAnswer { value: answer.value, version: answer.version, node: app.0.name.as_str().into() };
+    reads::key_answer(&store, key, app.region(), answer).map(Json)
+}
+
+async fn batch(
+    State(app): State<NodeApp>,
+    Path(store): Path<String>,
+    Body(request): Body<BatchRequest>,
+) -> ApiResult<Json<BatchAnswer>> {
+    reads::check_batch(&request, ServerLimits::default().batch_keys)?;
+    let answer = app.0.engine.read_batch(&store, &request.keys).map_err(|error| app.not_read(&store, error))?;
+    let answer = ReadBatchAnswer { values: answer.values, version: answer.version, node: app.0.name.as_str().into() };
+    Ok(Json(reads::batch_answer(request, app.region(), answer)))
+}
+
+async fn health() -> &'static str {
+    "ok\n"
+}
+
+/// Ready once it belongs to a region: until then it has nothing to serve.
+async fn ready(State(app): State<NodeApp>) -> Response {
+    if app.0.region.read().is_some() {
+        return "ready\n".into_response();
+    }
+    let why = "No agent has taken it into its region yet.";
+    let mut error = ApiError::unavailable("The node is not ready.", why);
+    error.body.consequences = NOTHING_CHANGED.to_owned();
+    error.into_response()
+}
+
+async fn measures(State(app): State<NodeApp>) -> Response {
+    let mut text = String::new();
+    match prometheus_client::encoding::text::encode(&mut text, &app.0.metrics) {
+        Ok(()) => ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
+            .into_response(),
+        Err(error) => ApiError::internal(error).into_response(),
+    }
+}

@@ -1,0 +1,30 @@
+//! `tidegate node`.
+
+use tidegate_server::agent::Exposure;
+use tidegate_server::node::{Node, NodeSetup};
+
+use super::server::stop_signal;
+use crate::arguments::NodeArguments;
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::output::{Output, Paint, plain, say};
+
+pub(super) async fn run(arguments: NodeArguments, output: Output) -> Result<Exit, Failure> {
+    let mut setup = NodeSetup::new(arguments.name, arguments.agent, arguments.data);
+    setup.token_file = arguments.token_file;
+    setup.trusted = arguments.ca_file;
+    setup.listen = arguments.listen;
+    setup.exposure = Exposure { allow_anyone: arguments.allow_anyone, allow_plain_http: arguments.allow_plain_http };
+    setup.advertise = arguments.advertise;
+    let name = setup.name.clone();
+    let node = Node::start(setup).await?;
+    if output.is_json() {
+        output.result(&serde_json::json!({ "url": node.url(), "node": name }), |_, _| String::new())?;
+    } else {
+        say(&format!("{} node {} listening on {}", output.error_style.mark(Paint::Good), plain(&name), node.url()));
+    }
+    stop_signal().await?;
+    say(&format!("{} stopping", output.error_style.mark(Paint::Going)));
+    node.shutdown().await;
+    Ok(Exit::Done)
+}
