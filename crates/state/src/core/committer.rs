@@ -451,7 +451,9 @@ impl Committer {
     /// Deals with a round that came to nothing; says whether trying again at once makes sense.
     async fn meet(&mut self, setback: Setback) -> bool {
         let (reason, retryable, progress) = match setback {
-            Setback::Behind => return true,
+            Setback::Behind => {
+                ("this server was behind the others each time that it had its turn".to_owned(), true, true)
+            }
             Setback::Reload(error) => match self.core.reload().await {
                 Ok(()) => return true,
                 Err(_) => (error.to_string(), true, false),

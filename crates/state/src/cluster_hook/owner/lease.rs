@@ -319,3 +319,31 @@ async fn end_runs(runs: HashMap<u32, Arc<RunControl>, FixedState>) {
 fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX / 4)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::Bench;
+    use super::*;
+
+    #[tokio::test]
+    async fn g8_a_heartbeat_that_is_due_by_the_drivers_clock_alone_is_sent_and_not_waited_for_again() {
+        let mut bench = Bench::new().await;
+        let now = bench.owner.core.clock.now();
+        let later = Duration::from_secs(1_000);
+        bench.owner.membership = Some(Membership {
+            id: ServerId(uuid::Uuid::from_u128(1)),
+            until: Instant::now() + later,
+            until_by_clock: now.after(later),
+            next: Instant::now() + later,
+            next_by_clock: now,
+            sending: false,
+            changed: false,
+            lapsing: false,
+            known_as_draining: false,
+        });
+        bench.owner.carry_on();
+        assert!(bench.owner.membership.as_ref().unwrap().sending);
+        let (planned, _) = bench.owner.clock_wait.as_ref().unwrap();
+        assert!(*planned > now, "a wait that is over at once, again and again, leaves no time for anything else");
+    }
+}

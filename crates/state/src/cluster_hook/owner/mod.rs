@@ -328,6 +328,8 @@ impl Owner {
                 self.take_in(item);
             }
             self.carry_on();
+            // However much there always is to do, this task does not keep the others of its thread from theirs.
+            tokio::task::coop::consume_budget().await;
             while self.tasks.try_join_next().is_some() {}
         }
         if let Some(drain) = &mut self.drain {
@@ -341,6 +343,10 @@ impl Owner {
     fn carry_on(&mut self) {
         let now = self.core.clock.now();
         self.check_lease(now);
+        if self.membership.is_some() {
+            // The wait for it may just be over: unless it is sent now, that wait would be over again at once.
+            self.heartbeat_if_due(now);
+        }
         self.activate_loaded(now);
         self.wake(now);
         self.start_runs(now);

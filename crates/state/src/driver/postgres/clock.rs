@@ -58,11 +58,12 @@ impl Clock for DatabaseClock {
         let clock = self.clone();
         Box::pin(async move {
             loop {
-                let left = at.since(clock.now());
-                if left.is_zero() {
+                // Also a time that has passed is waited for by the runtime: who waits for such ones again and again lets the
+                // others run.
+                tokio::time::sleep(at.since(clock.now()).min(SLEEP_MAX)).await;
+                if at.since(clock.now()).is_zero() {
                     return;
                 }
-                tokio::time::sleep(left.min(SLEEP_MAX)).await;
             }
         })
     }
