@@ -14,16 +14,19 @@ const FLAGS: [(&str, &str, &str); 6] = [
     ("--folder", "TIDEGATE_FAULTS_FOLDER", "where logs and histories are kept"),
 ];
 
-/// The test binaries that make runs, with their crates.
-const RUNS: [(&str, &str); 1] = [("tidegate-state", "state_faults")];
+/// The test binaries that make runs.
+const RUNS: [&str; 1] = ["state_faults"];
+
+/// How long faults are injected unless told otherwise; as a part of `test` a run is shorter.
+const SECONDS: (&str, &str) = ("TIDEGATE_FAULTS_SECONDS", "60");
 
 pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     let variables = parse(arguments)?;
     tools::postgres()?;
-    for (package, binary) in RUNS {
+    for binary in RUNS {
         let mut command = cargo();
-        command.args(["test", "--release", "-p", package, "--test", binary, "--", "--nocapture"]);
-        command.envs(variables.iter().copied());
+        command.args(["test", "--release", "--workspace", "--test", binary, "--", "--nocapture"]);
+        command.envs([SECONDS]).envs(variables.iter().copied());
         process::run(&mut command)?;
     }
     Ok(())
@@ -33,7 +36,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
 pub(crate) fn postgres(filters: &[String]) -> Result<(), String> {
     tools::postgres()?;
     let mut command = cargo();
-    command.args(["test", "--release", "-p", "tidegate-state", "--test", "state_postgres", "--"]).args(filters);
+    command.args(["test", "--release", "--workspace", "--test", "state_postgres", "--"]).args(filters);
     process::run(&mut command)
 }
 

@@ -25,6 +25,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     let skip_log = std::env::temp_dir().join(format!("tidegate-skips-{}", std::process::id()));
     let _ = std::fs::remove_file(&skip_log);
     let mut passed = BTreeSet::new();
+    let mut failed = Vec::new();
     let mut binary = String::new();
     let mut command = cargo();
     command.args(["test", "--release", "--workspace", "--no-fail-fast"]);
@@ -40,12 +41,19 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
         if let Some(name) = passed_test(line) {
             passed.insert(TestName { binary: binary.clone(), name: name.to_owned() });
         }
+        if let Some(name) = line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED")) {
+            failed.push(format!("{binary} {name}"));
+        }
     })?;
 
     let skips = print_skips(&skip_log);
     let _ = std::fs::remove_file(&skip_log);
     if !tests_well {
-        return Err("tests failed; the names are above".to_owned());
+        // At the end too, where whoever looks at a long log looks first.
+        return Err(match failed.as_slice() {
+            [] => "the tests could not be built, or one of their programs died; the reason is above".to_owned(),
+            names => format!("{} tests failed:\n{}", names.len(), names.join("\n")),
+        });
     }
     if let Some((name, reason)) =
         skips.iter().find(|(name, _)| required.iter().any(|required| name.contains(required.as_str())))

@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use rand::distr::Alphanumeric;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
 use tidegate_state::driver::sqlite::{SqliteOptions, SqliteStore};
 use tidegate_state::driver::{CommitError, DriverError};
@@ -195,8 +198,11 @@ async fn d30_a_state_says_that_its_store_is_full_until_a_write_succeeds() {
     let options = StateOptions { write_limit: Duration::from_millis(200), ..StateOptions::new("server") };
     let state = State::open(store.driver(), options).await.unwrap();
     let place: Ref<Note> = Ref::root("a").unwrap();
-    let write = async |length: usize| {
-        let (place, note) = (place.clone(), Note { text: "x".repeat(length) });
+    // What the store can't make smaller, and each time another.
+    let mut random = StdRng::seed_from_u64(30);
+    let mut write = async |length: usize| {
+        let text = (0..length).map(|_| random.sample(Alphanumeric) as char).collect();
+        let (place, note) = (place.clone(), Note { text });
         state.write(move |tx| tx.put(&place, note.clone())).await.map(|_| ())
     };
     write(10).await.unwrap();

@@ -6,14 +6,14 @@
 //!
 //! | variable | is |
 //! |---|---|
-//! | `TIDEGATE_FAULTS_SECONDS` | how long faults are injected (60) |
+//! | `TIDEGATE_FAULTS_SECONDS` | how long faults are injected (15) |
 //! | `TIDEGATE_FAULTS_SERVERS` | how many servers (3) |
 //! | `TIDEGATE_FAULTS_SEED` | where faults and workload are drawn from |
 //! | `TIDEGATE_FAULTS_KINDS` | which faults: some of `kill,stop,drain,database,cut,silence` (all), or `none` |
 //! | `TIDEGATE_FAULTS_EVERY_MS` | how far apart they begin, about (3000) |
 //! | `TIDEGATE_FAULTS_FOLDER` | where logs and histories are kept; otherwise they go when the run was sound |
 //!
-//! `cargo xtask faults` sets them from its flags.
+//! `cargo xtask faults` sets them from its flags, and makes a long run of it.
 #![allow(clippy::unwrap_used)]
 
 mod evidence;

@@ -27,7 +27,7 @@ impl Settings {
             Err(_) => Kind::ALL.to_vec(),
         };
         Settings {
-            seconds: number("TIDEGATE_FAULTS_SECONDS").unwrap_or(60),
+            seconds: number("TIDEGATE_FAULTS_SECONDS").unwrap_or(15),
             servers: usize::try_from(number("TIDEGATE_FAULTS_SERVERS").unwrap_or(3)).unwrap(),
             seed: number("TIDEGATE_FAULTS_SEED").unwrap_or_else(rand::random),
             kinds,
