@@ -20,6 +20,8 @@ use crate::driver::postgres::PostgresOptions;
 
 /// How long the server may take to start or to stop.
 const START_LIMIT: Duration = Duration::from_secs(60);
+/// How long a server may take to end before it is made to.
+const STOP_LIMIT: Duration = Duration::from_secs(15);
 
 const POLL: Duration = Duration::from_millis(10);
 
@@ -200,7 +202,7 @@ impl PostgresServer {
             let told = log.get(before..).unwrap_or_default();
             // It says so when it has ended; a signal before it has begun would be lost.
             if told.contains("database system is shut down") || Instant::now() > until {
-                end(&mut supervisor, b"QUIT\n");
+                end(&mut supervisor, b"QUIT\n", START_LIMIT);
                 let lines: Vec<&str> = told.lines().rev().take(5).collect();
                 let lines: Vec<&str> = lines.into_iter().rev().collect();
                 return Err(format!("the server did not start: {}", lines.join(" | ")));
@@ -217,8 +219,16 @@ impl PostgresServer {
     pub fn stop(&self, how: Stop) {
         let Some(mut supervisor) = self.supervisor.lock().take() else { return };
         match how {
-            Stop::Fast => end(&mut supervisor, b"INT\n"),
-            Stop::Immediate => end(&mut supervisor, b"QUIT\n"),
+            Stop::Fast => end(&mut supervisor, b"INT\n", STOP_LIMIT),
+            Stop::Immediate => end(&mut supervisor, b"QUIT\n", STOP_LIMIT),
+        }
+        if matches!(supervisor.try_wait(), Ok(None)) {
+            // As a service manager does with a server that does not end: it waits for a client, say, that takes nothing.
+            let status = std::fs::read_to_string(self.folder.join("data/postmaster.pid")).unwrap_or_default();
+            if let Some(pid) = status.lines().next() {
+                let _ = self.command("/bin/sh").args(["-c", "kill -s QUIT \"$0\"", pid.trim()]).status();
+            }
+            end(&mut supervisor, b"", START_LIMIT);
         }
     }
 
@@ -279,18 +289,18 @@ impl Drop for PostgresServer {
     fn drop(&mut self) {
         // Without a line the supervisor takes it that this process has ended.
         if let Some(mut supervisor) = self.supervisor.lock().take() {
-            end(&mut supervisor, b"");
+            end(&mut supervisor, b"", START_LIMIT);
         }
     }
 }
 
 /// Tells the supervisor what to do, and waits until it has, within a limit: then it is left to itself.
-fn end(supervisor: &mut Child, line: &[u8]) {
+fn end(supervisor: &mut Child, line: &[u8], limit: Duration) {
     if let Some(mut input) = supervisor.stdin.take() {
         // It may have ended already.
         let _ = input.write_all(line);
     }
-    let until = Instant::now() + START_LIMIT;
+    let until = Instant::now() + limit;
     while matches!(supervisor.try_wait(), Ok(None)) && Instant::now() < until {
         std::thread::sleep(POLL);
     }
