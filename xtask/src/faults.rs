@@ -32,7 +32,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     Ok(())
 }
 
-/// `cargo xtask postgres`: the suite on PostgreSQL, which is no part of `test` until the driver passes all of it.
+/// `cargo xtask postgres`: the suite on PostgreSQL alone.
 pub(crate) fn postgres(filters: &[String]) -> Result<(), String> {
     tools::postgres()?;
     let mut command = cargo();

@@ -50,7 +50,8 @@ async fn parts_that_are_sent_the_other_way_are_refused_with_what_to_do() {
     let file = built.folder.join(&part.name);
     let error = world.client.put_part("p", &part.name, &part.sha256, &file).await.unwrap_err();
     assert_eq!(error.code(), Some(code::INVALID), "{error}");
-    assert!(error.to_string().contains("/upload"), "{error}");
+    let body = error.body().unwrap();
+    assert!(body.countermeasures.contains("/upload"), "{body:?}");
     world.end().await;
 }
 
