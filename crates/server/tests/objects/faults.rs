@@ -158,7 +158,8 @@ async fn refusal(bucket: &Bucket, settings: StoreSettings, environment: Environm
     let mut options = options(folder.path(), bucket);
     options.config.artifacts = settings;
     options.environment = environment;
-    let error = Server::start(options).await.err().expect("it must not start").to_string();
+    let Err(error) = Server::start(options).await else { panic!("it must not start") };
+    let error = error.to_string();
     assert!(!error.contains(SECRET) && !error.contains('<') && error.lines().count() == 1, "{error}");
     error
 }

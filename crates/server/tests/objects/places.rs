@@ -18,7 +18,8 @@ fn folder_options(data: &Path, artifacts: &Path) -> Options {
 }
 
 async fn refused(options: Options) -> StartError {
-    Server::start(options).await.err().expect("it must not start")
+    let Err(error) = Server::start(options).await else { panic!("it must not start") };
+    error
 }
 
 #[tokio::test]

@@ -85,7 +85,7 @@ async fn d6_parts_in_a_bucket_that_are_missing_or_other_are_refused_by_name_and_
 
     world.client.put_part_direct("p", id, &parts[1], &built.folder.join(&parts[1].name)).await.unwrap();
     complete().await.unwrap();
-    assert_eq!(store.list().await.unwrap(), [id.clone()]);
+    assert_eq!(store.list().await.unwrap(), std::slice::from_ref(id));
     world.until("p", |state| state.status == PushStatus::Completed).await;
     world.end().await;
 }
