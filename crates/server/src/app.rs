@@ -138,8 +138,8 @@ impl App {
         &self.0.artifacts
     }
 
-    pub(crate) fn encode_metrics(&self, text: &mut String) -> std::fmt::Result {
-        prometheus_client::encoding::text::encode(text, &self.0.metrics)
+    pub(crate) fn metrics(&self) -> &MetricsRegistry {
+        &self.0.metrics
     }
 
     /// Why the server can't do its work, if it can't.

@@ -46,6 +46,7 @@ pub mod agent;
 mod app;
 mod artifacts;
 pub mod config;
+mod data_folder;
 mod database;
 mod http;
 pub mod node;

@@ -1,10 +1,10 @@
 //! The server: opens what it needs, starts what it hosts, and serves until it is told to stop.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,19 +31,17 @@ use crate::access::{self, Access, AccessMetrics, Clerk};
 use crate::app::{App, Inner};
 use crate::artifacts;
 use crate::config::{ConfigError, ConfigFile, RegionSection, ServerLimits, default_regions};
+use crate::data_folder::{self, FolderError};
 use crate::database;
 use crate::http::guard::{Hosts, Room};
 use crate::http::metrics::HttpMetrics;
-use crate::http::serve::{ConnectionLimits, ConnectionMetrics, Service, serve};
+use crate::http::serve::{ConnectionLimits, ConnectionMetrics, Service, drain, serve};
 use crate::http::tls::{Certificate, TlsError, TlsMetrics};
 use crate::routes;
 use crate::uploads::Uploads;
 
 /// Where a server listens if nobody says.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:7600";
-
-/// How long open requests have to end when the server stops.
-const DRAIN: Duration = Duration::from_secs(10);
 
 /// What a server is started with.
 #[derive(Clone, Debug)]
@@ -170,6 +168,15 @@ pub enum StartError {
     Prepare(String),
 }
 
+impl From<FolderError> for StartError {
+    fn from(error: FolderError) -> Self {
+        match error {
+            FolderError::InUse { path } => StartError::DataInUse { path },
+            FolderError::Unusable { path, source } => StartError::Data { path, source },
+        }
+    }
+}
+
 /// A server that runs. [`Handle::shutdown`] ends it in order; dropping it ends it at once, as a
 /// crash would.
 pub struct Handle {
@@ -209,7 +216,7 @@ impl Server {
             Some((certificate, key)) => Some(Certificate::read(certificate, key).await?),
             None => None,
         };
-        let lock = open_data(&options.data)?;
+        let lock = data_folder::take(&options.data, "server.lock")?;
         let listener = TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
         let address = listener.local_addr().map_err(|source| StartError::Listen { address, source })?;
 
@@ -269,10 +276,7 @@ impl Handle {
     pub async fn shutdown(mut self) {
         self.app.set_not_ready(Some("The server is stopping."));
         self.closing.cancel();
-        if tokio::time::timeout(DRAIN, &mut self.serving).await.is_err() {
-            tracing::warn!("requests were cut off: they did not end within {DRAIN:?}");
-            self.serving.abort();
-        }
+        drain(&mut self.serving).await;
         for task in self.tasks.drain(..) {
             // They end as soon as they see that the server closes.
             if let Err(error) = task.await {
@@ -345,26 +349,6 @@ async fn open(
     let serving = tokio::spawn(serve(listener, service, closing));
     failed.disarm();
     Ok(Opened { app, hooks, serving, tasks, first_token })
-}
-
-/// Makes the data folder, for its owner alone, and takes it for this process.
-fn open_data(path: &Path) -> Result<File, StartError> {
-    let failed = |path: &Path, source: io::Error| StartError::Data { path: path.to_path_buf(), source };
-    let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::DirBuilderExt;
-        builder.mode(0o700);
-    }
-    builder.create(path).map_err(|error| failed(path, error))?;
-    let lock_path = path.join("server.lock");
-    let lock = File::create(&lock_path).map_err(|error| failed(&lock_path, error))?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => Err(StartError::DataInUse { path: path.to_path_buf() }),
-        Err(TryLockError::Error(error)) => Err(failed(&lock_path, error)),
-    }
 }
 
 /// Everything between an open state and a service.

@@ -4,7 +4,6 @@
 //! address and a secret, drawn anew at each start, lie there, for the folder's owner alone. Where no agent runs, the order
 //! is carried out on the folder itself, by the same code, with nobody to report to.
 
-use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::Path as FilePath;
 use std::time::Duration;
@@ -23,10 +22,9 @@ use tidegate_rollout::region::pin::{PinRefused, PinRequest, Pins};
 use tidegate_rollout::region::remote::RemoteError;
 use tidegate_rollout::region::{RemoteClient, RemoteOptions, TokenFile};
 use tower_http::catch_panic::CatchPanicLayer;
-use uuid::Uuid;
 
-use super::folder::{LOCK_FILE, has_bearer, open_data, write_private};
-use super::{AgentApp, AgentStartError, offline};
+use super::{AgentApp, AgentStartError, LOCK_FILE, offline, secret};
+use crate::data_folder::{self, FolderError, write_private};
 use crate::http::errors::{ApiError, ApiResult, NOTHING_CHANGED};
 use crate::http::extract::{Body, Path, Query};
 use crate::http::guard;
@@ -49,11 +47,7 @@ struct Control {
 
 /// The control port's service, after its address and a new secret were written into the folder.
 pub(super) fn router(app: AgentApp, data: &FilePath, address: SocketAddr) -> std::io::Result<Router> {
-    let mut secret = String::new();
-    for half in [Uuid::new_v4(), Uuid::new_v4()] {
-        // Writing to a String does not fail.
-        let _ = write!(secret, "{}", half.simple());
-    }
+    let secret = secret::draw();
     write_private(&data.join(SECRET_FILE), &secret)?;
     write_private(&data.join(ADDRESS_FILE), &format!("http://{address}"))?;
     let control = Control { app, secret };
@@ -69,7 +63,7 @@ pub(super) fn router(app: AgentApp, data: &FilePath, address: SocketAddr) -> std
 }
 
 async fn check_secret(State(control): State<Control>, request: Request, next: Next) -> Response {
-    if has_bearer(request.headers(), &control.secret) {
+    if secret::is_shown(request.headers(), &control.secret) {
         return next.run(request).await;
     }
     ApiError::new(
@@ -251,10 +245,10 @@ fn retry_on_disk(data: &FilePath, error: RemoteError) -> Result<(), ControlError
     match error {
         // Something else listens at that port by now.
         RemoteError::Refused { status: 403 | 404, .. } | RemoteError::Unreachable { .. } => {
-            match open_data(data, LOCK_FILE) {
+            match data_folder::take(data, LOCK_FILE) {
                 Ok(_) => Ok(()),
-                Err(AgentStartError::DataInUse { .. }) => Err(ControlError::Unreachable { why: error.to_string() }),
-                Err(error) => Err(error.into()),
+                Err(FolderError::InUse { .. }) => Err(ControlError::Unreachable { why: error.to_string() }),
+                Err(error) => Err(AgentStartError::from(error).into()),
             }
         }
         RemoteError::Refused { body, .. } => Err(ControlError::Refused(body)),

@@ -9,7 +9,7 @@
 //! | `routes` | its HTTP service: reads, health, metrics |
 //! | `nodes` | nodes that are processes of their own |
 //! | `exposure` | whether it may listen where it is told to |
-//! | `folder` | its data folder |
+//! | `secret` | secrets that are drawn at a start |
 //! | `control` | break glass: pins, through the running agent or on its folder |
 //! | `offline` | an agent that nobody is connected to, for orders while none runs |
 //!
@@ -41,28 +41,28 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::check_region_name;
+use crate::data_folder::{self, FolderError};
 use crate::http::guard::{Hosts, Room};
 use crate::http::metrics::HttpMetrics;
-use crate::http::serve::{ConnectionLimits, ConnectionMetrics, Service, serve};
+use crate::http::serve::{ConnectionLimits, ConnectionMetrics, Service, drain, serve};
 
 mod control;
 mod exposure;
-pub(crate) mod folder;
 mod nodes;
 mod offline;
 mod routes;
+pub(crate) mod secret;
 
 pub use control::{ControlError, pin_version, pins, unpin};
 pub use exposure::{Exposed, Exposure};
-use folder::{LOCK_FILE, open_data};
 use nodes::Nodes;
 use offline::{AgentFile, offline};
 
 /// Where an agent listens if nobody says.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:7610";
 
-/// How long open requests have to end when the agent stops.
-const DRAIN: Duration = Duration::from_secs(10);
+/// What an agent's process holds a lock on, in its data folder.
+const LOCK_FILE: &str = "agent.lock";
 
 /// How many files nodes may fetch at once.
 const DOWNLOADS_MAX: usize = 64;
@@ -161,6 +161,15 @@ pub enum AgentStartError {
     Region(#[from] HostError),
 }
 
+impl From<FolderError> for AgentStartError {
+    fn from(error: FolderError) -> Self {
+        match error {
+            FolderError::InUse { path } => AgentStartError::DataInUse { path },
+            FolderError::Unusable { path, source } => AgentStartError::Data { path, source },
+        }
+    }
+}
+
 /// An agent that runs. [`shutdown`](AgentHandle::shutdown) ends it in order; dropping it ends it at once, as a crash would.
 pub struct AgentHandle {
     address: SocketAddr,
@@ -208,7 +217,7 @@ impl Agent {
     /// See [`AgentStartError`].
     pub async fn start(setup: AgentSetup) -> Result<AgentHandle, AgentStartError> {
         check(&setup)?;
-        let lock = open_data(&setup.data, LOCK_FILE)?;
+        let lock = data_folder::take(&setup.data, LOCK_FILE)?;
         let listen = setup.listen;
         let failed = |source| AgentStartError::Listen { address: listen, source };
         let listener = TcpListener::bind(listen).await.map_err(failed)?;
@@ -256,10 +265,7 @@ impl AgentHandle {
     pub async fn shutdown(mut self) {
         self.app.0.hosted.agent().stop().await;
         self.closing.cancel();
-        if tokio::time::timeout(DRAIN, &mut self.serving).await.is_err() {
-            tracing::warn!("requests were cut off: they did not end within {DRAIN:?}");
-            self.serving.abort();
-        }
+        drain(&mut self.serving).await;
         self.controlling.abort();
         self.app.0.host.stop().await;
     }
@@ -309,7 +315,8 @@ fn limits(setup: &AgentSetup) -> AgentLimits {
 
 async fn host(setup: &AgentSetup, address: SocketAddr) -> Result<AgentApp, AgentStartError> {
     let mut remote = RemoteOptions::new(&setup.control_planes, format!("agent of region {}", setup.region));
-    remote.token = setup.token_file.as_ref().map(TokenFile::new);
+    let token = setup.token_file.as_ref().map(TokenFile::new);
+    remote.token.clone_from(&token);
     remote.trusted.clone_from(&setup.trusted);
     let client = RemoteClient::new(remote)?;
     let link = HttpLink::new(HttpLinkOptions { region: setup.region.clone(), client: client.clone() });
@@ -342,7 +349,7 @@ async fn host(setup: &AgentSetup, address: SocketAddr) -> Result<AgentApp, Agent
         connections,
         nodes,
         downloads: Room::new("downloads", DOWNLOADS_MAX, Duration::MAX),
-        token: setup.token_file.as_ref().map(TokenFile::new),
+        token,
     })))
 }
 

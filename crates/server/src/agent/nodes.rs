@@ -21,7 +21,7 @@ use tidegate_rollout::engine::remote::{NodePlace, RemoteEngine};
 use tidegate_rollout::region::RegionNode;
 
 use super::AgentApp;
-use super::folder::write_private;
+use crate::data_folder::write_private;
 use crate::http::errors::{ApiError, ApiResult, NOTHING_CHANGED};
 use crate::http::extract::{Body, Path as PathIds};
 use crate::routes::artifacts;

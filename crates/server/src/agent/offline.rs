@@ -16,9 +16,9 @@ use tidegate_rollout::region::link::{AssignmentWatch, LinkError, Position};
 use tidegate_rollout::region::{RegionHost, RegionLink, Standing};
 use tidegate_state::SystemClock;
 
-use super::AgentStartError;
-use super::folder::{LOCK_FILE, open_data, write_private};
 use super::nodes::Nodes;
+use super::{AgentStartError, LOCK_FILE};
+use crate::data_folder::{self, write_private};
 
 /// The format that this release writes.
 const FORMAT: u32 = 1;
@@ -82,7 +82,7 @@ pub(super) async fn offline(data: &Path) -> Result<OfflineAgent, AgentStartError
             _ => error,
         })
     })?;
-    let lock = open_data(data, LOCK_FILE)?;
+    let lock = data_folder::take(data, LOCK_FILE)?;
     let nowhere = ArtifactStore::new(Arc::new(object_store::memory::InMemory::new()));
     let nodes = Nodes::open(data).map_err(failed)?;
     let mut options = HostOptions::new(data.join("regions"), nowhere);

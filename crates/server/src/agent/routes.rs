@@ -3,15 +3,14 @@
 use std::sync::Arc;
 
 use axum::extract::{DefaultBodyLimit, State};
-use axum::http::{StatusCode, header};
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::http::StatusCode;
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use serde::Deserialize;
 use tidegate_api::{BatchAnswer, BatchRequest, ErrorBody, KeyAnswer, code};
 use tidegate_rollout::region::Standing;
-use tower_http::catch_panic::CatchPanicLayer;
 
 use super::{AgentApp, nodes};
 use crate::config::ServerLimits;
@@ -19,13 +18,13 @@ use crate::http::errors::{ApiError, ApiResult, NOTHING_CHANGED};
 use crate::http::extract::{Body, Path, Query};
 use crate::http::guard::{self, Hosts, Room};
 use crate::http::metrics;
-use crate::routes::reads;
+use crate::routes::{ops, reads};
 
 pub(super) fn router(app: AgentApp, hosts: Arc<Hosts>) -> Router {
     let limits = ServerLimits::default();
     let batches = Room::new("look-ups", limits.reads, limits.request_time);
     let http = app.0.http.clone();
-    Router::new()
+    let routes = Router::new()
         .route("/v1/stores/{store}/keys/{key}", get(key).fallback(guard::no_method))
         .route(
             "/v1/stores/{store}/keys:batch",
@@ -39,15 +38,10 @@ pub(super) fn router(app: AgentApp, hosts: Arc<Hosts>) -> Router {
             put(nodes::announce).fallback(guard::no_method).layer(DefaultBodyLimit::max(64 * 1024)),
         )
         .route("/v1/artifacts/{artifact}/{file}", get(nodes::artifact).fallback(guard::no_method))
-        .route("/healthz", get(health).fallback(guard::no_method))
+        .route("/healthz", get(ops::health).fallback(guard::no_method))
         .route("/readyz", get(ready).fallback(guard::no_method))
-        .route("/metrics", get(measures).fallback(guard::no_method))
-        .fallback(guard::no_route)
-        .layer(CatchPanicLayer::custom(guard::panicked))
-        .layer(from_fn_with_state(hosts, guard::check_head))
-        .layer(from_fn_with_state(http, metrics::count))
-        .layer(from_fn(guard::identify))
-        .with_state(app)
+        .route("/metrics", get(measures).fallback(guard::no_method));
+    guard::enclose(routes, hosts, http).with_state(app)
 }
 
 #[derive(Deserialize)]
@@ -90,10 +84,6 @@ async fn batch(
     Ok(Json(reads::batch_answer(request, region, answer)))
 }
 
-async fn health() -> &'static str {
-    "ok\n"
-}
-
 /// Ready as long as reads belong here: also with the control plane gone, but not while another agent hosts the region.
 async fn ready(State(app): State<AgentApp>) -> Response {
     let standing = app.0.hosted.agent().standing().borrow().clone();
@@ -119,10 +109,5 @@ async fn ready(State(app): State<AgentApp>) -> Response {
 }
 
 async fn measures(State(app): State<AgentApp>) -> Response {
-    let mut text = String::new();
-    match prometheus_client::encoding::text::encode(&mut text, &app.0.metrics) {
-        Ok(()) => ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
-            .into_response(),
-        Err(error) => ApiError::internal(error).into_response(),
-    }
+    metrics::text(&app.0.metrics)
 }

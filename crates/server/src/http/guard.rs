@@ -10,14 +10,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
-use axum::middleware::Next;
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use tidegate_api::{ErrorBody, code};
 use tokio::sync::Semaphore;
+use tower_http::catch_panic::CatchPanicLayer;
 
 use super::errors::{ApiError, NOTHING_CHANGED};
+use super::metrics::{self, HttpMetrics};
 
 /// Names a request in logs, errors and the attributes of its transactions.
 pub(crate) const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
@@ -30,6 +33,21 @@ pub(crate) const HEAD_BYTES_MAX: usize = 64 * 1024;
 
 #[derive(Clone, Debug)]
 pub(crate) struct RequestId(pub(crate) String);
+
+/// What stands around all routes of a process, from the outside: each request gets an id, is counted, is refused if it is too
+/// large in its head or for another host, and is answered whatever its handler does.
+pub(crate) fn enclose<S: Clone + Send + Sync + 'static>(
+    routes: Router<S>,
+    hosts: Arc<Hosts>,
+    counted: HttpMetrics,
+) -> Router<S> {
+    routes
+        .fallback(no_route)
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn_with_state(hosts, check_head))
+        .layer(from_fn_with_state(counted, metrics::count))
+        .layer(from_fn(identify))
+}
 
 /// Gives each request an id, the caller's if it has one, and each answer the headers that keep
 /// browsers from guessing.
@@ -90,7 +108,7 @@ impl Hosts {
 
 /// Refuses requests with too large a head, those that are meant for another host, and those that come from a page of another
 /// site.
-pub(crate) async fn check_head(State(hosts): State<Arc<Hosts>>, request: Request, next: Next) -> Response {
+async fn check_head(State(hosts): State<Arc<Hosts>>, request: Request, next: Next) -> Response {
     let judged = judge_size(request.uri(), request.headers())
         .and_then(|()| judge_host(&hosts, request.method(), request.uri(), request.headers()));
     match judged {

@@ -17,7 +17,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
@@ -53,6 +53,17 @@ impl Default for ConnectionLimits {
 
 /// How long the server waits after it could not accept a connection: it is out of file descriptors at most.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long open requests have to end when a process stops.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Waits until what was open when [`serve`] was told to end has been answered, for a time; then it is cut off.
+pub(crate) async fn drain(serving: &mut JoinHandle<io::Result<()>>) {
+    if tokio::time::timeout(DRAIN, &mut *serving).await.is_err() {
+        tracing::warn!("requests were cut off: they did not end within {DRAIN:?}");
+        serving.abort();
+    }
+}
 
 /// The address at the other end of a connection.
 #[derive(Clone, Copy, Debug)]

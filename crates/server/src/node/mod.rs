@@ -14,7 +14,6 @@
 //! - An order with a lower token than one seen before is refused, also after a restart.
 //! - A step whose agent has gone away is cut off.
 
-use std::fmt::Write as _;
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
@@ -33,21 +32,17 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use uuid::Uuid;
 
-use crate::agent::folder::{open_data, write_private};
-use crate::agent::{AgentStartError, Exposure, hosts};
+use crate::agent::{AgentStartError, Exposure, hosts, secret};
+use crate::data_folder::{self, write_private};
 use crate::http::metrics::HttpMetrics;
-use crate::http::serve::{ConnectionLimits, ConnectionMetrics, Service, serve};
+use crate::http::serve::{ConnectionLimits, ConnectionMetrics, Service, drain, serve};
 
 mod obeys;
 mod routes;
 
 /// Where a node listens if nobody says.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:7620";
-
-/// How long open requests have to end when the node stops.
-const DRAIN: Duration = Duration::from_secs(10);
 
 /// How often a node announces itself.
 const ANNOUNCE_EVERY: Duration = Duration::from_secs(5);
@@ -144,7 +139,7 @@ impl Node {
             return Err(AgentStartError::Setting { what: format!("the node's name {:?}", setup.name), why });
         }
         setup.exposure.check(setup.listen)?;
-        let lock = open_data(&setup.data, "node.lock")?;
+        let lock = data_folder::take(&setup.data, "node.lock")?;
         let failed = |source| AgentStartError::Listen { address: setup.listen, source };
         let listener = TcpListener::bind(setup.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
@@ -196,10 +191,7 @@ impl NodeHandle {
     /// Ends the node in order: steps are cut off, and requests that are open are answered.
     pub async fn shutdown(mut self) {
         self.closing.cancel();
-        if tokio::time::timeout(DRAIN, &mut self.serving).await.is_err() {
-            tracing::warn!("requests were cut off: they did not end within {DRAIN:?}");
-            self.serving.abort();
-        }
+        drain(&mut self.serving).await;
         self.app.0.steps.close();
         self.app.0.steps.wait().await;
         // It ends by the same token; a panic in it was logged where it happened.
@@ -224,18 +216,13 @@ async fn open(setup: &NodeSetup) -> Result<(NodeApp, RemoteClient), AgentStartEr
     let engine = EmbeddedEngine::open(setup.data.join("node")).await.map_err(|error| kept(error.source))?;
     let obeys = obeys::Obeys::open(&setup.data).map_err(kept)?;
     let region = std::fs::read_to_string(setup.data.join(REGION_FILE)).ok();
-    let mut secret = String::new();
-    for half in [Uuid::new_v4(), Uuid::new_v4()] {
-        // Writing to a String does not fail.
-        let _ = write!(secret, "{}", half.simple());
-    }
     let mut metrics = MetricsRegistry::default();
     let http = HttpMetrics::register(&mut metrics);
     let connections = ConnectionMetrics::register(&mut metrics);
     let app = NodeApp(Arc::new(Inner {
         name: setup.name.clone(),
         region: RwLock::new(region),
-        secret,
+        secret: secret::draw(),
         engine,
         source: ArtifactStore::new(Arc::new(RemoteArtifacts::new(client.clone()))),
         obeys,

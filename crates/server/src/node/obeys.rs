@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
 
-use crate::agent::folder::write_private;
+use crate::data_folder::write_private;
 
 /// Where the highest token is kept.
 const FILE: &str = "obeys";

@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{HeaderMap, StatusCode, header};
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -19,16 +19,15 @@ use tidegate_rollout::engine::{EngineError, LoadProgress};
 use tidegate_rollout::region::host::{ReadAnswer, ReadBatchAnswer, ReadError};
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tower_http::catch_panic::CatchPanicLayer;
 
 use super::NodeApp;
-use crate::agent::folder::has_bearer;
+use crate::agent::secret;
 use crate::config::ServerLimits;
 use crate::http::errors::{ApiError, ApiResult, NOTHING_CHANGED};
 use crate::http::extract::{Body, Path};
 use crate::http::guard::{self, Hosts, Room};
 use crate::http::metrics;
-use crate::routes::reads;
+use crate::routes::{ops, reads};
 
 /// How often a node says that it lives while a step goes on. Its agent takes five times that for the end of it.
 const ALIVE_EVERY: Duration = Duration::from_secs(2);
@@ -41,7 +40,7 @@ pub(super) fn router(app: NodeApp, hosts: Arc<Hosts>) -> Router {
     let steps = Room::new("steps", STEPS_MAX, limits.request_time);
     let batches = Room::new("look-ups", limits.reads, limits.request_time);
     let http = app.0.http.clone();
-    Router::new()
+    let routes = Router::new()
         .route(
             "/v1/engine",
             post(engine)
@@ -57,20 +56,15 @@ pub(super) fn router(app: NodeApp, hosts: Arc<Hosts>) -> Router {
                 .layer(DefaultBodyLimit::max(limits.body_bytes))
                 .layer(from_fn_with_state(batches, guard::limit)),
         )
-        .route("/healthz", get(health).fallback(guard::no_method))
+        .route("/healthz", get(ops::health).fallback(guard::no_method))
         .route("/readyz", get(ready).fallback(guard::no_method))
-        .route("/metrics", get(measures).fallback(guard::no_method))
-        .fallback(guard::no_route)
-        .layer(CatchPanicLayer::custom(guard::panicked))
-        .layer(from_fn_with_state(hosts, guard::check_head))
-        .layer(from_fn_with_state(http, metrics::count))
-        .layer(from_fn(guard::identify))
-        .with_state(app)
+        .route("/metrics", get(measures).fallback(guard::no_method));
+    guard::enclose(routes, hosts, http).with_state(app)
 }
 
 /// A step, as its agent orders it. The answer is lines, the last of which says what came of it.
 async fn engine(State(app): State<NodeApp>, headers: HeaderMap, Body(order): Body<Order>) -> ApiResult<Response> {
-    if !has_bearer(&headers, &app.0.secret) {
+    if !secret::is_shown(&headers, &app.0.secret) {
         return Err(refused("The order does not have the secret that the node has told its agent."));
     }
     let obeyed = {
@@ -206,10 +200,6 @@ async fn batch(
     Ok(Json(reads::batch_answer(request, app.region(), answer)))
 }
 
-async fn health() -> &'static str {
-    "ok\n"
-}
-
 /// Ready once it belongs to a region: until then it has nothing to serve.
 async fn ready(State(app): State<NodeApp>) -> Response {
     if app.0.region.read().is_some() {
@@ -222,10 +212,5 @@ async fn ready(State(app): State<NodeApp>) -> Response {
 }
 
 async fn measures(State(app): State<NodeApp>) -> Response {
-    let mut text = String::new();
-    match prometheus_client::encoding::text::encode(&mut text, &app.0.metrics) {
-        Ok(()) => ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
-            .into_response(),
-        Err(error) => ApiError::internal(error).into_response(),
-    }
+    metrics::text(&app.0.metrics)
 }

@@ -10,7 +10,7 @@ mod audit;
 mod cluster;
 mod config;
 mod freezes;
-mod ops;
+pub(crate) mod ops;
 mod page;
 mod pauses;
 mod protocol;
@@ -32,15 +32,13 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::handler::Handler;
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, delete, get, patch, post, put};
-use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::access::table::Rule;
 use crate::access::{self, Gate};
 use crate::app::App;
 use crate::http::guard::{self, Room};
-use crate::http::metrics;
 
 /// One route: its path as OpenAPI writes it, its methods, and what serves it.
 pub(crate) struct Route {
@@ -213,14 +211,7 @@ fn build(app: App, routes: Vec<Route>) -> Result<Router, Unruled> {
     }
     let http = app.http_metrics().clone();
     let hosts = app.hosts();
-    let router = router
-        .fallback(guard::no_route)
-        .layer(CatchPanicLayer::custom(guard::panicked))
-        .layer(from_fn_with_state(hosts, guard::check_head))
-        .layer(from_fn_with_state(http, metrics::count))
-        .layer(from_fn(guard::identify))
-        .with_state(app);
-    Ok(router)
+    Ok(guard::enclose(router, hosts, http).with_state(app))
 }
 
 fn rules_of(route: &Route) -> Result<Arc<[&'static Rule]>, Unruled> {

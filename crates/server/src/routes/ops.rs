@@ -1,12 +1,12 @@
 //! What keeps a server running asks: is it alive, is it ready, what does it measure.
 
 use axum::extract::State;
-use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use tidegate_api::ErrorBody;
 
 use crate::app::App;
 use crate::http::errors::ApiError;
+use crate::http::metrics;
 
 /// Whether the process is alive.
 #[utoipa::path(get, path = "/healthz", tag = "server",
@@ -31,14 +31,5 @@ pub(crate) async fn ready(State(app): State<App>) -> Response {
     responses((status = 200, description = "Metrics", body = String,
         content_type = "application/openmetrics-text")))]
 pub(crate) async fn metrics(State(app): State<App>) -> Response {
-    let mut text = String::new();
-    match app.encode_metrics(&mut text) {
-        Ok(()) => (
-            StatusCode::OK,
-            [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")],
-            text,
-        )
-            .into_response(),
-        Err(error) => ApiError::internal(error).into_response(),
-    }
+    metrics::text(app.metrics())
 }

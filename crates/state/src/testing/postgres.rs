@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 
 use crate::driver::postgres::PostgresOptions;
 
-/// How long the server may take to start or to stop.
+/// How long the server may take to start, or to stop once it has been made to.
 const START_LIMIT: Duration = Duration::from_secs(60);
 /// How long a server may take to end before it is made to.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
@@ -218,11 +218,11 @@ impl PostgresServer {
     /// Stops the server, and waits until it has. [`PostgresServer::resume`] starts it again.
     pub fn stop(&self, how: Stop) {
         let Some(mut supervisor) = self.supervisor.lock().take() else { return };
-        match how {
-            Stop::Fast => end(&mut supervisor, b"INT\n", STOP_LIMIT),
-            Stop::Immediate => end(&mut supervisor, b"QUIT\n", STOP_LIMIT),
-        }
-        if matches!(supervisor.try_wait(), Ok(None)) {
+        let line = match how {
+            Stop::Fast => b"INT\n".as_slice(),
+            Stop::Immediate => b"QUIT\n",
+        };
+        if !end(&mut supervisor, line, STOP_LIMIT) {
             // As a service manager does with a server that does not end: it waits for a client, say, that takes nothing.
             let status = std::fs::read_to_string(self.folder.join("data/postmaster.pid")).unwrap_or_default();
             if let Some(pid) = status.lines().next() {
@@ -294,16 +294,20 @@ impl Drop for PostgresServer {
     }
 }
 
-/// Tells the supervisor what to do, and waits until it has, within a limit: then it is left to itself.
-fn end(supervisor: &mut Child, line: &[u8], limit: Duration) {
+/// Tells the supervisor what to do, and says whether it has done it within the limit: if not, it is left to itself.
+fn end(supervisor: &mut Child, line: &[u8], limit: Duration) -> bool {
     if let Some(mut input) = supervisor.stdin.take() {
         // It may have ended already.
         let _ = input.write_all(line);
     }
     let until = Instant::now() + limit;
-    while matches!(supervisor.try_wait(), Ok(None)) && Instant::now() < until {
+    while matches!(supervisor.try_wait(), Ok(None)) {
+        if Instant::now() >= until {
+            return false;
+        }
         std::thread::sleep(POLL);
     }
+    true
 }
 
 fn free_port() -> Result<u16, String> {

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use parking_lot::Mutex;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
+use subtle::ConstantTimeEq;
 
 /// The largest token file, in bytes.
 const TOKEN_BYTES_MAX: u64 = 16 * 1024;
@@ -57,8 +58,7 @@ impl TokenFile {
             return false;
         };
         let given = headers.get(AUTHORIZATION).map_or(&[][..], HeaderValue::as_bytes);
-        let expected = token.0.as_bytes();
-        given.len() == expected.len() && given.iter().zip(expected).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
+        given.ct_eq(token.0.as_bytes()).into()
     }
 
     /// The token that the file has now.
