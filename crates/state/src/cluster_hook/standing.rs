@@ -220,7 +220,14 @@ pub(crate) async fn unfinished(
         if most == 0 {
             break;
         }
-        let (keys, read_to) = unfinished_of(core, definitions, &cluster, filter, most, depth).await?;
+        // An action that was carried out between two reads is known after one more round, so this ends.
+        let mut carried_out = HashSet::new();
+        let (keys, read_to) = loop {
+            let looked = unfinished_of(core, definitions, &cluster, filter, (most, depth), &mut carried_out).await?;
+            if let Some(found) = looked {
+                break found;
+            }
+        };
         read.push(read_to);
         for (key, found) in keys {
             list_key(definitions, &cluster, &key, found, running, &mut listed);
@@ -233,15 +240,16 @@ pub(crate) async fn unfinished(
 }
 
 /// The unfinished requests of one hook by key, with one of its slots and how far the log was read. Stops early where `most`
-/// are enough.
+/// are enough. None if an operator's action that is not among `carried_out` was carried out on one of the exceptions: they
+/// were read before the log, and may show what it has changed.
 async fn unfinished_of(
     core: &Core,
     definitions: &Definitions,
     cluster: &Cluster,
     filter: &QueueFilter,
-    most: usize,
-    depth: Depth,
-) -> Result<(ByKey, (SlotId, Revision)), DriverError> {
+    (most, depth): (usize, Depth),
+    carried_out: &mut HashSet<RequestId>,
+) -> Result<Option<(ByKey, (SlotId, Revision))>, DriverError> {
     let number = definitions.entity.number;
     let wanted = |id: RequestId, key: &str| {
         filter.until.is_none_or(|until| id.revision <= until) && filter.key.as_ref().is_none_or(|wanted| wanted == key)
@@ -258,6 +266,7 @@ async fn unfinished_of(
     let mut excepted: HashSet<RequestId> = HashSet::new();
     let mut dead: HashSet<String> = HashSet::new();
     let mut some_open = false;
+    let mut is_stale = false;
     let mut count = 0;
     for exception in core.driver.exceptions(Some(number)).await? {
         let cause = cause_of(&exception);
@@ -293,7 +302,9 @@ async fn unfinished_of(
                         let (path, at) = (cause.change.path.clone(), cause.at);
                         add(&key, Found { request: id, slot, path, at, exception: None });
                     }
-                    Entry::Act { id, .. } if finished.contains(&id) => {}
+                    Entry::Act { id, target, .. } if finished.contains(&id) => {
+                        is_stale |= excepted.contains(&target) && carried_out.insert(id);
+                    }
                     Entry::Act { target, action, .. } => {
                         match action {
                             RequestAction::Discard | RequestAction::Cancel => let_go.insert(target),
@@ -308,6 +319,9 @@ async fn unfinished_of(
         if after >= pending.head || past || count >= most || depth == Depth::UntilOneIsOpen && some_open {
             break;
         }
+    }
+    if is_stale {
+        return Ok(None);
     }
     let mut keys = Vec::with_capacity(order.len());
     for key in order {
@@ -326,7 +340,7 @@ async fn unfinished_of(
             keys.push((key, found));
         }
     }
-    Ok((keys, (first, after)))
+    Ok(Some((keys, (first, after))))
 }
 
 fn list_key(

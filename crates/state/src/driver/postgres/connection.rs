@@ -17,6 +17,7 @@ use futures::FutureExt;
 use futures::future::MaybeDone;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_postgres::error::{DbError, Severity};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{AsyncMessage, Client, Error, NoTls, Row, SimpleQueryMessage, Statement};
 use tokio_util::sync::CancellationToken;
@@ -297,7 +298,13 @@ impl Connection {
         on_wire: impl FnOnce(),
     ) -> Result<Vec<Answer>, DriverError> {
         match tokio::time::timeout(limit, self.answers(calls, on_wire)).await {
-            Ok(answers) => Ok(answers),
+            Ok(answers) => {
+                // Whoever is told of its end before its task has noticed must not be given it again.
+                if answers.iter().any(|answer| answer.as_ref().is_err_and(has_ended)) {
+                    self.break_off();
+                }
+                Ok(answers)
+            }
             Err(_) => {
                 self.break_off();
                 Err(DriverError::Unavailable(format!("the database has not answered within {limit:?}")))
@@ -342,6 +349,12 @@ impl Connection {
         let _order = self.order.lock();
         let _ = self.client.batch_execute("ROLLBACK").now_or_never();
     }
+}
+
+/// Whether an error says that its connection has ended.
+fn has_ended(error: &Error) -> bool {
+    let is_fatal = |error: &DbError| matches!(error.parsed_severity(), Some(Severity::Fatal | Severity::Panic));
+    error.is_closed() || error.as_db_error().is_some_and(is_fatal)
 }
 
 /// Carries a connection's traffic until it ends, is given up, or is broken off.
