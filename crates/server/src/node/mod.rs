@@ -26,6 +26,7 @@ use prometheus_client::registry::Registry as MetricsRegistry;
 use tidegate_api::agent::{NodeAnnouncement, NodeWelcome};
 use tidegate_dataset::artifact::ArtifactStore;
 use tidegate_rollout::engine::embedded::EmbeddedEngine;
+use tidegate_rollout::engine::remote::wire::Loads;
 use tidegate_rollout::region::agent::random_jitter;
 use tidegate_rollout::region::{RemoteArtifacts, RemoteClient, RemoteOptions, TokenFile};
 use tokio::net::TcpListener;
@@ -115,6 +116,7 @@ struct Inner {
     engine: EmbeddedEngine,
     source: ArtifactStore,
     obeys: obeys::Obeys,
+    loads: Loads,
     metrics: MetricsRegistry,
     http: HttpMetrics,
     connections: ConnectionMetrics,
@@ -226,6 +228,7 @@ async fn open(setup: &NodeSetup) -> Result<(NodeApp, RemoteClient), AgentStartEr
         engine,
         source: ArtifactStore::new(Arc::new(RemoteArtifacts::new(client.clone()))),
         obeys,
+        loads: Loads::default(),
         metrics,
         http,
         connections,

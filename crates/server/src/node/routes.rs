@@ -93,7 +93,7 @@ async fn engine(State(app): State<NodeApp>, headers: HeaderMap, Body(order): Bod
 /// Carries a step out, and says how far it is. It ends when its reader has gone away.
 async fn step(app: NodeApp, order: Order, sender: mpsc::Sender<Bytes>, cancelled: CancellationToken) {
     let progress = Arc::new(LoadProgress::default());
-    let work = carry_out(&app.0.engine, order.command, &app.0.source, &progress, &cancelled);
+    let work = carry_out(&app.0.engine, order.command, &app.0.source, &app.0.loads, &progress, &cancelled);
     let mut work = std::pin::pin!(work);
     let mut said = progress.get();
     let last = loop {

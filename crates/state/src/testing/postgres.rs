@@ -44,7 +44,10 @@ if read -r signal; then
     wait "$server"
 else
     kill -s QUIT "$server"
+    (sleep 20; kill -s KILL "$server") >/dev/null 2>&1 &
+    guard=$!
     wait "$server"
+    kill "$guard"
     rm -rf "$2"
 fi
 "#;
@@ -163,6 +166,7 @@ impl PostgresServer {
         let fixed = format!(
             "listen_addresses = '127.0.0.1'\nport = {}\nunix_socket_directories = '{}'\nmax_connections = 400\n\
              shared_buffers = '64MB'\nmax_wal_size = '4GB'\nlogging_collector = off\n\
+             authentication_timeout = '2s'\n\
              log_line_prefix = '%m [%p] %a '\n",
             self.port,
             self.folder.display()

@@ -63,6 +63,11 @@ pub trait StoreFactory: Send + Sync {
     fn skipped(&self) -> Option<&'static str> {
         None
     }
+
+    /// After how many steps of a long script the whole store is read and looked through: more than one where that is dear.
+    fn read_every(&self) -> usize {
+        1
+    }
 }
 
 #[async_trait]
@@ -86,6 +91,14 @@ impl StoreFactory for StoreKind {
         match self {
             StoreKind::Memory | StoreKind::Sqlite => None,
             StoreKind::Postgres => super::postgres::skipped(),
+        }
+    }
+
+    fn read_every(&self) -> usize {
+        match self {
+            StoreKind::Memory | StoreKind::Sqlite => 1,
+            // No divisor of the number of servers that take turns.
+            StoreKind::Postgres => 15,
         }
     }
 }

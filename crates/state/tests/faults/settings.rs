@@ -33,7 +33,7 @@ impl Settings {
             kinds,
             every: Duration::from_millis(number("TIDEGATE_FAULTS_EVERY_MS").unwrap_or(3_000)),
             lease: Duration::from_secs(3),
-            folder: std::env::var_os("TIDEGATE_FAULTS_FOLDER").map(PathBuf::from),
+            folder: std::env::var_os("TIDEGATE_FAULTS_FOLDER").filter(|folder| !folder.is_empty()).map(PathBuf::from),
         }
     }
 

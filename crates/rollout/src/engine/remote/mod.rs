@@ -29,6 +29,12 @@ pub mod wire;
 /// A node says something at least every two seconds; after five times that it counts as lost.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 
+/// How long a node may take to end a load that was cut off.
+const CUT_OFF_MAX: Duration = Duration::from_secs(10);
+
+/// How often it is told so.
+const CUT_OFF_EVERY: Duration = Duration::from_millis(50);
+
 /// The longest line that is read, in bytes: what a node observes of a store is small.
 const LINE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
@@ -85,6 +91,28 @@ impl RemoteEngine {
     #[must_use]
     pub fn address(&self) -> String {
         self.0.place.read().address.as_str().trim_end_matches('/').to_owned()
+    }
+
+    /// Tells the node to end a load, until it has: only then may it be ordered something else of that version.
+    async fn cut_off(
+        &self,
+        store: &StoreKey,
+        version: u64,
+        mut load: std::pin::Pin<&mut impl Future<Output = Result<Outcome, EngineError>>>,
+    ) -> Result<Outcome, EngineError> {
+        loop {
+            let told = async {
+                let told = self.order(Command::CutOff { store: store.clone(), version }, None).await;
+                // It may have overtaken the load that it is about, so it is told again as long as that has not ended.
+                tokio::time::sleep(CUT_OFF_EVERY).await;
+                told
+            };
+            tokio::select! {
+                biased;
+                outcome = load.as_mut() => return outcome,
+                _ = told => {}
+            }
+        }
     }
 
     async fn order(&self, command: Command, progress: Option<&LoadProgress>) -> Result<Outcome, EngineError> {
@@ -206,11 +234,23 @@ impl Engine for RemoteEngine {
             artifact: artifact.manifest.artifact_id.clone(),
             manifest_sha256: artifact.manifest_sha256.clone(),
         };
-        // The node notices that nobody listens any more, and stops.
+        if cancelled.is_cancelled() {
+            return Err(EngineError::retry("the load was cut off"));
+        }
+        let mut order = std::pin::pin!(self.order(command, Some(progress.as_ref())));
         let outcome = tokio::select! {
             biased;
-            () = cancelled.cancelled() => return Err(EngineError::retry("the load was cut off")),
-            outcome = self.order(command, Some(progress.as_ref())) => outcome?,
+            () = cancelled.cancelled() => {
+                // A node that can't be told notices that nobody listens any more.
+                let cut_off = self.cut_off(store, version, order.as_mut());
+                return match tokio::time::timeout(CUT_OFF_MAX, cut_off).await {
+                    Ok(Ok(Outcome::Done)) => Ok(()),
+                    Ok(Ok(_)) => amiss(),
+                    Ok(Err(error)) => Err(error),
+                    Err(_) => Err(EngineError::retry("the load was cut off")),
+                };
+            }
+            outcome = order.as_mut() => outcome?,
         };
         match outcome {
             Outcome::Done => Ok(()),

@@ -1,7 +1,10 @@
 //! What an agent and a node of its own process say to each other: an order, and the lines of its answer.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tidegate_api::manifest::Manifest;
 use tokio_util::sync::CancellationToken;
@@ -47,6 +50,13 @@ pub enum Command {
         artifact: String,
         /// SHA-256 of its manifest.
         manifest_sha256: String,
+    },
+    /// Cuts off a load of this version that goes on. Done once it has ended, however it ended.
+    CutOff {
+        /// The store.
+        store: StoreKey,
+        /// The version.
+        version: u64,
     },
     /// See [`Engine::verify`].
     Verify {
@@ -158,6 +168,53 @@ impl From<Failure> for EngineError {
     }
 }
 
+/// The loads that go on at a node, each with what cuts it off and what says that it has ended.
+#[derive(Debug, Default)]
+pub struct Loads(Mutex<HashMap<(StoreKey, u64), Load>>);
+
+#[derive(Clone, Debug, Default)]
+struct Load {
+    cut_off: CancellationToken,
+    ended: CancellationToken,
+}
+
+/// A load that goes on until this is dropped.
+struct GoingOn<'a> {
+    loads: &'a Loads,
+    of: (StoreKey, u64),
+    ended: CancellationToken,
+}
+
+impl Loads {
+    /// `None`: one of this version goes on already, and the engine refuses another.
+    fn begin(&self, store: &StoreKey, version: u64, cut_off: &CancellationToken) -> Option<GoingOn<'_>> {
+        let of = (store.clone(), version);
+        match self.0.lock().entry(of.clone()) {
+            Entry::Occupied(_) => None,
+            Entry::Vacant(place) => {
+                let ended = CancellationToken::new();
+                place.insert(Load { cut_off: cut_off.clone(), ended: ended.clone() });
+                Some(GoingOn { loads: self, of, ended })
+            }
+        }
+    }
+
+    async fn cut_off(&self, store: StoreKey, version: u64) {
+        let load = self.0.lock().get(&(store, version)).cloned();
+        if let Some(load) = load {
+            load.cut_off.cancel();
+            load.ended.cancelled().await;
+        }
+    }
+}
+
+impl Drop for GoingOn<'_> {
+    fn drop(&mut self) {
+        self.loads.0.lock().remove(&self.of);
+        self.ended.cancel();
+    }
+}
+
 /// Carries an order out on an engine: the node's side. `source` is where artifacts come from.
 ///
 /// # Errors
@@ -166,6 +223,7 @@ pub async fn carry_out(
     engine: &impl Engine,
     command: Command,
     source: &tidegate_dataset::artifact::ArtifactStore,
+    loads: &Loads,
     progress: &Arc<LoadProgress>,
     cancelled: &CancellationToken,
 ) -> Result<Outcome, EngineError> {
@@ -175,11 +233,21 @@ pub async fn carry_out(
             Outcome::Capacity { capacity: engine.capacity(&store, version, &manifest).await? }
         }
         Command::Load { store, version, artifact, manifest_sha256 } => {
-            let stored = source.manifest_with_digest(&artifact, &manifest_sha256).await;
+            let cancelled = cancelled.child_token();
+            let _going_on = loads.begin(&store, version, &cancelled);
+            let stored = tokio::select! {
+                biased;
+                () = cancelled.cancelled() => return Err(EngineError::retry("the load was cut off")),
+                stored = source.manifest_with_digest(&artifact, &manifest_sha256) => stored,
+            };
             let stored = stored.map_err(|error| EngineError::retry(format!("the manifest can't be had: {error}")))?;
             let artifact =
                 LoadableArtifact { store: source.clone(), manifest: Arc::new(stored.manifest), manifest_sha256 };
-            engine.load(&store, version, &artifact, progress, cancelled).await?;
+            engine.load(&store, version, &artifact, progress, &cancelled).await?;
+            Outcome::Done
+        }
+        Command::CutOff { store, version } => {
+            loads.cut_off(store, version).await;
             Outcome::Done
         }
         Command::Verify { store, version } => Outcome::Verified { verification: engine.verify(&store, version).await? },
@@ -199,6 +267,23 @@ pub async fn carry_out(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn whoever_cuts_a_load_off_is_answered_once_it_has_ended() {
+        let store = StoreKey { name: "s".to_owned(), incarnation: uuid::Uuid::from_u128(7) };
+        let loads = Loads::default();
+        let stop = CancellationToken::new();
+        let going_on = loads.begin(&store, 1, &stop).unwrap();
+        assert!(loads.begin(&store, 1, &CancellationToken::new()).is_none());
+        // None of another version: there is nothing to wait for.
+        loads.cut_off(store.clone(), 2).await;
+        let mut cut_off = std::pin::pin!(loads.cut_off(store.clone(), 1));
+        assert!(futures::poll!(cut_off.as_mut()).is_pending());
+        assert!(stop.is_cancelled());
+        drop(going_on);
+        cut_off.await;
+        assert!(loads.begin(&store, 1, &stop).is_some());
+    }
 
     #[test]
     fn what_is_said_is_heard() {

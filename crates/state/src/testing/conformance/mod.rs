@@ -155,6 +155,12 @@ impl Case {
         builder.open(&*self.factory).await
     }
 
+    /// After how many steps of a long script the whole store is looked through.
+    #[must_use]
+    pub fn read_every(&self) -> usize {
+        self.factory.read_every()
+    }
+
     /// An id, awkward in that variant.
     #[must_use]
     pub fn id(&self, id: &str) -> String {
