@@ -85,10 +85,10 @@ impl<S: Send + Sync> FromRequestParts<S> for Asked {
 /// Lets a request in, or refuses it; afterwards writes down what came of it.
 pub(crate) async fn guard(State(gate): State<Gate>, request: Request, next: Next) -> Response {
     let method = match *request.method() {
-        Method::HEAD => "get".to_owned(),
-        ref other => other.as_str().to_ascii_lowercase(),
+        Method::HEAD => "get",
+        ref other => other.as_str(),
     };
-    let Some(rule) = gate.rules.iter().find(|rule| rule.method == method) else {
+    let Some(rule) = gate.rules.iter().find(|rule| rule.method.eq_ignore_ascii_case(method)) else {
         return no_method(request.method().clone(), request.uri().clone()).await.into_response();
     };
     let wants_page = rule.path == "/" && accepts_html(&request);
@@ -124,10 +124,15 @@ impl From<Refusal> for Stopped {
 async fn enter(gate: &Gate, rule: &'static Rule, request: Request) -> Result<(Request, Asked), Stopped> {
     let app = &gate.app;
     let caller = identify(gate, rule, &request)?;
-    let (mut parts, body) = request.into_parts();
-    let path = RawPathParams::from_request_parts(&mut parts, &()).await.ok();
-    let mut subject = Subject::of_address(path.as_ref(), &parts.uri);
     let is_scoped = caller.bearer().is_some_and(|bearer| matches!(bearer.role, Role::Team | Role::Region));
+    let (mut parts, body) = request.into_parts();
+    // What it is about decides nothing for the others, and look-ups are many.
+    let mut subject = if is_scoped || rule.recorded {
+        let path = RawPathParams::from_request_parts(&mut parts, &()).await.ok();
+        Subject::of_address(path.as_ref(), &parts.uri)
+    } else {
+        Subject::default()
+    };
     let mut request = Request::from_parts(parts, body);
     if matches!(rule.scope, Scope::NewStore | Scope::NewPush | Scope::StoreSettings) && (is_scoped || rule.recorded) {
         let read = with_body(subject.clone(), request, app.limits().body_bytes).await?;
@@ -139,14 +144,14 @@ async fn enter(gate: &Gate, rule: &'static Rule, request: Request) -> Result<(Re
             Err(_) => {}
         }
     }
-    let snapshot = app.state().snapshot();
     if let Some(bearer) = caller.bearer() {
-        subject.check(rule, bearer, &snapshot)?;
+        subject.check(rule, bearer, &app.state().snapshot())?;
     }
     let entry = rule.recorded.then(|| {
+        let snapshot = app.state().snapshot();
         let bearer = caller.bearer();
         let user = bearer.map_or_else(|| claimed_name(request.headers()), |bearer| bearer.name.clone());
-        let id = request.extensions().get::<RequestId>().map_or_else(String::new, |id| id.0.clone());
+        let id = request.extensions().get::<RequestId>().map_or_else(String::new, |id| id.as_str().to_owned());
         let store = subject.store(rule, &snapshot);
         Arc::new(AuditEntry::new(rule, bearer, user, id, request.uri().path(), store))
     });

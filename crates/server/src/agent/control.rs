@@ -6,11 +6,12 @@
 
 use std::net::SocketAddr;
 use std::path::Path as FilePath;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::StatusCode;
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use axum::{Json, Router};
@@ -21,13 +22,12 @@ use tidegate_rollout::region::host::HostedRegion;
 use tidegate_rollout::region::pin::{PinRefused, PinRequest, Pins};
 use tidegate_rollout::region::remote::RemoteError;
 use tidegate_rollout::region::{RemoteClient, RemoteOptions, TokenFile};
-use tower_http::catch_panic::CatchPanicLayer;
 
 use super::{AgentApp, AgentStartError, LOCK_FILE, offline, secret};
 use crate::data_folder::{self, FolderError, write_private};
 use crate::http::errors::{ApiError, ApiResult, NOTHING_CHANGED};
 use crate::http::extract::{Body, Path, Query};
-use crate::http::guard;
+use crate::http::guard::{self, Hosts};
 use crate::views::region::{past_pin_view, pin_view};
 
 /// The control port's address, in the agent's data folder.
@@ -50,16 +50,14 @@ pub(super) fn router(app: AgentApp, data: &FilePath, address: SocketAddr) -> std
     let secret = secret::draw();
     write_private(&data.join(SECRET_FILE), &secret)?;
     write_private(&data.join(ADDRESS_FILE), &format!("http://{address}"))?;
+    let http = app.0.http.clone();
     let control = Control { app, secret };
-    Ok(Router::new()
+    let routes = Router::new()
         .route("/v1/pins", get(list).fallback(guard::no_method))
         .route("/v1/pins/{store}", put(take_pin).delete(take_unpin).fallback(guard::no_method))
-        .fallback(guard::no_route)
         .layer(DefaultBodyLimit::max(64 * 1024))
-        .layer(CatchPanicLayer::custom(guard::panicked))
-        .layer(from_fn_with_state(control.clone(), check_secret))
-        .layer(from_fn(guard::identify))
-        .with_state(control))
+        .layer(from_fn_with_state(control.clone(), check_secret));
+    Ok(guard::enclose(routes, Arc::new(Hosts::default()), http).with_state(control))
 }
 
 async fn check_secret(State(control): State<Control>, request: Request, next: Next) -> Response {

@@ -8,7 +8,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
@@ -74,7 +74,7 @@ async fn speak<S>(service: &Service, stream: S, is_http2: bool, peer: SocketAddr
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let activity = Arc::new(Activity::default());
+    let activity = Arc::new(Activity::new());
     let answer = {
         let (router, activity) = (service.router.clone(), Arc::clone(&activity));
         hyper::service::service_fn(move |mut request: Request<Incoming>| {
@@ -100,8 +100,8 @@ where
         attend(connection, &activity, idle, closing).await
     } else {
         let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(idle)
+            // Slow heads are bounded as silence is, without a timer for each request.
+            .header_read_timeout(None)
             .max_buf_size(HEAD_BYTES_MAX)
             .max_headers(HEADERS_MAX)
             .serve_connection(stream, answer);
@@ -137,31 +137,42 @@ where
     tokio::time::timeout(GOODBYE, connection).await.unwrap_or(Ok(()))
 }
 
-/// How many requests of a connection are under way.
-#[derive(Default)]
+/// How many requests of a connection are under way, and when the last of them ended. Requests only leave it here: whoever
+/// waits for the connection to be idle looks when that may be so, so that no request wakes anybody.
 struct Activity {
+    begun: Instant,
     asked: AtomicUsize,
-    changed: Notify,
+    /// In milliseconds since it began.
+    last: AtomicU64,
 }
 
 impl Activity {
+    fn new() -> Self {
+        Self { begun: Instant::now(), asked: AtomicUsize::new(0), last: AtomicU64::new(0) }
+    }
+
     fn begin(activity: &Arc<Self>) -> Asked {
         activity.asked.fetch_add(1, Ordering::AcqRel);
-        activity.changed.notify_one();
         Asked(Arc::clone(activity))
+    }
+
+    fn end(&self) {
+        let since = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last.fetch_max(since, Ordering::AcqRel);
+        self.asked.fetch_sub(1, Ordering::AcqRel);
     }
 
     async fn until_idle_for(&self, limit: Duration) {
         loop {
-            if self.asked.load(Ordering::Acquire) > 0 {
-                self.changed.notified().await;
-                continue;
+            // In this order: a request that ends in between has left its time.
+            let is_idle = self.asked.load(Ordering::Acquire) == 0;
+            let since = self.begun + Duration::from_millis(self.last.load(Ordering::Acquire));
+            let now = Instant::now();
+            let due = if is_idle { since + limit } else { now + limit };
+            if due <= now {
+                return;
             }
-            // A change that came before this is found here: it has left its permit.
-            tokio::select! {
-                () = tokio::time::sleep(limit) => return,
-                () = self.changed.notified() => {}
-            }
+            tokio::time::sleep_until(due).await;
         }
     }
 }
@@ -171,8 +182,7 @@ struct Asked(Arc<Activity>);
 
 impl Drop for Asked {
     fn drop(&mut self) {
-        self.0.asked.fetch_sub(1, Ordering::AcqRel);
-        self.0.changed.notify_one();
+        self.0.end();
     }
 }
 

@@ -168,7 +168,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Actor {
             Some(bearer) => bearer.name.clone(),
             None => claimed_name(&parts.headers),
         };
-        let request = parts.extensions.get::<super::guard::RequestId>().map_or_else(String::new, |id| id.0.clone());
+        let request =
+            parts.extensions.get::<super::guard::RequestId>().map_or_else(String::new, |id| id.as_str().to_owned());
         Ok(Self { name, request, asked })
     }
 }

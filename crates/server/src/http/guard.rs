@@ -6,21 +6,22 @@
 
 use std::any::Any;
 use std::net::IpAddr;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
+use futures::FutureExt;
 use tidegate_api::{ErrorBody, code};
 use tokio::sync::Semaphore;
-use tower_http::catch_panic::CatchPanicLayer;
 
 use super::errors::{ApiError, NOTHING_CHANGED};
-use super::metrics::{self, HttpMetrics};
+use super::metrics::HttpMetrics;
 
 /// Names a request in logs, errors and the attributes of its transactions.
 pub(crate) const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
@@ -31,49 +32,72 @@ const REQUEST_ID_BYTES_MAX: usize = 128;
 /// The largest head of a request: its target and its headers, in bytes.
 pub(crate) const HEAD_BYTES_MAX: usize = 64 * 1024;
 
+/// The id of a request: visible ASCII.
 #[derive(Clone, Debug)]
-pub(crate) struct RequestId(pub(crate) String);
+pub(crate) struct RequestId(HeaderValue);
 
-/// What stands around all routes of a process, from the outside: each request gets an id, is counted, is refused if it is too
-/// large in its head or for another host, and is answered whatever its handler does.
+impl RequestId {
+    pub(crate) fn as_str(&self) -> &str {
+        self.0.to_str().unwrap_or_default()
+    }
+}
+
+/// What stands around all routes of a process: each request gets an id, is counted, is refused if it is too large in its head
+/// or for another host, and is answered whatever its handler does. One layer, since each costs every look-up a copy of all
+/// that is within.
 pub(crate) fn enclose<S: Clone + Send + Sync + 'static>(
     routes: Router<S>,
     hosts: Arc<Hosts>,
     counted: HttpMetrics,
 ) -> Router<S> {
-    routes
-        .fallback(no_route)
-        .layer(CatchPanicLayer::custom(panicked))
-        .layer(from_fn_with_state(hosts, check_head))
-        .layer(from_fn_with_state(counted, metrics::count))
-        .layer(from_fn(identify))
+    routes.fallback(no_route).layer(from_fn_with_state(Shell { hosts, counted }, receive))
 }
 
-/// Gives each request an id, the caller's if it has one, and each answer the headers that keep
-/// browsers from guessing.
-pub(crate) async fn identify(mut request: Request, next: Next) -> Response {
-    let id = request
-        .headers()
-        .get(&REQUEST_ID_HEADER)
-        .and_then(|value| value.to_str().ok())
-        .filter(|id| !id.is_empty() && id.len() <= REQUEST_ID_BYTES_MAX)
-        .map_or_else(next_id, str::to_owned);
-    request.extensions_mut().insert(RequestId(id.clone()));
-    let mut response = next.run(request).await;
+#[derive(Clone)]
+struct Shell {
+    hosts: Arc<Hosts>,
+    counted: HttpMetrics,
+}
+
+async fn receive(
+    State(shell): State<Shell>,
+    matched: Option<MatchedPath>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let count = shell.counted.begin(matched.as_ref().map(MatchedPath::as_str), request.method());
+    let id = identify(&mut request);
+    let judged = judge_size(request.uri(), request.headers())
+        .and_then(|()| judge_host(&shell.hosts, request.method(), request.uri(), request.headers()));
+    let mut response = match judged {
+        // What a handler that panicked leaves behind is behind locks, which know of it.
+        Ok(()) => AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(panicked),
+        Err(error) => error.into_response(),
+    };
+    count.end(response.status());
     let headers = response.headers_mut();
-    if let Ok(id) = HeaderValue::from_str(&id) {
-        headers.insert(REQUEST_ID_HEADER, id);
-    }
+    headers.insert(REQUEST_ID_HEADER, id);
+    // What keeps browsers from guessing, and everybody from keeping.
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     response
 }
 
+/// Gives a request its id: the caller's, if it has one.
+fn identify(request: &mut Request) -> HeaderValue {
+    let is_usable = |id: &&HeaderValue| !id.is_empty() && id.len() <= REQUEST_ID_BYTES_MAX && id.to_str().is_ok();
+    let given = request.headers().get(&REQUEST_ID_HEADER).filter(is_usable).cloned();
+    let id = given.unwrap_or_else(next_id);
+    request.extensions_mut().insert(RequestId(id.clone()));
+    id
+}
+
 /// An id that no other request has: what is random about it is drawn once per process.
-fn next_id() -> String {
+fn next_id() -> HeaderValue {
     static PROCESS: LazyLock<uuid::fmt::Simple> = LazyLock::new(|| uuid::Uuid::new_v4().simple());
     static COUNT: AtomicU64 = AtomicU64::new(1);
-    format!("{}-{}", *PROCESS, COUNT.fetch_add(1, Ordering::Relaxed))
+    let id = format!("{}-{}", *PROCESS, COUNT.fetch_add(1, Ordering::Relaxed));
+    HeaderValue::try_from(id).expect("digits and a hyphen are fit for a header")
 }
 
 /// Which hosts a server answers for.
@@ -103,17 +127,6 @@ impl Hosts {
     fn is_own_origin(&self, origin: &str, host: &str) -> bool {
         let own = |scheme: &str| origin.strip_prefix(scheme).is_some_and(|rest| rest.eq_ignore_ascii_case(host));
         own("https://") || (!self.has_tls && own("http://"))
-    }
-}
-
-/// Refuses requests with too large a head, those that are meant for another host, and those that come from a page of another
-/// site.
-async fn check_head(State(hosts): State<Arc<Hosts>>, request: Request, next: Next) -> Response {
-    let judged = judge_size(request.uri(), request.headers())
-        .and_then(|()| judge_host(&hosts, request.method(), request.uri(), request.headers()));
-    match judged {
-        Ok(()) => next.run(request).await,
-        Err(error) => error.into_response(),
     }
 }
 
@@ -259,7 +272,7 @@ pub(crate) async fn limit(State(room): State<Room>, request: Request, next: Next
 }
 
 /// A handler that panicked: the connection gets an answer all the same.
-pub(crate) fn panicked(panic: Box<dyn Any + Send>) -> Response {
+fn panicked(panic: Box<dyn Any + Send>) -> Response {
     let text = panic
         .downcast_ref::<String>()
         .map(String::as_str)

@@ -1,10 +1,9 @@
 //! Metrics of requests.
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use axum::extract::{MatchedPath, Request, State};
-use axum::http::header;
-use axum::middleware::Next;
+use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -17,14 +16,14 @@ use super::errors::ApiError;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Answered {
-    method: String,
-    route: String,
+    method: &'static str,
+    route: Arc<str>,
     status: u16,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Route {
-    route: String,
+    route: Arc<str>,
 }
 
 /// Requests by route, method and status; how long they took; and how many watches are open.
@@ -73,24 +72,38 @@ pub(crate) fn text(registry: &Registry) -> Response {
     }
 }
 
-/// Counts a request.
-pub(crate) async fn count(
-    State(metrics): State<HttpMetrics>,
-    matched: Option<MatchedPath>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let started = Instant::now();
-    // The pattern, not the address: there are few of them, whatever people ask for.
-    let route = matched.map_or_else(|| "none".to_owned(), |path| path.as_str().to_owned());
-    let method = match request.method().as_str() {
-        known @ ("GET" | "PUT" | "POST" | "PATCH" | "DELETE" | "HEAD" | "OPTIONS") => known.to_owned(),
-        _ => "other".to_owned(),
-    };
-    let response = next.run(request).await;
-    let took = started.elapsed().as_secs_f64();
-    let status = response.status().as_u16();
-    metrics.seconds.get_or_create(&Route { route: route.clone() }).observe(took);
-    metrics.requests.get_or_create(&Answered { method, route, status }).inc();
-    response
+impl HttpMetrics {
+    /// Begins to count a request. The route is the pattern, not the address: there are few of them, whatever people ask for.
+    pub(crate) fn begin(&self, route: Option<&str>, method: &Method) -> Counting {
+        let method = match method.as_str() {
+            "GET" => "GET",
+            "PUT" => "PUT",
+            "POST" => "POST",
+            "PATCH" => "PATCH",
+            "DELETE" => "DELETE",
+            "HEAD" => "HEAD",
+            "OPTIONS" => "OPTIONS",
+            _ => "other",
+        };
+        let route = route.unwrap_or("none").into();
+        Counting { metrics: self.clone(), started: Instant::now(), route, method }
+    }
+}
+
+/// A request that is being answered. One that is given up is not counted.
+pub(crate) struct Counting {
+    metrics: HttpMetrics,
+    started: Instant,
+    route: Arc<str>,
+    method: &'static str,
+}
+
+impl Counting {
+    /// The head of the answer is there.
+    pub(crate) fn end(self, status: StatusCode) {
+        let Counting { metrics, started, route, method } = self;
+        let took = started.elapsed().as_secs_f64();
+        metrics.seconds.get_or_create(&Route { route: Arc::clone(&route) }).observe(took);
+        metrics.requests.get_or_create(&Answered { method, route, status: status.as_u16() }).inc();
+    }
 }
