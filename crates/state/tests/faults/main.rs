@@ -28,6 +28,7 @@ use std::sync::{LazyLock, Mutex};
 
 use tidegate_state::testing::postgres;
 
+use self::plan::Kind;
 use self::settings::Settings;
 use self::verdict::Verdict;
 
@@ -72,6 +73,20 @@ fn x02_without_faults_nothing_runs_twice() {
     for (server, own) in &verdict.keys_by_server {
         assert!(own * 5 >= keys, "{server} ran {own} of {keys} keys: {verdict}");
     }
+}
+
+#[test]
+fn x03_servers_that_are_killed_and_come_back_break_no_guarantee() {
+    let Some(verdict) = run_with(&Settings::from_environment().with_only("kills", Kind::Kill)) else { return };
+    assert!(verdict.violations.is_empty(), "{verdict}\n{}", verdict.violations.join("\n"));
+    assert!(verdict.faults > 0 && verdict.runs > 0, "nothing happened: {verdict}");
+}
+
+#[test]
+fn x13_servers_that_drain_in_turn_run_everything_exactly_once() {
+    let Some(verdict) = run_with(&Settings::from_environment().with_only("drains", Kind::Drain)) else { return };
+    assert!(verdict.violations.is_empty(), "{verdict}\n{}", verdict.violations.join("\n"));
+    assert!(verdict.faults > 0 && verdict.runs > 0 && verdict.repeated == 0, "{verdict}");
 }
 
 #[test]

@@ -38,10 +38,19 @@ impl Settings {
     }
 
     /// A short run in which nothing goes wrong.
-    pub(crate) fn without_faults(mut self) -> Settings {
-        self.kinds.clear();
-        self.seconds = self.seconds.min(6);
-        self.folder = self.folder.map(|folder| folder.join("without-faults"));
+    pub(crate) fn without_faults(self) -> Settings {
+        self.of("without-faults", &[], 6)
+    }
+
+    /// A short run with faults of one kind alone; its logs lie in a folder of its own.
+    pub(crate) fn with_only(self, name: &str, kind: Kind) -> Settings {
+        self.of(name, &[kind], 12)
+    }
+
+    fn of(mut self, name: &str, kinds: &[Kind], seconds: u64) -> Settings {
+        self.kinds = kinds.to_vec();
+        self.seconds = self.seconds.min(seconds);
+        self.folder = self.folder.map(|folder| folder.join(name));
         self
     }
 }
