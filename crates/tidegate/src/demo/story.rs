@@ -6,12 +6,16 @@ use std::path::{Path, PathBuf};
 use tidegate_api::{OverridesUpdate, PushStatus, StoreCreate};
 use tidegate_client::Client;
 
-use super::application::{Application, STORE};
+use super::application::STORE;
 use super::data::{Inputs, KEY};
 use super::facts::{Facts, PushFacts, Told, deviations};
+use super::reading::Reading;
 use crate::commands::follow_push;
 use crate::failure::Failure;
 use crate::output::{Output, Paint, say, tree};
+
+/// Where the story takes place, in the order in which regions swap.
+pub(super) const REGIONS: [&str; 3] = ["a", "b", "c"];
 
 /// Regions swap at least this far apart.
 const DELAY_MS: u64 = 2_000;
@@ -28,18 +32,18 @@ struct Chapter<'a> {
 
 pub(super) struct Story {
     client: Client,
-    application: Application,
+    reading: Reading,
     work: PathBuf,
     output: Output,
 }
 
 impl Story {
-    pub(super) fn new(client: Client, application: Application, work: PathBuf, output: Output) -> Self {
-        Story { client, application, work, output }
+    pub(super) fn new(client: Client, reading: Reading, work: PathBuf, output: Output) -> Self {
+        Story { client, reading, work, output }
     }
 
     /// Tells all of it.
-    pub(super) async fn tell(&mut self, inputs: &Inputs) -> Result<Facts, Failure> {
+    pub(super) async fn tell(&self, inputs: &Inputs) -> Result<Facts, Failure> {
         self.say("A store for airports, in three regions. Its hooks: region-order, data-quality, health-check.");
         let create =
             StoreCreate { name: STORE.to_owned(), key_columns: vec![KEY.to_owned()], ..StoreCreate::default() };
@@ -83,11 +87,10 @@ impl Story {
             self.say(chapter.says);
             let push = self.push(&format!("demo-{}", place + 1), chapter.input).await?;
             facts.deviations.extend(deviations(&push, &chapter.told));
-            let regions: Vec<String> = push.regions.keys().cloned().collect();
             facts.pushes.push(push);
             if place == 0 {
                 // From here on there is something to read, and no read may fail any more.
-                self.application.read_in(&regions);
+                self.reading.begin().await?;
             }
         }
         facts.as_told = facts.deviations.is_empty();
@@ -95,19 +98,19 @@ impl Story {
     }
 
     async fn push(&self, id: &str, input: &Path) -> Result<PushFacts, Failure> {
-        let before = self.application.reads();
+        let before = self.reading.reads().await?;
         let view = follow_push(&self.client, STORE, id, vec![input.to_owned()], &self.work, self.output).await?;
         if !self.output.is_json() {
             say(&tree::push(&view, self.output.error_style));
         }
         let calls = self.client.push_calls(id).await?;
-        Ok(PushFacts::new(&view, calls, self.application.reads().since(before)))
+        Ok(PushFacts::new(&view, calls, self.reading.reads().await?.since(before)))
     }
 
     fn hook_settings(&self) -> BTreeMap<String, String> {
-        let url = self.application.health_url();
+        let url = self.reading.health_url();
         [
-            ("region-order.order", "a, b, c"),
+            ("region-order.order", REGIONS.join(", ").as_str()),
             ("region-order.delay", &format!("{DELAY_MS}ms")),
             ("data-quality.null_increase_max", "5"),
             ("health-check.url", &url),
@@ -125,9 +128,5 @@ impl Story {
         if !self.output.is_json() {
             say(&format!("\n{}", self.output.error_style.paint(Paint::Strong, text)));
         }
-    }
-
-    pub(super) async fn end(self) {
-        self.application.stop().await;
     }
 }
