@@ -57,14 +57,15 @@ pub(super) async fn run(
     options.database.clone_from(&arguments.database);
     options.schema = Some(schema());
     let mut parts = Parts::new(folder, output)?;
-    let interrupted = async {
-        stop_signal(&Parent::none()).await?;
-        Ok(Exit::Interrupted)
-    };
+    let (mut told, nobody) = (None, Parent::none());
     let ended = tokio::select! {
         biased;
-        interrupted = interrupted => interrupted,
-        ended = tell(&arguments, &mut parts, folder, inputs, output) => ended,
+        interrupted = stop_signal(&nobody) => match (interrupted, told) {
+            (Err(error), _) => Err(error.into()),
+            (Ok(()), Some(told)) => Ok(told),
+            (Ok(()), None) => Ok(Exit::Interrupted),
+        },
+        ended = tell(&arguments, &mut parts, &mut told, (folder, inputs), output) => ended,
     };
     if !output.is_json() {
         say(&format!("{} stopping", output.error_style.mark(Paint::Going)));
@@ -74,11 +75,12 @@ pub(super) async fn run(
     ended
 }
 
+/// Ends with what came of the story, or, if it is to stay up, with what keeps it from that. `told` is what came of it by then.
 async fn tell(
     arguments: &DemoArguments,
     parts: &mut Parts,
-    folder: &Path,
-    inputs: &Inputs,
+    told: &mut Option<Exit>,
+    (folder, inputs): (&Path, &Inputs),
     output: Output,
 ) -> Result<Exit, Failure> {
     let stage = parts.start(arguments).await?;
@@ -89,6 +91,7 @@ async fn tell(
         facts = story.tell(inputs) => facts?,
     };
     let ended = finish(&facts, output)?;
+    *told = Some(ended);
     if arguments.once {
         return Ok(ended);
     }

@@ -6,6 +6,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use serde::Deserialize;
+use tidegate_api::ErrorBody;
 use tokio::fs::{File, OpenOptions};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
@@ -185,18 +186,44 @@ async fn keep(stderr: ChildStderr, mut log: File, tokens: mpsc::Sender<String>) 
 /// A failure of a process: what it said last is in it, and where all of it is.
 pub(super) fn fallen(plan: &Plan, what: &str, why: &str) -> Failure {
     let said = last_lines(&plan.log);
-    let said = if said.is_empty() { "It said nothing.".to_owned() } else { format!("It said last:\n{said}") };
-    Failure::new(
-        format!("the demo's process {} {what}", plan.name),
-        format!("{why}. {said}"),
-        "The demo ends, and all of its processes with it.",
-        &format!("Read what it said, in {}, and start the demo again.", plan.log.display()),
-    )
+    let what = format!("the demo's process {} {what}", plan.name);
+    let follows = "The demo ends, and all of its processes with it.";
+    let kept = format!("What it said is in {}.", plan.log.display());
+    // One that has failed says why in the shape of errors.
+    if let Some(Ok(body)) = said.last().map(|line| serde_json::from_str::<ErrorBody>(line)) {
+        return Failure::new(what, body.why, follows, &format!("{} {kept}", body.countermeasures));
+    }
+    let said =
+        if said.is_empty() { "It said nothing.".to_owned() } else { format!("It said last:\n{}", said.join("\n")) };
+    Failure::new(what, format!("{why}. {said}"), follows, &format!("Read why, and start the demo again. {kept}"))
 }
 
-fn last_lines(log: &Path) -> String {
+fn last_lines(log: &Path) -> Vec<String> {
     let text = std::fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(LINES_NAMED)..].join("\n")
+    lines[lines.len().saturating_sub(LINES_NAMED)..].iter().map(|line| (*line).to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_has_the_reason_that_the_process_gave_or_what_it_said_last() {
+        let folder = tempfile::tempdir().unwrap();
+        let plan = Plan {
+            name: "server-1".to_owned(),
+            arguments: Vec::new(),
+            database: None,
+            log: folder.path().join("server-1.log"),
+        };
+        let why = || fallen(&plan, "did not start", "it ended with exit status: 1").why().to_owned();
+        assert_eq!(why(), "it ended with exit status: 1. It said nothing.");
+        std::fs::write(&plan.log, "one\ntwo\n").unwrap();
+        assert_eq!(why(), "it ended with exit status: 1. It said last:\none\ntwo");
+        let body = ErrorBody::new("failed", "the server did not start", "The port is taken.", "None.", "Free it.");
+        std::fs::write(&plan.log, format!("one\n{}\n", serde_json::to_string(&body).unwrap())).unwrap();
+        assert_eq!(why(), "The port is taken.");
+    }
 }
