@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use tidegate_api::{OverridesUpdate, PushStatus, StoreCreate};
+use tidegate_api::{OverridesUpdate, PushStatus, PushView, StoreCreate};
 use tidegate_client::Client;
 
 use super::application::STORE;
@@ -19,6 +20,9 @@ pub(super) const REGIONS: [&str; 3] = ["a", "b", "c"];
 
 /// Regions swap at least this far apart.
 const DELAY_MS: u64 = 2_000;
+
+/// How long a region may take, after a push has ended, until it serves something.
+const SETTLE_LIMIT: Duration = Duration::from_secs(15);
 
 /// How long each region is watched after its swap.
 const BAKE: &str = "1500ms";
@@ -103,8 +107,20 @@ impl Story {
         if !self.output.is_json() {
             say(&tree::push(&view, self.output.error_style));
         }
+        let view = self.settled(view).await?;
         let calls = self.client.push_calls(id).await?;
         Ok(PushFacts::new(&view, calls, self.reading.reads().await?.since(before)))
+    }
+
+    /// The push once every region serves something. One whose node has died a moment ago serves nothing, by enough of its
+    /// nodes, until that is back.
+    async fn settled(&self, mut view: PushView) -> Result<PushView, Failure> {
+        let deadline = tokio::time::Instant::now() + SETTLE_LIMIT;
+        while view.regions.iter().any(|region| region.serving.is_none()) && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            view = self.client.push(&view.state.push).await?;
+        }
+        Ok(view)
     }
 
     fn hook_settings(&self) -> BTreeMap<String, String> {

@@ -15,6 +15,9 @@ use crate::output::{Output, Paint, say};
 /// How often a part is started again at most: one that does not live is not made to by trying.
 const REVIVALS_MAX: u32 = 100;
 
+/// How often in a row a part may fail to start again.
+const FAILURES_MAX: u32 = 10;
+
 /// How long a part stays dead.
 const REVIVAL_PAUSE: Duration = Duration::from_millis(500);
 
@@ -88,7 +91,7 @@ impl Keeper {
     /// Keeps the part running until it is stopped. An error if it is gone for good.
     async fn keep(mut self, mut process: Process) -> Result<(), Failure> {
         self.keep_address(&process.url);
-        let mut revivals = 0;
+        let (mut revivals, mut failures) = (0, 0);
         loop {
             let ended = tokio::select! {
                 biased;
@@ -107,15 +110,25 @@ impl Keeper {
                 let mark = self.output.error_style.mark(Paint::Held);
                 say(&format!("{mark} {} has ended ({how}) and is started again", self.plan.name));
             }
-            if self.stop.run_until_cancelled(tokio::time::sleep(REVIVAL_PAUSE)).await.is_none() {
-                return Ok(());
-            }
-            let stop = self.stop.clone();
-            match stop.run_until_cancelled(Process::start(&self.plan, self.tokens.clone())).await {
-                Some(started) => process = started?,
-                // Dropped on its way, it is killed.
-                None => return Ok(()),
-            }
+            process = loop {
+                let start = async {
+                    tokio::time::sleep(REVIVAL_PAUSE).await;
+                    Process::start(&self.plan, self.tokens.clone()).await
+                };
+                match self.stop.run_until_cancelled(start).await {
+                    // Dropped on its way, it is killed.
+                    None => return Ok(()),
+                    Some(Ok(started)) => break started,
+                    // It may have been killed before it was ready.
+                    Some(Err(failure)) => {
+                        failures += 1;
+                        if failures >= FAILURES_MAX {
+                            return Err(failure);
+                        }
+                    }
+                }
+            };
+            failures = 0;
             self.id.store(process.id().unwrap_or_default(), Ordering::Relaxed);
         }
     }
