@@ -21,6 +21,7 @@ mod demo;
 mod exit;
 mod failure;
 mod output;
+mod parent;
 
 use std::process::ExitCode;
 
@@ -30,6 +31,7 @@ pub use tidegate_lifecycle::Registry;
 
 use crate::arguments::Arguments;
 use crate::output::{Output, say};
+use crate::parent::Parent;
 
 /// Runs the command line with these hooks, and gives the code to end with.
 #[must_use]
@@ -51,7 +53,14 @@ pub fn run(registry: Registry) -> ExitCode {
             return Exit::Failed.into();
         }
     };
-    let exit = match runtime.block_on(commands::run(arguments, registry, output)) {
+    let parent = match Parent::watch(arguments.global.until_input_ends) {
+        Ok(parent) => parent,
+        Err(error) => {
+            say(&format!("error: no thread could be started: {error}"));
+            return Exit::Failed.into();
+        }
+    };
+    let exit = match runtime.block_on(commands::run(arguments, registry, parent, output)) {
         Ok(exit) => exit,
         Err(failure) => {
             failure.print(output);

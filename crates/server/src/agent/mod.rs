@@ -7,6 +7,7 @@
 //! |---|---|
 //! | this one | starting and stopping |
 //! | `routes` | its HTTP service: reads, health, metrics |
+//! | `admission` | whether the control plane lets it host its region |
 //! | `nodes` | nodes that are processes of their own |
 //! | `exposure` | whether it may listen where it is told to |
 //! | `secret` | secrets that are drawn at a start |
@@ -29,6 +30,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::registry::Registry as MetricsRegistry;
+use tidegate_api::ErrorBody;
 use tidegate_dataset::artifact::ArtifactStore;
 use tidegate_rollout::region::host::{HostError, HostOptions, HostedRegion, RegionSetup};
 use tidegate_rollout::region::remote::RemoteSetupError;
@@ -46,6 +48,7 @@ use crate::http::guard::{Hosts, Room};
 use crate::http::metrics::HttpMetrics;
 use crate::http::serve::{ConnectionLimits, ConnectionMetrics, Service, drain, serve};
 
+mod admission;
 mod control;
 mod exposure;
 mod nodes;
@@ -53,6 +56,7 @@ mod offline;
 mod routes;
 pub(crate) mod secret;
 
+use admission::{Admission, Answer};
 pub use control::{ControlError, pin_version, pins, unpin};
 pub use exposure::{Exposed, Exposure};
 use nodes::Nodes;
@@ -156,6 +160,9 @@ pub enum AgentStartError {
     /// The control plane's addresses can't be used.
     #[error(transparent)]
     ControlPlane(#[from] RemoteSetupError),
+    /// The control plane does not let it host its region, and goes on not to.
+    #[error("{0}")]
+    NotLetIn(Box<ErrorBody>),
     /// The region can't be started.
     #[error("the region can't be started: {0}")]
     Region(#[from] HostError),
@@ -177,6 +184,8 @@ pub struct AgentHandle {
     closing: CancellationToken,
     serving: JoinHandle<io::Result<()>>,
     controlling: JoinHandle<io::Result<()>>,
+    /// To be asked further, if nobody has answered yet.
+    admission: Option<Admission>,
     _lock: File,
 }
 
@@ -211,7 +220,8 @@ pub struct Agent;
 
 impl Agent {
     /// Starts an agent. When this returns it answers reads, and its nodes serve what they served before, whether or not
-    /// the control plane can be reached.
+    /// the control plane can be reached. One that can be reached and refuses what the agent is for keeps it from starting;
+    /// for that its first answer is waited for, for two seconds at most.
     ///
     /// # Errors
     /// See [`AgentStartError`].
@@ -223,8 +233,16 @@ impl Agent {
         let listener = TcpListener::bind(listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let kept = |source| AgentStartError::Data { path: setup.data.clone(), source };
+        let token = setup.token_file.as_ref().map(TokenFile::new);
+        let client = reach(&setup, token.clone())?;
+        let admission = Admission::new(&setup.region, client.clone(), token.clone());
+        let admission = match admission.at_start().await {
+            Answer::Refused(body) => return Err(AgentStartError::NotLetIn(body)),
+            Answer::Heard => None,
+            Answer::Nothing => Some(admission),
+        };
         AgentFile::new(&setup.region, setup.nodes).save(&setup.data).map_err(kept)?;
-        let app = host(&setup, address).await?;
+        let app = host(&setup, address, client, token).await?;
         let controlling = control(&setup, app.clone()).await?;
         let closing = CancellationToken::new();
         let stop = closing.clone();
@@ -237,7 +255,7 @@ impl Agent {
         };
         let serving = tokio::spawn(serve(listener, service, stop));
         tracing::info!(region = setup.region, %address, data = %setup.data.display(), "the agent serves");
-        Ok(AgentHandle { address, app, closing, serving, controlling, _lock: lock })
+        Ok(AgentHandle { address, app, closing, serving, controlling, admission, _lock: lock })
     }
 }
 
@@ -258,6 +276,15 @@ impl AgentHandle {
     #[must_use]
     pub fn region(&self) -> &HostedRegion {
         &self.app.0.hosted
+    }
+
+    /// Ends if the control plane, which could not be asked at the start, turns out not to let the agent host its region: it
+    /// will not by itself, and the agent is to be ended.
+    pub async fn refused(&self) -> AgentStartError {
+        match &self.admission {
+            Some(admission) => AgentStartError::NotLetIn(admission.refused().await),
+            None => std::future::pending().await,
+        }
     }
 
     /// Ends the agent in order: it commands its nodes no more, lets go of its region, and answers the requests that are
@@ -313,12 +340,20 @@ fn limits(setup: &AgentSetup) -> AgentLimits {
     AgentLimits { lease: setup.lease, heartbeat_every: usual.heartbeat_every.min(setup.lease / 3), ..usual }
 }
 
-async fn host(setup: &AgentSetup, address: SocketAddr) -> Result<AgentApp, AgentStartError> {
+/// What reaches the control plane.
+fn reach(setup: &AgentSetup, token: Option<TokenFile>) -> Result<RemoteClient, RemoteSetupError> {
     let mut remote = RemoteOptions::new(&setup.control_planes, format!("agent of region {}", setup.region));
-    let token = setup.token_file.as_ref().map(TokenFile::new);
-    remote.token.clone_from(&token);
+    remote.token = token;
     remote.trusted.clone_from(&setup.trusted);
-    let client = RemoteClient::new(remote)?;
+    RemoteClient::new(remote)
+}
+
+async fn host(
+    setup: &AgentSetup,
+    address: SocketAddr,
+    client: RemoteClient,
+    token: Option<TokenFile>,
+) -> Result<AgentApp, AgentStartError> {
     let link = HttpLink::new(HttpLinkOptions { region: setup.region.clone(), client: client.clone() });
     let source = ArtifactStore::new(Arc::new(RemoteArtifacts::new(client)));
 

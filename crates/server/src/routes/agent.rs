@@ -186,7 +186,9 @@ fn region_unknown(app: &App, region: &str) -> ApiError {
 
 fn refused(region: &str, error: LinkError) -> ApiError {
     match error {
-        LinkError::Unavailable { why } => ApiError::unavailable("The state can't be written now.", format!("{why}.")),
+        LinkError::Unavailable { why } | LinkError::NotLetIn { why } => {
+            ApiError::unavailable("The state can't be written now.", format!("{why}."))
+        }
         LinkError::Replaced { by, address } => ApiError::new(
             StatusCode::CONFLICT,
             ErrorBody::new(

@@ -2,6 +2,7 @@
 
 mod access;
 mod agent;
+mod demo;
 #[cfg(test)]
 mod deploy_tests;
 mod push;
@@ -15,8 +16,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use access::{AuditArguments, TokenCommand};
 pub(crate) use agent::{AgentArguments, AgentCommand, AgentRunArguments, NodeArguments};
+pub(crate) use demo::{DemoApplicationArguments, DemoArguments};
 pub(crate) use push::{ProceedArguments, PushArguments, PushCommand};
-pub(crate) use server::{ConfigCommand, DemoArguments, QueueCommand, RegionCommand, ServerArguments};
+pub(crate) use server::{ConfigCommand, QueueCommand, RegionCommand, ServerArguments};
 pub(crate) use store::{HooksCommand, SchemaCommand, StoreCommand};
 
 /// Releases data: versioned datasets, pushed region by region, with hooks around every step.
@@ -55,6 +57,10 @@ pub(crate) struct GlobalArguments {
     /// Colours on the terminal (NO_COLOR turns them off too).
     #[arg(long, global = true, value_enum, default_value_t = ColorChoice::Auto, value_name = "WHEN")]
     pub(crate) color: ColorChoice,
+    /// For a process that another one has started for its own sake: it ends when its standard input does, which is when the
+    /// other has ended, however that ends.
+    #[arg(long, global = true, hide = true)]
+    pub(crate) until_input_ends: bool,
 }
 
 /// How results are printed.
@@ -79,8 +85,11 @@ pub(crate) enum ColorChoice {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Tell the whole story: one process, three regions, a good push and two bad ones that are caught.
+    /// Tell the whole story: three regions, good pushes and two bad ones that are caught; in one process, or in many.
     Demo(DemoArguments),
+    /// The demo's reading application, as a process of its own.
+    #[command(hide = true)]
+    DemoApplication(DemoApplicationArguments),
     /// Run a control-plane server.
     Server(ServerArguments),
     /// Run a region's agent with its nodes, or give it orders on this machine (`agent pin`, …).

@@ -1,25 +1,9 @@
-//! `tidegate demo`, `server`, `region`, `config` and `queue`.
+//! `tidegate server`, `region`, `config` and `queue`.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-
-#[derive(Debug, Args)]
-pub(crate) struct DemoArguments {
-    /// End after the story instead of staying up; exit code 0 only if every step ended as told.
-    #[arg(long)]
-    pub(crate) once: bool,
-    /// Where the page and the API are served.
-    #[arg(long, default_value = "127.0.0.1:0", value_name = "ADDRESS")]
-    pub(crate) listen: SocketAddr,
-    /// A PostgreSQL to keep the demo's state in, in a schema that goes with it; by default a file.
-    #[arg(long, value_name = "URL")]
-    pub(crate) database: Option<String>,
-    /// Where the demo keeps its data; by default a folder that goes with it.
-    #[arg(long, value_name = "DIR")]
-    pub(crate) data: Option<PathBuf>,
-}
 
 #[derive(Debug, Args)]
 pub(crate) struct ServerArguments {

@@ -9,8 +9,9 @@ use crate::arguments::{AgentArguments, AgentCommand, AgentRunArguments};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{Output, Paint, Style, moment, plain, say, table};
+use crate::parent::Parent;
 
-pub(super) async fn run(arguments: AgentArguments, output: Output) -> Result<Exit, Failure> {
+pub(super) async fn run(arguments: AgentArguments, parent: &Parent, output: Output) -> Result<Exit, Failure> {
     match (arguments.command, arguments.run) {
         (Some(AgentCommand::Pin { store, version, reason, data }), _) => {
             let order = PinOrder { version, reason, by: user() };
@@ -27,7 +28,7 @@ pub(super) async fn run(arguments: AgentArguments, output: Output) -> Result<Exi
             let pins = pins(&data).await?;
             output.result(&pins, |pins, style| list(pins, style))?;
         }
-        (None, Some(run)) => start(run, output).await?,
+        (None, Some(run)) => start(run, parent, output).await?,
         (None, None) => {
             return Err(Failure::usage(
                 "no region was named",
@@ -39,7 +40,7 @@ pub(super) async fn run(arguments: AgentArguments, output: Output) -> Result<Exi
     Ok(Exit::Done)
 }
 
-async fn start(arguments: AgentRunArguments, output: Output) -> Result<(), Failure> {
+async fn start(arguments: AgentRunArguments, parent: &Parent, output: Output) -> Result<(), Failure> {
     let mut setup = AgentSetup::new(arguments.region, arguments.control_planes, arguments.data);
     setup.token_file = arguments.token_file;
     setup.trusted = arguments.ca_file;
@@ -57,10 +58,19 @@ async fn start(arguments: AgentRunArguments, output: Output) -> Result<(), Failu
         let mark = output.error_style.mark(Paint::Good);
         say(&format!("{mark} agent of region {} listening on {}", plain(&region), agent.url()));
     }
-    stop_signal().await?;
+    let refused = tokio::select! {
+        stopped = stop_signal(parent) => {
+            stopped?;
+            None
+        }
+        refused = agent.refused() => Some(refused),
+    };
     say(&format!("{} stopping", output.error_style.mark(Paint::Going)));
     agent.shutdown().await;
-    Ok(())
+    match refused {
+        Some(refused) => Err(refused.into()),
+        None => Ok(()),
+    }
 }
 
 /// Who gives an order, for the record.
@@ -112,6 +122,9 @@ fn list(pins: &[StorePins], style: Style) -> String {
 
 impl From<AgentStartError> for Failure {
     fn from(error: AgentStartError) -> Self {
+        if let AgentStartError::NotLetIn(body) = error {
+            return Failure::from_body(body);
+        }
         let to_do = match &error {
             AgentStartError::Setting { .. } => "Correct it and try again.",
             AgentStartError::Exposed(_) => "Choose a loopback address, such as 127.0.0.1:7610, or ask for it by name.",

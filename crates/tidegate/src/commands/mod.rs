@@ -27,18 +27,25 @@ use crate::demo;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{Output, Paint, ask, plain, say};
+use crate::parent::Parent;
 
 pub(crate) use push::follow_push;
-pub(crate) use server::start_server;
+pub(crate) use server::{start_server, stop_signal};
 
 /// Runs a command to its end.
-pub(crate) async fn run(arguments: Arguments, registry: Registry, output: Output) -> Result<Exit, Failure> {
+pub(crate) async fn run(
+    arguments: Arguments,
+    registry: Registry,
+    parent: Parent,
+    output: Output,
+) -> Result<Exit, Failure> {
     let client = || connection::client(&arguments.global).map(|client| with_notice(client, output));
     match arguments.command {
         Command::Demo(demo) => demo::run(demo, registry, output).await,
-        Command::Server(server) => server::run(server, registry, output).await,
-        Command::Agent(agent) => agent::run(agent, output).await,
-        Command::Node(node) => node::run(node, output).await,
+        Command::DemoApplication(application) => demo::run_application(application, &parent, output).await,
+        Command::Server(server) => server::run(server, registry, &parent, output).await,
+        Command::Agent(agent) => agent::run(agent, &parent, output).await,
+        Command::Node(node) => node::run(node, &parent, output).await,
         Command::Store(command) => store::run(command, &client()?, output).await,
         Command::Push(push) => push::run(push, &client()?, output).await,
         Command::Get { store, key, region } => {

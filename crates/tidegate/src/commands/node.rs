@@ -8,8 +8,9 @@ use crate::arguments::NodeArguments;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{Output, Paint, plain, say};
+use crate::parent::Parent;
 
-pub(super) async fn run(arguments: NodeArguments, output: Output) -> Result<Exit, Failure> {
+pub(super) async fn run(arguments: NodeArguments, parent: &Parent, output: Output) -> Result<Exit, Failure> {
     let mut setup = NodeSetup::new(arguments.name, arguments.agent, arguments.data);
     setup.token_file = arguments.token_file;
     setup.trusted = arguments.ca_file;
@@ -23,7 +24,7 @@ pub(super) async fn run(arguments: NodeArguments, output: Output) -> Result<Exit
     } else {
         say(&format!("{} node {} listening on {}", output.error_style.mark(Paint::Good), plain(&name), node.url()));
     }
-    stop_signal().await?;
+    stop_signal(parent).await?;
     say(&format!("{} stopping", output.error_style.mark(Paint::Going)));
     node.shutdown().await;
     Ok(Exit::Done)

@@ -11,8 +11,14 @@ use crate::arguments::ServerArguments;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{Output, Paint, say};
+use crate::parent::Parent;
 
-pub(super) async fn run(arguments: ServerArguments, registry: Registry, output: Output) -> Result<Exit, Failure> {
+pub(super) async fn run(
+    arguments: ServerArguments,
+    registry: Registry,
+    parent: &Parent,
+    output: Output,
+) -> Result<Exit, Failure> {
     let mut options = Options::new(arguments.data);
     options.database = arguments.database;
     options.listen = arguments.listen;
@@ -35,7 +41,7 @@ pub(super) async fn run(arguments: ServerArguments, registry: Registry, output: 
     } else {
         say(&format!("{} listening on {}", output.error_style.mark(Paint::Good), handle.url()));
     }
-    stop_signal().await?;
+    stop_signal(parent).await?;
     say(&format!("{} stopping", output.error_style.mark(Paint::Going)));
     handle.shutdown().await;
     Ok(Exit::Done)
@@ -89,13 +95,14 @@ fn failure_of(error: StartError) -> Failure {
     Failure::new("the server did not start", error.to_string(), "Nothing was changed.", countermeasures)
 }
 
-/// Ends at the first SIGINT or SIGTERM.
-pub(super) async fn stop_signal() -> std::io::Result<()> {
+/// Ends at the first SIGINT or SIGTERM, or when whoever started this process has gone.
+pub(crate) async fn stop_signal(parent: &Parent) -> std::io::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
+        () = parent.gone() => {}
     }
     Ok(())
 }

@@ -1,23 +1,26 @@
 //! A small application that reads airports and judges them by what it knows: how long three well-known routes are.
 //!
-//! It is what `health-check` polls. It also reads all the time, in every region, and counts the reads that fail.
+//! It is what `health-check` polls. It also reads all the time, in every region, and counts the reads that fail. It runs
+//! within the demo's process or as one of its own, and is spoken to over HTTP either way.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::routing::get;
+use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tidegate_client::Client;
+use tidegate_api::KeyAnswer;
+use tidegate_client::{Client, Error as ClientError};
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 /// The store that it reads.
 pub(crate) const STORE: &str = "airports";
@@ -30,7 +33,7 @@ const ROUTES: [(&str, &str, f64); 3] =
 const TOLERANCE: f64 = 0.02;
 
 /// The reads of the application so far.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Reads {
     /// How many were made.
     pub(crate) made: u64,
@@ -51,74 +54,131 @@ struct Counters {
     failed: AtomicU64,
 }
 
+/// Who answers reads, by region.
+pub(crate) type Places = BTreeMap<String, Vec<Client>>;
+
 /// The running application.
 #[derive(Debug)]
 pub(crate) struct Application {
     address: SocketAddr,
-    counters: Arc<Counters>,
-    reading: Client,
+    service: Service,
+    serving: JoinHandle<()>,
+}
+
+/// What the handlers can reach. Clones are the same.
+#[derive(Debug, Clone)]
+struct Service(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    places: Places,
+    counters: Counters,
+    reads: AtomicBool,
     stop: CancellationToken,
-    tasks: JoinSet<()>,
+    reading: TaskTracker,
 }
 
 impl Application {
-    /// Starts it on a free port of its own.
-    pub(crate) async fn start(client: Client) -> std::io::Result<Application> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+    /// Starts it. It reads once it is told to.
+    pub(crate) async fn start(listen: SocketAddr, places: Places) -> std::io::Result<Application> {
+        let listener = TcpListener::bind(listen).await?;
         let address = listener.local_addr()?;
         let stop = CancellationToken::new();
-        let mut tasks = JoinSet::new();
-        let router = Router::new().route("/health", get(health)).with_state(client.clone());
-        let stopped = stop.clone().cancelled_owned();
-        tasks.spawn(async move {
-            if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stopped).await {
+        let inner = Inner {
+            places,
+            counters: Counters::default(),
+            reads: AtomicBool::new(false),
+            stop: stop.clone(),
+            reading: TaskTracker::new(),
+        };
+        let service = Service(Arc::new(inner));
+        let router = Router::new()
+            .route("/health", get(health))
+            .route("/reads", get(reads).post(begin))
+            .with_state(service.clone());
+        let serving = tokio::spawn(async move {
+            if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await {
                 tracing::error!(%error, "the reading application ended");
             }
         });
-        Ok(Application { address, counters: Arc::default(), reading: client, stop, tasks })
+        Ok(Application { address, service, serving })
     }
 
-    /// What `health-check` is to poll; `{region}` is filled in by the hook.
-    pub(crate) fn health_url(&self) -> String {
-        format!("http://{}/health?region={{region}}", self.address)
-    }
-
-    /// Reads in these regions from now on, without end.
-    pub(crate) fn read_in(&mut self, regions: &[String]) {
-        for region in regions {
-            let (client, region, counters, stop) =
-                (self.reading.clone(), region.clone(), Arc::clone(&self.counters), self.stop.clone());
-            self.tasks.spawn(async move {
-                for (from, to, _) in ROUTES.iter().cycle() {
-                    for key in [from, to] {
-                        let read = client.get(STORE, key, Some(&region)).await;
-                        if stop.is_cancelled() {
-                            return;
-                        }
-                        counters.made.fetch_add(1, Ordering::Relaxed);
-                        if let Err(error) = read {
-                            tracing::warn!(%error, %region, key, "a read failed");
-                            counters.failed.fetch_add(1, Ordering::Relaxed);
-                        }
-                    }
-                    let pause = tokio::time::sleep(Duration::from_millis(20));
-                    if stop.run_until_cancelled(pause).await.is_none() {
-                        return;
-                    }
-                }
-            });
-        }
-    }
-
-    pub(crate) fn reads(&self) -> Reads {
-        Reads { made: self.counters.made.load(Ordering::Relaxed), failed: self.counters.failed.load(Ordering::Relaxed) }
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
     }
 
     /// Ends it and everything that it does.
-    pub(crate) async fn stop(mut self) {
-        self.stop.cancel();
-        while self.tasks.join_next().await.is_some() {}
+    pub(crate) async fn stop(self) {
+        self.service.0.stop.cancel();
+        self.service.0.reading.close();
+        self.service.0.reading.wait().await;
+        if let Err(error) = self.serving.await {
+            tracing::error!(%error, "the reading application did not end in order");
+        }
     }
+}
+
+impl Service {
+    async fn read(&self, region: &str, key: &str) -> Result<KeyAnswer, ClientError> {
+        let clients = self.0.places.get(region).map(Vec::as_slice).unwrap_or_default();
+        if let [_, _, ..] = clients {
+            // Nobody waits for a process that is gone while another answers.
+            for client in clients {
+                match client.with_patience(Duration::ZERO).get(STORE, key, Some(region)).await {
+                    Err(error) if error.is_unreachable() => {}
+                    read => return read,
+                }
+            }
+        }
+        match clients.first() {
+            Some(client) => client.get(STORE, key, Some(region)).await,
+            None => Err(ClientError::Local {
+                what: format!("region {region} can't be read in"),
+                reason: "the application was given no address of it".to_owned(),
+            }),
+        }
+    }
+
+    /// Reads in a region until the application stops.
+    async fn read_on(self, region: String) {
+        let Inner { counters, stop, .. } = &*self.0;
+        for (from, to, _) in ROUTES.iter().cycle() {
+            for key in [from, to] {
+                let read = self.read(&region, key).await;
+                if stop.is_cancelled() {
+                    return;
+                }
+                counters.made.fetch_add(1, Ordering::Relaxed);
+                if let Err(error) = read {
+                    tracing::warn!(%error, %region, key, "a read failed");
+                    counters.failed.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            let pause = tokio::time::sleep(Duration::from_millis(20));
+            if stop.run_until_cancelled(pause).await.is_none() {
+                return;
+            }
+        }
+    }
+}
+
+/// The reads so far.
+async fn reads(State(service): State<Service>) -> Json<Reads> {
+    let counters = &service.0.counters;
+    // Failures first: each was made before it failed.
+    let failed = counters.failed.load(Ordering::Relaxed);
+    Json(Reads { made: counters.made.load(Ordering::Relaxed), failed })
+}
+
+/// Reads in all regions from now on.
+async fn begin(State(service): State<Service>) -> StatusCode {
+    if !service.0.reads.swap(true, Ordering::Relaxed) {
+        for region in service.0.places.keys() {
+            service.0.reading.spawn(service.clone().read_on(region.clone()));
+        }
+    }
+    StatusCode::NO_CONTENT
 }
 
 #[derive(Debug, Deserialize)]
@@ -126,10 +186,10 @@ struct HealthQuery {
     region: String,
 }
 
-async fn health(State(client): State<Client>, Query(query): Query<HealthQuery>) -> (StatusCode, String) {
+async fn health(State(service): State<Service>, Query(query): Query<HealthQuery>) -> (StatusCode, String) {
     let mut positions = BTreeMap::new();
     for key in ROUTES.iter().flat_map(|(from, to, _)| [*from, *to]) {
-        match client.get(STORE, key, Some(&query.region)).await {
+        match service.read(&query.region, key).await {
             Ok(answer) => positions.insert(key, position(&answer.value)),
             Err(error) => {
                 return (StatusCode::SERVICE_UNAVAILABLE, format!("reading {key} in {}: {error}", query.region));

@@ -1,59 +1,130 @@
-//! `tidegate demo`: the main job told live, in one process, on a real dataset.
+//! `tidegate demo`: the main job told live, on a real dataset.
 //!
-//! A server with three regions runs inside this process, with its HTTP API; pushes go through the same client as
-//! everyone's, and a small application reads all the time. Nothing is staged: what the story tells is read back from the
-//! API, and compared with what it should be.
+//! A server with three regions runs inside this process, with its HTTP API; or, with `--processes`, every part runs as a
+//! process of its own. Pushes go through the same client as everyone's, and a small application reads all the time. Nothing
+//! is staged: what the story tells is read back from the API, and compared with what it should be.
+//!
+//! | file | has |
+//! |---|---|
+//! | this one | the demo in one process; what is said at its end |
+//! | `processes` | the demo in many |
+//! | `story` | the story itself |
+//! | `data` | what is pushed |
+//! | `application` | the application that reads |
+//! | `reading` | what the story asks of it |
+//! | `facts` | what is read back, and what of it is not as told |
 
 mod application;
 mod data;
 mod facts;
+mod processes;
+mod reading;
 mod story;
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 
 use tidegate_client::Client;
 use tidegate_lifecycle::Registry;
 use tidegate_server::{Handle, Options, drop_schema};
 
-use self::application::{Application, STORE};
+use self::application::{Application, Places, STORE};
 use self::facts::Facts;
-use self::story::Story;
-use crate::arguments::DemoArguments;
-use crate::commands::start_server;
+use self::reading::Reading;
+use self::story::{REGIONS, Story};
+use crate::arguments::{DemoApplicationArguments, DemoArguments};
+use crate::commands::{start_server, stop_signal};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{Output, Paint, say};
+use crate::parent::Parent;
+
+/// Any free port of this machine.
+const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// Tells the story; afterwards stays up until it is interrupted, unless it was to be told once.
 pub(crate) async fn run(arguments: DemoArguments, registry: Registry, output: Output) -> Result<Exit, Failure> {
-    let temporary;
-    let folder: &Path = match &arguments.data {
-        Some(folder) => folder,
+    let mut temporary = None;
+    let folder = match &arguments.data {
+        Some(folder) => folder.clone(),
         None => {
-            temporary = tempfile::Builder::new().prefix("tidegate-demo-").tempdir()?;
-            temporary.path()
+            let made = tempfile::Builder::new().prefix("tidegate-demo-").tempdir()?;
+            temporary.insert(made).path().to_owned()
         }
     };
-    std::fs::create_dir_all(folder)?;
+    std::fs::create_dir_all(&folder)?;
+    // Other processes are told of it, and URLs are made of it.
+    let folder = std::fs::canonicalize(folder)?;
     let inputs = {
         let folder = folder.join("inputs");
         tokio::task::spawn_blocking(move || data::write(&folder)).await.map_err(std::io::Error::other)??
     };
+    if !arguments.processes {
+        return within(arguments, registry, &folder, &inputs, output).await;
+    }
+    let ended = processes::run(arguments, &folder, &inputs, output).await;
+    if !matches!(ended, Ok(Exit::Done | Exit::Interrupted))
+        && let Some(folder) = temporary
+    {
+        // What the processes said stays, for whoever wants to know why.
+        let folder = folder.keep();
+        say(&format!("what the processes said is in {}", processes::logs(&folder).display()));
+    }
+    ended
+}
 
+/// The reading application as a process of its own.
+pub(crate) async fn run_application(
+    arguments: DemoApplicationArguments,
+    parent: &Parent,
+    output: Output,
+) -> Result<Exit, Failure> {
+    let mut places = Places::new();
+    for place in &arguments.places {
+        let (region, url) = place.split_once('=').ok_or_else(|| {
+            Failure::usage(format!("{place:?} is no place to read"), "It has no `=`.", "Write REGION=URL.")
+        })?;
+        places.entry(region.to_owned()).or_default().push(Client::new(url)?);
+    }
+    let application = Application::start(arguments.listen, places).await?;
+    output.result(&serde_json::json!({ "url": application.url() }), |_, _| application.url())?;
+    stop_signal(parent).await?;
+    application.stop().await;
+    Ok(Exit::Done)
+}
+
+/// Everything within this process.
+async fn within(
+    arguments: DemoArguments,
+    registry: Registry,
+    folder: &Path,
+    inputs: &data::Inputs,
+    output: Output,
+) -> Result<Exit, Failure> {
     let mut options = Options::new(folder.join("server"));
     options.listen = Some(arguments.listen);
     options.registry = registry;
     options.database = arguments.database;
     // A demo begins with nothing, also in a database that holds the state of others, and leaves nothing there.
-    options.schema = Some(format!("tidegate_demo_{}", std::process::id()));
+    options.schema = Some(schema());
     let handle = start_server(options.clone()).await?;
-    let told = tell(&handle, folder, &inputs, arguments.once, output).await;
+    let told = tell(&handle, folder, inputs, arguments.once, output).await;
     handle.shutdown().await;
-    if let Err(error) = drop_schema(&options).await {
+    leave(&options).await;
+    told
+}
+
+/// The schema of this demo, in a database that it is given.
+fn schema() -> String {
+    format!("tidegate_demo_{}", std::process::id())
+}
+
+/// Leaves nothing in the database.
+async fn leave(options: &Options) {
+    if let Err(error) = drop_schema(options).await {
         let schema = options.schema.as_deref().unwrap_or_default();
         say(&format!("the schema {schema} of the demo could not be dropped: {error}"));
     }
-    told
 }
 
 async fn tell(
@@ -64,23 +135,24 @@ async fn tell(
     output: Output,
 ) -> Result<Exit, Failure> {
     let client = Client::new(&handle.url())?;
-    let application = Application::start(client.clone()).await?;
-    let mut story = Story::new(client, application, folder.join("work"), output);
-    let told = story.tell(inputs).await;
-    let ended = match told {
-        Ok(facts) => finish(&facts, output).map(|()| if facts.as_told { Exit::Done } else { Exit::Failed }),
+    let places = REGIONS.map(|region| (region.to_owned(), vec![client.clone()])).into();
+    let application = Application::start(ANY_PORT, places).await?;
+    let ended = match Reading::new(application.url()) {
+        Ok(reading) => Story::new(client, reading, folder.join("work"), output).tell(inputs).await,
         Err(failure) => Err(failure),
     };
+    let ended = ended.and_then(|facts| finish(&facts, output));
     if ended.is_ok() && !once {
-        invite(&handle.url(), output);
+        invite(&handle.url(), None, output);
         // Without a signal handler the process ends by the signal itself, and all that is lost is the demo's own folder.
         let _ = tokio::signal::ctrl_c().await;
     }
-    story.end().await;
+    application.stop().await;
     ended
 }
 
-fn finish(facts: &Facts, output: Output) -> Result<(), Failure> {
+/// Prints what came of the story.
+fn finish(facts: &Facts, output: Output) -> Result<Exit, Failure> {
     output.result(facts, |facts, style| {
         let mut text = String::new();
         for deviation in &facts.deviations {
@@ -98,24 +170,34 @@ fn finish(facts: &Facts, output: Output) -> Result<(), Failure> {
         ));
         text
     })?;
-    Ok(())
+    Ok(if facts.as_told { Exit::Done } else { Exit::Failed })
 }
 
-fn invite(url: &str, output: Output) {
+/// What to do next, once the story is told.
+fn invite(url: &str, token_file: Option<&Path>, output: Output) {
     let style = output.error_style;
     say(&format!("\nThe page: {}", style.paint(Paint::Strong, url)));
     say(&format!("From another terminal:\n  export TIDEGATE_URL={url}"));
-    for command in [
-        "push list",
-        "push status demo-3",
-        "push calls demo-3",
-        "get airports EDDF --region a",
-        "store hooks set airports region-order.delay=30s",
-        "push airports demo/airports.csv.zst --id mine --watch",
-        "push explain mine",
-        "push kill mine --reason 'seen enough'",
-        "store rollback airports --reason 'I liked it before'",
-    ] {
+    if let Some(file) = token_file {
+        say(&format!("  export TIDEGATE_TOKEN_FILE={}      # the page asks for what is in it", file.display()));
+    }
+    // A region that has an agent of its own is read there, and not at a server.
+    let read: &[&str] = match token_file {
+        None => &["get airports EDDF --region a"],
+        Some(_) => &["cluster", "region show a"],
+    };
+    let commands = [
+        &["push list", "push status demo-3", "push calls demo-3"],
+        read,
+        &[
+            "store hooks set airports region-order.delay=30s",
+            "push airports demo/airports.csv.zst --id mine --watch",
+            "push explain mine",
+            "push kill mine --reason 'seen enough'",
+            "store rollback airports --reason 'I liked it before'",
+        ],
+    ];
+    for command in commands.into_iter().flatten() {
         say(&format!("  tidegate {command}"));
     }
     say(&format!(

@@ -2,19 +2,27 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use tidegate_api::{OverridesUpdate, PushStatus, StoreCreate};
+use tidegate_api::{OverridesUpdate, PushStatus, PushView, StoreCreate};
 use tidegate_client::Client;
 
-use super::application::{Application, STORE};
+use super::application::STORE;
 use super::data::{Inputs, KEY};
 use super::facts::{Facts, PushFacts, Told, deviations};
+use super::reading::Reading;
 use crate::commands::follow_push;
 use crate::failure::Failure;
 use crate::output::{Output, Paint, say, tree};
 
+/// Where the story takes place, in the order in which regions swap.
+pub(super) const REGIONS: [&str; 3] = ["a", "b", "c"];
+
 /// Regions swap at least this far apart.
 const DELAY_MS: u64 = 2_000;
+
+/// How long a region may take, after a push has ended, until it serves something.
+const SETTLE_LIMIT: Duration = Duration::from_secs(15);
 
 /// How long each region is watched after its swap.
 const BAKE: &str = "1500ms";
@@ -28,18 +36,18 @@ struct Chapter<'a> {
 
 pub(super) struct Story {
     client: Client,
-    application: Application,
+    reading: Reading,
     work: PathBuf,
     output: Output,
 }
 
 impl Story {
-    pub(super) fn new(client: Client, application: Application, work: PathBuf, output: Output) -> Self {
-        Story { client, application, work, output }
+    pub(super) fn new(client: Client, reading: Reading, work: PathBuf, output: Output) -> Self {
+        Story { client, reading, work, output }
     }
 
     /// Tells all of it.
-    pub(super) async fn tell(&mut self, inputs: &Inputs) -> Result<Facts, Failure> {
+    pub(super) async fn tell(&self, inputs: &Inputs) -> Result<Facts, Failure> {
         self.say("A store for airports, in three regions. Its hooks: region-order, data-quality, health-check.");
         let create =
             StoreCreate { name: STORE.to_owned(), key_columns: vec![KEY.to_owned()], ..StoreCreate::default() };
@@ -83,11 +91,10 @@ impl Story {
             self.say(chapter.says);
             let push = self.push(&format!("demo-{}", place + 1), chapter.input).await?;
             facts.deviations.extend(deviations(&push, &chapter.told));
-            let regions: Vec<String> = push.regions.keys().cloned().collect();
             facts.pushes.push(push);
             if place == 0 {
                 // From here on there is something to read, and no read may fail any more.
-                self.application.read_in(&regions);
+                self.reading.begin().await?;
             }
         }
         facts.as_told = facts.deviations.is_empty();
@@ -95,19 +102,31 @@ impl Story {
     }
 
     async fn push(&self, id: &str, input: &Path) -> Result<PushFacts, Failure> {
-        let before = self.application.reads();
+        let before = self.reading.reads().await?;
         let view = follow_push(&self.client, STORE, id, vec![input.to_owned()], &self.work, self.output).await?;
         if !self.output.is_json() {
             say(&tree::push(&view, self.output.error_style));
         }
+        let view = self.settled(view).await?;
         let calls = self.client.push_calls(id).await?;
-        Ok(PushFacts::new(&view, calls, self.application.reads().since(before)))
+        Ok(PushFacts::new(&view, calls, self.reading.reads().await?.since(before)))
+    }
+
+    /// The push once every region serves something. One whose node has died a moment ago serves nothing, by enough of its
+    /// nodes, until that is back.
+    async fn settled(&self, mut view: PushView) -> Result<PushView, Failure> {
+        let deadline = tokio::time::Instant::now() + SETTLE_LIMIT;
+        while view.regions.iter().any(|region| region.serving.is_none()) && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            view = self.client.push(&view.state.push).await?;
+        }
+        Ok(view)
     }
 
     fn hook_settings(&self) -> BTreeMap<String, String> {
-        let url = self.application.health_url();
+        let url = self.reading.health_url();
         [
-            ("region-order.order", "a, b, c"),
+            ("region-order.order", REGIONS.join(", ").as_str()),
             ("region-order.delay", &format!("{DELAY_MS}ms")),
             ("data-quality.null_increase_max", "5"),
             ("health-check.url", &url),
@@ -125,9 +144,5 @@ impl Story {
         if !self.output.is_json() {
             say(&format!("\n{}", self.output.error_style.paint(Paint::Strong, text)));
         }
-    }
-
-    pub(super) async fn end(self) {
-        self.application.stop().await;
     }
 }

@@ -106,6 +106,49 @@ fn tokens_are_made_listed_and_revoked_and_a_file_does_as_well_as_the_environment
 }
 
 #[test]
+fn an_agent_with_the_token_of_another_region_says_so_once_and_ends() {
+    let mut server = Server::start_with(Some(&format!("{REQUIRED}\n[[regions]]\nname = \"a\"\nagent = true\n")));
+    let admin = printed_tokens(&server).remove(0);
+    let file = |name: &str, role: &[&str]| {
+        let arguments = [&["token", "create", "--name", name], role].concat();
+        let made = as_bearer(&server, &admin, &arguments).output().unwrap();
+        assert_eq!(made.status.code(), Some(0), "{}", describe(&made));
+        let file = server.scratch().join(name);
+        std::fs::write(&file, made.stdout).unwrap();
+        file
+    };
+    let of_b = file("of-b", &["--role", "region", "--region", "b"]);
+    let viewer = file("viewer", &["--role", "viewer"]);
+    let (url, data) = (server.url(), server.scratch().join("agent"));
+    let agent = |token: &std::path::Path| {
+        let mut command = tidegate();
+        command.args(["agent", "--region", "a", "--control-plane", &url, "--listen", "127.0.0.1:0", "--data"]);
+        command.arg(&data).arg("--token-file").arg(token);
+        command
+    };
+    for (token, named) in [(&of_b, "region `b` alone"), (&viewer, "`viewer`")] {
+        let output = agent(token).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", describe(&output));
+        let said = String::from_utf8(output.stderr).unwrap();
+        for part in [named, "region `a`", "what to do", "tidegate token create --role region --region a"] {
+            assert!(said.contains(part), "{part} in {said}");
+        }
+        assert_eq!(said.matches("does not let this agent").count(), 1, "{said}");
+    }
+    // With nobody there to ask it serves; it is told as soon as somebody is.
+    server.kill();
+    let mut waiting =
+        agent(&of_b).stdout(Stdio::piped()).stderr(Stdio::piped()).args(["--output", "json"]).spawn().unwrap();
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(waiting.stdout.take().unwrap()), &mut line).unwrap();
+    assert_eq!(line, "{\n");
+    server.restart();
+    let output = waiting.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", describe(&output));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("region `b` alone"), "{}", describe(&output));
+}
+
+#[test]
 fn a_server_beyond_loopback_is_reached_by_tls_with_the_authority_that_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();

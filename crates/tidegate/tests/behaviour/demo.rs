@@ -1,4 +1,4 @@
-//! The demo tells its story and says so.
+//! The demo tells its story and says so: in one process, and with every part as a process of its own.
 
 use serde_json::Value;
 
@@ -6,9 +6,33 @@ use crate::process::{describe, tidegate};
 
 #[test]
 fn the_demo_ends_as_told_and_prints_its_facts() {
-    let output = tidegate().args(["demo", "--once", "--output", "json"]).output().unwrap();
-    assert!(output.status.success(), "{}", describe(&output));
-    let facts: Value = serde_json::from_slice(&output.stdout).unwrap();
+    check_story(&tell(&["demo", "--once"]));
+}
+
+#[test]
+fn the_demo_in_many_processes_tells_the_same_story() {
+    check_story(&tell(&["demo", "--once", "--processes"]));
+}
+
+#[test]
+fn the_demo_tells_the_same_story_on_postgresql_in_one_process_and_in_many() {
+    if tidegate_state::testing::postgres::skipped().is_some() {
+        return;
+    }
+    let database = tidegate_state::testing::postgres::shared().unwrap().url();
+    check_story(&tell(&["demo", "--once", "--database", &database]));
+    check_story(&tell(&["demo", "--once", "--processes", "--database", &database]));
+}
+
+/// The facts of a demo that has to end well.
+fn tell(arguments: &[&str]) -> Value {
+    let output = tidegate().args(arguments).args(["--output", "json"]).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {}", describe(&output));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// That the facts are those of the story, wherever it was told.
+pub(crate) fn check_story(facts: &Value) {
     let pushes = facts["pushes"].as_array().unwrap();
     let ends: Vec<(&str, u64)> = pushes
         .iter()

@@ -8,3 +8,4 @@ mod demo;
 mod hostile;
 mod kill;
 mod process;
+mod processes;

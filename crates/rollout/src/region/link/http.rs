@@ -69,10 +69,7 @@ impl HttpLink {
                 let by = subjects.next().unwrap_or_else(|| body.why.clone());
                 LinkError::Replaced { by, address: subjects.next() }
             }
-            // Who is not let in has not been heard: what it holds is not for it to drop.
-            RemoteError::Refused { status: status @ (401 | 403), body } => {
-                LinkError::Unavailable { why: format!("not let in ({status}): {body}") }
-            }
+            RemoteError::Refused { status: 401 | 403, body } => LinkError::NotLetIn { why: body.to_string() },
             RemoteError::Refused { body, .. } => LinkError::Refused { why: body.to_string() },
         }
     }

@@ -103,6 +103,12 @@ pub enum LinkError {
         /// What happened.
         why: String,
     },
+    /// It does not let this agent in now. What the agent holds is not for it to drop. Try again: the token may be replaced.
+    #[error("the control plane does not let this agent in: {why}")]
+    NotLetIn {
+        /// Its reason.
+        why: String,
+    },
     /// It was heard and refused. Trying again does not help by itself.
     #[error("the control plane refused: {why}")]
     Refused {

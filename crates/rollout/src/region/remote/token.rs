@@ -52,6 +52,12 @@ impl TokenFile {
         TokenFile(Arc::new(File { path: path.into(), last: Mutex::new(None) }))
     }
 
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &std::path::Path {
+        &self.0.path
+    }
+
     /// Whether a request shows this token. Takes as long for every guess of the same length.
     pub async fn is_shown(&self, headers: &HeaderMap) -> bool {
         let Ok(token) = self.current().await else {
