@@ -224,3 +224,26 @@ fn slot(bytes: &mut Bytes<'_>) -> Option<SlotId> {
     let hook = HookNumber(small(bytes)?);
     Some(SlotId { hook, slot: small(bytes)? })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::StoredDocument;
+
+    #[test]
+    fn d35_items_read_back_and_no_part_of_one_reads() {
+        let row = EntityRow {
+            path: crate::Path::root().child("things", "é/ü").unwrap(),
+            revision: Revision(300),
+            document: StoredDocument { format: 2, json: "{\"a\":1}".into() },
+        };
+        let mut bytes = Vec::new();
+        Item::Entity(row.clone()).encode(&mut bytes);
+        assert!(matches!(Item::decode(&bytes), Some(Item::Entity(read)) if read == row));
+        for length in 0..bytes.len() {
+            assert!(Item::decode(&bytes[..length]).is_none(), "{length}");
+        }
+        bytes.push(0);
+        assert!(Item::decode(&bytes).is_none());
+    }
+}

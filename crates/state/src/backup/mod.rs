@@ -25,8 +25,6 @@
 mod item;
 mod open;
 mod reader;
-#[cfg(test)]
-mod tests;
 mod writer;
 
 use std::io;

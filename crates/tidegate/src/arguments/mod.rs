@@ -2,6 +2,7 @@
 
 mod access;
 mod agent;
+mod backup;
 #[cfg(test)]
 mod deploy_tests;
 mod push;
@@ -15,6 +16,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use access::{AuditArguments, TokenCommand};
 pub(crate) use agent::{AgentArguments, AgentCommand, AgentRunArguments, NodeArguments};
+pub(crate) use backup::{BackupArguments, PlaceArguments, RestoreArguments};
 pub(crate) use push::{ProceedArguments, PushArguments, PushCommand};
 pub(crate) use server::{ConfigCommand, DemoArguments, QueueCommand, RegionCommand, ServerArguments};
 pub(crate) use store::{HooksCommand, SchemaCommand, StoreCommand};
@@ -132,6 +134,10 @@ pub(crate) enum Command {
     Token(TokenCommand),
     /// Who changed what, the newest first.
     Audit(AuditArguments),
+    /// Back the installation up into a file, while its servers work on; needs no server.
+    Backup(BackupArguments),
+    /// Put a backup in the place of an installation's state. Asks before it does.
+    Restore(RestoreArguments),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
