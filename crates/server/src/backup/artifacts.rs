@@ -139,17 +139,21 @@ pub(super) async fn missing(
 
 /// Copies artifacts, each once however many versions name it; those that can't be are told of, and the others go on.
 pub(super) async fn copy(from: &ArtifactStore, to: &ArtifactStore, named: &[NamedArtifact]) -> Vec<CopyError> {
-    let mut done: HashMap<(&str, &str), Result<(), String>> = HashMap::new();
+    let mut done: HashMap<(&str, &str), Option<String>> = HashMap::new();
     let mut failed = Vec::new();
     for artifact in named {
         let key = (artifact.artifact.as_str(), artifact.manifest_sha256.as_str());
-        if !done.contains_key(&key) {
-            let copied = from.copy_to(to, key.0, Some(key.1), &quiet, &Cancel::new()).await;
-            done.insert(key, copied.map(drop).map_err(|error| error.to_string()));
-        }
-        if let Some(Err(why)) = done.get(&key) {
+        let outcome = match done.get(&key) {
+            Some(outcome) => outcome.clone(),
+            None => {
+                let copied = from.copy_to(to, key.0, Some(key.1), &quiet, &Cancel::new()).await;
+                copied.err().map(|error| error.to_string())
+            }
+        };
+        if let Some(why) = &outcome {
             failed.push(CopyError { artifact: artifact.clone(), why: why.clone() });
         }
+        done.insert(key, outcome);
     }
     failed
 }

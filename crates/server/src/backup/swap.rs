@@ -36,14 +36,13 @@ pub(super) async fn replace(file: &Path, backup: Backup, aside: &str) -> Result<
     blocking(move || drop(store)).await?;
     let file = file.to_owned();
     let aside = with(&file, aside);
-    let placed = match restored {
+    match restored {
         Ok(()) => blocking(move || put_in_place(&fresh, &file, &aside)).await?,
         Err(error) => {
             remove(&fresh)?;
-            return Err(error.into());
+            Err(error.into())
         }
-    };
-    placed
+    }
 }
 
 fn remove(fresh: &Path) -> Result<(), BackupFailure> {

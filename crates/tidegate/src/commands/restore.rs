@@ -22,7 +22,8 @@ pub(super) async fn run(arguments: RestoreArguments, output: Output) -> Result<E
     confirm("Restore it?", arguments.yes)?;
     let restored = restoration.carry_out().await.map_err(|error| failure_of(FAILED, &error))?;
     output.result(&restored, text)?;
-    Ok(Exit::Done)
+    // The state is restored; what could not be copied is named, and can be copied by restoring once more.
+    Ok(if restored.not_copied.is_empty() { Exit::Done } else { Exit::Failed })
 }
 
 /// What is about to happen.

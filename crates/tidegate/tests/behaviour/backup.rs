@@ -130,10 +130,12 @@ fn backup_under_load(world: &World, to: &str) -> Value {
             }
             number
         });
-        let taken = world.offline.json(&["backup", "--to", to]);
+        let taken = world.offline.run(&["backup", "--output", "json", "--to", to]);
+        // Whatever came of it, the writer has to end.
         stop.store(true, Ordering::Relaxed);
-        writer.join().unwrap();
-        taken
+        assert!(writer.join().unwrap() > 0, "nobody wrote meanwhile");
+        assert_eq!(taken.status.code(), Some(0), "{}", describe(&taken));
+        serde_json::from_slice(&taken.stdout).unwrap()
     })
 }
 
