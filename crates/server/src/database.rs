@@ -22,16 +22,23 @@ pub(crate) const LEASE_MIN: Duration = Duration::from_secs(1);
 /// The longest: what a server that dies was running stands still for as long.
 pub(crate) const LEASE_MAX: Duration = Duration::from_secs(600);
 
+/// The database's file below the data folder, where it is one.
+pub(crate) const FILE: &str = "state.sqlite";
+
+/// Declares the records that this build knows.
+pub(crate) fn with_records(options: StateOptions) -> StateOptions {
+    options.record::<CallRecord>().record::<OperatorAction>().record::<AuditRecord>()
+}
+
 /// Opens the state that this server is to work on.
 pub(crate) async fn open(options: &Options, address: SocketAddr) -> Result<State, StartError> {
-    let mut state = StateOptions::new(server_name(options, address)).record::<CallRecord>().record::<OperatorAction>();
-    state = state.record::<AuditRecord>();
+    let mut state = with_records(StateOptions::new(server_name(options, address)));
     if let Some(lease) = options.config.server.lease() {
         state.lease = lease;
     }
     let driver = match database(options) {
         Some(url) => shared(url, schema(options), state.lease)?.driver(),
-        None => own_file(&options.data.join("state.sqlite")).await?.driver(),
+        None => own_file(&options.data.join(FILE)).await?.driver(),
     };
     Ok(State::open(driver, state).await?)
 }

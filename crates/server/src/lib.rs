@@ -21,6 +21,7 @@
 //! | starting and stopping | [`Server`], `server` |
 //! | the configuration file | [`config`] |
 //! | where the state is kept | `database` |
+//! | backups, and putting one back | [`backup`] |
 //! | routes, one file per subject | `routes` |
 //! | errors, extractors, guards | `http` |
 //! | from a snapshot to what the API shows | `views` (pure) |
@@ -45,6 +46,7 @@ pub mod access;
 pub mod agent;
 mod app;
 mod artifacts;
+pub mod backup;
 pub mod config;
 mod data_folder;
 mod database;
@@ -60,3 +62,4 @@ mod views;
 pub use config::{ConfigError, ConfigFile};
 pub use database::drop_schema;
 pub use server::{DEFAULT_LISTEN, Handle, Options, Server, StartError};
+pub use tidegate_dataset::location::Environment;

@@ -43,6 +43,9 @@ use crate::uploads::Uploads;
 /// Where a server listens if nobody says.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:7600";
 
+/// The lock of the data folder, which a server holds while it runs.
+pub(crate) const LOCK: &str = "server.lock";
+
 /// What a server is started with.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -216,7 +219,7 @@ impl Server {
             Some((certificate, key)) => Some(Certificate::read(certificate, key).await?),
             None => None,
         };
-        let lock = data_folder::take(&options.data, "server.lock")?;
+        let lock = data_folder::take(&options.data, LOCK)?;
         let listener = TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
         let address = listener.local_addr().map_err(|source| StartError::Listen { address, source })?;
 

@@ -144,6 +144,7 @@
 //! - **A message broker**: fan-out of streams to consumers that keep their own position for weeks.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod backup;
 mod change;
 mod clock;
 pub mod cluster_hook;

@@ -191,7 +191,7 @@ pub(crate) fn outcome_of(number: i64) -> Option<ReceiptOutcome> {
     all.into_iter().find(|outcome| outcome_number(*outcome) == number)
 }
 
-fn put_number(out: &mut Vec<u8>, mut number: u64) {
+pub(crate) fn put_number(out: &mut Vec<u8>, mut number: u64) {
     while number >= 0x80 {
         out.push((number & 0x7f) as u8 | 0x80);
         number >>= 7;
@@ -199,13 +199,13 @@ fn put_number(out: &mut Vec<u8>, mut number: u64) {
     out.push(number as u8);
 }
 
-fn put_text(out: &mut Vec<u8>, text: &str) {
+pub(crate) fn put_text(out: &mut Vec<u8>, text: &str) {
     put_number(out, text.len() as u64);
     out.extend_from_slice(text.as_bytes());
 }
 
 /// None is 0; a document is its format plus 1, then its text.
-fn put_document(out: &mut Vec<u8>, document: Option<&StoredDocument>) {
+pub(crate) fn put_document(out: &mut Vec<u8>, document: Option<&StoredDocument>) {
     match document {
         None => out.push(0),
         Some(document) => {
@@ -224,26 +224,27 @@ fn put_attributes(out: &mut Vec<u8>, attributes: &Attributes) {
 }
 
 /// Reads all of `body`; none if it is cut short, malformed or has something left over.
-fn decode<T>(body: &[u8], read: impl FnOnce(&mut Bytes<'_>) -> Option<T>) -> Option<T> {
+pub(crate) fn decode<T>(body: &[u8], read: impl FnOnce(&mut Bytes<'_>) -> Option<T>) -> Option<T> {
     let mut bytes = Bytes(body);
     let value = read(&mut bytes)?;
     bytes.0.is_empty().then_some(value)
 }
 
-struct Bytes<'a>(&'a [u8]);
+/// What is still to be read.
+pub(crate) struct Bytes<'a>(&'a [u8]);
 
 impl<'a> Bytes<'a> {
-    fn take(&mut self, count: usize) -> Option<&'a [u8]> {
+    pub(crate) fn take(&mut self, count: usize) -> Option<&'a [u8]> {
         let (taken, rest) = self.0.split_at_checked(count)?;
         self.0 = rest;
         Some(taken)
     }
 
-    fn byte(&mut self) -> Option<u8> {
+    pub(crate) fn byte(&mut self) -> Option<u8> {
         Some(self.take(1)?[0])
     }
 
-    fn number(&mut self) -> Option<u64> {
+    pub(crate) fn number(&mut self) -> Option<u64> {
         let mut number = 0u64;
         for shift in (0..64).step_by(7) {
             let byte = self.byte()?;
@@ -260,25 +261,25 @@ impl<'a> Bytes<'a> {
     }
 
     /// A number of items still to come; each takes a byte at least, which bounds what is reserved for them.
-    fn count(&mut self) -> Option<usize> {
+    pub(crate) fn count(&mut self) -> Option<usize> {
         let count = usize::try_from(self.number()?).ok()?;
         (count <= self.0.len()).then_some(count)
     }
 
-    fn text(&mut self) -> Option<&'a str> {
+    pub(crate) fn text(&mut self) -> Option<&'a str> {
         let length = self.count()?;
         std::str::from_utf8(self.take(length)?).ok()
     }
 
-    fn path(&mut self) -> Option<Path> {
+    pub(crate) fn path(&mut self) -> Option<Path> {
         Path::parse(self.text()?).ok()
     }
 
-    fn hook(&mut self) -> Option<HookNumber> {
+    pub(crate) fn hook(&mut self) -> Option<HookNumber> {
         Some(HookNumber(u32::try_from(self.number()?).ok()?))
     }
 
-    fn document(&mut self) -> Option<Option<StoredDocument>> {
+    pub(crate) fn document(&mut self) -> Option<Option<StoredDocument>> {
         let form = self.number()?;
         if form == 0 {
             return Some(None);
@@ -287,7 +288,7 @@ impl<'a> Bytes<'a> {
         Some(Some(StoredDocument { format, json: Arc::from(self.text()?) }))
     }
 
-    fn attributes(&mut self) -> Option<Attributes> {
+    pub(crate) fn attributes(&mut self) -> Option<Attributes> {
         let count = self.count()?;
         (0..count).map(|_| Some((self.text()?.to_owned(), self.text()?.to_owned()))).collect()
     }

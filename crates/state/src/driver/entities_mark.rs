@@ -83,11 +83,23 @@ impl Inspection {
         Inspection { mark, seal, found, entities: Vec::with_capacity(room), damage: Vec::new() }
     }
 
+    /// Of a table whose rows are looked at one by one, and not kept.
+    pub(crate) fn passing(mark: EntitiesMark, seal: Vec<u8>) -> Self {
+        let found = EntitiesMark { at: mark.at, ..EntitiesMark::default() };
+        Inspection { mark, seal, found, entities: Vec::new(), damage: Vec::new() }
+    }
+
     /// A row, with the digest that is stored beside it.
     pub(crate) fn take(&mut self, path: &str, digest: &[u8], row: impl FnOnce(Path) -> EntityRow) {
+        let entity = self.pass(path, digest, row);
+        self.entities.extend(entity);
+    }
+
+    /// As [`Inspection::take`], but the row is given back; none if it has no path.
+    pub(crate) fn pass(&mut self, path: &str, digest: &[u8], row: impl FnOnce(Path) -> EntityRow) -> Option<EntityRow> {
         let Ok(parsed) = Path::parse(path) else {
             self.damage.push(path.to_owned());
-            return;
+            return None;
         };
         let entity = row(parsed);
         let found = digest_of(&entity);
@@ -95,7 +107,7 @@ impl Inspection {
             self.damage.push(entity.path.to_string());
         }
         self.found.add(found);
-        self.entities.push(entity);
+        Some(entity)
     }
 
     /// The tree, and what is wrong with it.

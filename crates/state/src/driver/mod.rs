@@ -13,14 +13,14 @@
 //! 6. Log rows are only removed up to what compaction allows: below every slot's low watermark and below the revision
 //!    that `entities` stand for. The newest row stays.
 
-mod encoding;
+pub(crate) mod encoding;
 mod entities_mark;
 mod faults;
 pub(crate) mod format;
 mod leases;
 pub mod memory;
 pub mod postgres;
-mod record_index;
+pub(crate) mod record_index;
 mod rows;
 pub mod sqlite;
 
@@ -419,6 +419,25 @@ pub trait Driver: Send + Sync + 'static {
 
 /// By how much tokens rise when a backup is restored where nobody knows any more what was given out after it.
 const RESTORED_TOKENS_ABOVE: u64 = 1 << 24;
+
+/// The token that all of a restored store are above: of what the backup and the store have given out, and by a distance
+/// where the store in whose place it comes is not of this installation, so that it knows nothing of what came after.
+fn restored_tokens_above(backup: &StoredState, here: SlotToken, installation: uuid::Uuid, head: Revision) -> SlotToken {
+    let knows = head > Revision::ZERO && installation == backup.meta.installation;
+    let unknown = if knows { 0 } else { RESTORED_TOKENS_ABOVE };
+    SlotToken(here.max(backup.token_counter).0 + unknown)
+}
+
+/// Refuses to copy entities that are not what was written.
+fn check_entities_sound(damage: &[String]) -> Result<(), DriverError> {
+    if damage.is_empty() {
+        return Ok(());
+    }
+    Err(DriverError::Damaged(format!(
+        "the stored entities are not what was written: {}; a server that is up, or is started, mends them if that can be done",
+        damage.join(", ")
+    )))
+}
 
 /// Refuses a page with a hole (invariant 1): rows have to follow `after` one by one, and to end at the head unless the
 /// page is full.

@@ -8,9 +8,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
+use crate::backup::{Backup, BackupError, unheard};
 use crate::clock::ManualClock;
 use crate::driver::memory::MemoryStore;
-use crate::driver::postgres::{PostgresBackup, PostgresOptions, PostgresStore};
+use crate::driver::postgres::{PostgresOptions, PostgresStore};
 use crate::driver::sqlite::{SqliteOptions, SqliteStore};
 use crate::driver::{Driver, DriverError, Faults, StoredState};
 
@@ -147,6 +148,17 @@ impl TestStore for MemoryTestStore {
     }
 }
 
+fn driver_error(error: BackupError) -> DriverError {
+    match error {
+        BackupError::Driver(error) => error,
+        error => DriverError::Configuration(error.to_string()),
+    }
+}
+
+fn read(path: &std::path::Path) -> Result<Arc<Backup>, DriverError> {
+    Backup::read(path).map(Arc::new).map_err(driver_error)
+}
+
 struct SqliteTestStore {
     // Dropped after the store, whose files it holds.
     store: Mutex<Option<SqliteStore>>,
@@ -198,7 +210,7 @@ impl TestStore for SqliteTestStore {
     async fn back_up(&self) -> Result<usize, DriverError> {
         let number = self.backups.lock().len();
         let path = self.folder.path().join(format!("backup-{number}.db"));
-        self.store().backup(&path).await?;
+        self.store().backup(&path).await.map_err(driver_error)?;
         let mut backups = self.backups.lock();
         backups.push(path);
         Ok(number)
@@ -206,12 +218,12 @@ impl TestStore for SqliteTestStore {
 
     async fn restore(&self, backup: usize) -> Result<(), DriverError> {
         let path = self.backups.lock()[backup].clone();
-        self.store().restore(path).await
+        self.store().restore(read(&path)?).await
     }
 
     async fn set_back_to(&self, backup: usize) -> Result<(), DriverError> {
         let path = self.backups.lock()[backup].clone();
-        self.store().set_back_to(path).await
+        self.store().set_back_to(read(&path)?).await
     }
 
     async fn tamper(&self, change: Tamper) -> Result<(), DriverError> {
@@ -221,7 +233,8 @@ impl TestStore for SqliteTestStore {
 
 struct PostgresTestStore {
     store: PostgresStore,
-    backups: Mutex<Vec<Arc<PostgresBackup>>>,
+    backups: Mutex<Vec<PathBuf>>,
+    folder: tempfile::TempDir,
 }
 
 impl PostgresTestStore {
@@ -230,7 +243,8 @@ impl PostgresTestStore {
         let options = PostgresOptions { clock: Some(Arc::new(clock)), ..server.test_options() };
         let store = PostgresStore::new(&server.url(), options).expect("the test server's address is well formed");
         store.driver().open(&[]).await.expect("a schema of its own is empty");
-        PostgresTestStore { store, backups: Mutex::default() }
+        let folder = tempfile::tempdir().expect("a test has a folder of its own");
+        PostgresTestStore { store, backups: Mutex::default(), folder }
     }
 }
 
@@ -249,20 +263,21 @@ impl TestStore for PostgresTestStore {
     }
 
     async fn back_up(&self) -> Result<usize, DriverError> {
-        let backup = Arc::new(self.store.backup().await?);
-        let mut backups = self.backups.lock();
-        backups.push(backup);
-        Ok(backups.len() - 1)
+        let number = self.backups.lock().len();
+        let path = self.folder.path().join(format!("{number}.backup"));
+        self.store.backup(&path, unheard()).await.map_err(driver_error)?;
+        self.backups.lock().push(path);
+        Ok(number)
     }
 
     async fn restore(&self, backup: usize) -> Result<(), DriverError> {
-        let backup = self.backups.lock()[backup].clone();
-        self.store.restore(&backup).await
+        let path = self.backups.lock()[backup].clone();
+        self.store.restore(&*read(&path)?).await
     }
 
     async fn set_back_to(&self, backup: usize) -> Result<(), DriverError> {
-        let backup = self.backups.lock()[backup].clone();
-        self.store.set_back_to(&backup).await
+        let path = self.backups.lock()[backup].clone();
+        self.store.set_back_to(&*read(&path)?).await
     }
 
     async fn tamper(&self, change: Tamper) -> Result<(), DriverError> {

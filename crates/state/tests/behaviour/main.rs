@@ -1,6 +1,7 @@
 //! What the crate does, as its acceptance cases have it: the conformance suite on each driver, and what is one driver's.
 #![allow(clippy::unwrap_used)]
 
+mod backups;
 mod cluster_kit;
 
 use tidegate_state::testing::StoreKind;

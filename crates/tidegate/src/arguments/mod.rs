@@ -2,6 +2,7 @@
 
 mod access;
 mod agent;
+mod backup;
 mod demo;
 #[cfg(test)]
 mod deploy_tests;
@@ -16,6 +17,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use access::{AuditArguments, TokenCommand};
 pub(crate) use agent::{AgentArguments, AgentCommand, AgentRunArguments, NodeArguments};
+pub(crate) use backup::{BackupArguments, PlaceArguments, RestoreArguments};
 pub(crate) use demo::{DemoApplicationArguments, DemoArguments};
 pub(crate) use push::{ProceedArguments, PushArguments, PushCommand};
 pub(crate) use server::{ConfigCommand, QueueCommand, RegionCommand, ServerArguments};
@@ -141,6 +143,10 @@ pub(crate) enum Command {
     Token(TokenCommand),
     /// Who changed what, the newest first.
     Audit(AuditArguments),
+    /// Back the installation up into a file, while its servers work on; needs no server.
+    Backup(BackupArguments),
+    /// Put a backup in the place of an installation's state. Asks before it does.
+    Restore(RestoreArguments),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.

@@ -2,6 +2,7 @@
 
 mod agent;
 mod audit;
+mod backup;
 mod cluster;
 mod config;
 mod diff;
@@ -9,6 +10,7 @@ mod node;
 mod push;
 mod queue;
 mod region;
+mod restore;
 mod server;
 mod store;
 mod token;
@@ -77,6 +79,8 @@ pub(crate) async fn run(
         }
         Command::Token(command) => token::run(command, &client()?, output).await,
         Command::Audit(arguments) => audit::run(arguments, &client()?, output).await,
+        Command::Backup(arguments) => backup::run(arguments, output).await,
+        Command::Restore(arguments) => restore::run(arguments, output).await,
         Command::Completions { shell } => {
             // Into memory first: the generator panics when it can't write.
             let mut script = Vec::new();

@@ -206,3 +206,27 @@ fn c17_a_pin_is_given_on_the_machine_with_the_control_plane_gone() {
     assert_eq!(code, Some(0), "{said}");
     agent.until("it catches up", |agent| agent.version() == Some(3));
 }
+
+#[test]
+fn d35_an_agent_notices_that_the_control_plane_was_restored_and_goes_on() {
+    let mut world = World::start();
+    let mut agent = Agent::start(&world.server, "agent-1");
+    world.push();
+    let to = world.server.scratch().join("b");
+    let (to, data) = (to.to_str().unwrap().to_owned(), world.server.data());
+    let offline = |arguments: &[&str]| {
+        let output = tidegate().args(arguments).arg("--data").arg(&data).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", describe(&output));
+    };
+    offline(&["backup", "--to", &to]);
+    world.push();
+    assert_eq!(agent.version(), Some(2));
+    world.server.kill();
+    offline(&["restore", "--from", &to, "--yes"]);
+    world.server.restart();
+    agent.until("it serves what the restored assignment says", |agent| agent.version() == Some(1));
+    agent.until("it hosts the region", Agent::hosts);
+    world.push();
+    let version = agent.version();
+    assert!(version.is_some_and(|version| version > 1_000), "{version:?}");
+}

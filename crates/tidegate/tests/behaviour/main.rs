@@ -3,6 +3,7 @@
 
 mod access;
 mod agent;
+mod backup;
 mod commands;
 mod demo;
 mod hostile;

@@ -64,6 +64,14 @@ impl Data {
         Data { kinds: self.kinds.clone(), ..Data::new() }
     }
 
+    pub(super) fn with_kinds(&self, kinds: DeclaredKinds) -> Self {
+        Data { kinds, ..Data::new() }
+    }
+
+    pub(super) fn kinds(&self) -> &DeclaredKinds {
+        &self.kinds
+    }
+
     pub(super) fn replaced_by(&self, stored: StoredState) -> Self {
         Data {
             epoch: stored.meta.epoch,

@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedMutexGuard, watch};
 
 use self::data::Data;
+use super::record_index::DeclaredKinds;
 use super::{
     Batch, Begun, CommitError, Driver, DriverError, EntityRow, Exception, Faults, FaultyDriver, Fence, HookNumber,
     LogPage, Meta, Pending, ServerId, ServerRow, Session, Settle, Settled, SlotId, SlotRow, SlotToken, StoredState,
@@ -67,6 +68,19 @@ impl MemoryStore {
             }),
             faults: Faults::new(),
         }
+    }
+
+    /// A store with this content, and these kinds of records.
+    pub(crate) fn of_backup(state: StoredState, kinds: DeclaredKinds) -> Self {
+        let store = MemoryStore::new();
+        store.change(|data| *data = data.with_kinds(kinds).replaced_by(state));
+        store
+    }
+
+    /// The reverse of [`MemoryStore::of_backup`].
+    pub(crate) fn to_backup(&self) -> (StoredState, DeclaredKinds) {
+        let data = self.shared.data.lock();
+        (data.to_stored(), data.kinds().clone())
     }
 
     /// A driver for a server, behind the store's [`MemoryStore::faults`].

@@ -30,7 +30,7 @@ const STEP: usize = 10_000;
 /// How often a start asks whether damage was mended.
 const MEND_POLL: Duration = Duration::from_millis(50);
 
-const MARK: &str = "SELECT at, count, sum, seal, damaged FROM entities_mark";
+pub(super) const MARK: &str = "SELECT at, count, sum, seal, damaged FROM entities_mark";
 
 /// Epoch and log, the mark, and the head: what every write begins with.
 struct Standing {
@@ -48,7 +48,7 @@ pub(super) fn as_driver_error(error: CommitError) -> DriverError {
     }
 }
 
-fn read_mark(row: &Row) -> Result<(EntitiesMark, Vec<u8>, bool), DriverError> {
+pub(super) fn read_mark(row: &Row) -> Result<(EntitiesMark, Vec<u8>, bool), DriverError> {
     let sum: [u8; 16] = row.get::<_, &[u8]>(2).try_into().map_err(|_| {
         DriverError::Damaged("the sum in entities_mark has not 16 bytes; restore the store from a backup".to_owned())
     })?;

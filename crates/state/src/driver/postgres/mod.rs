@@ -76,6 +76,7 @@
 //! Plans are pinned on all connections (no sequential scans, no sorting joins, one generic plan per statement): one that was
 //! made when a table was empty must not be kept when it has grown.
 
+mod backup;
 mod clock;
 mod compaction;
 mod connection;
@@ -107,7 +108,6 @@ use self::connection::Role;
 use self::driver::PostgresDriver;
 use self::listener::News;
 pub use self::options::PostgresOptions;
-pub use self::stored::PostgresBackup;
 use self::target::Target;
 use super::{Driver, DriverError, Faults, FaultyDriver};
 use crate::clock::Clock;

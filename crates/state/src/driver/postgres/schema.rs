@@ -86,6 +86,25 @@ pub(super) async fn open(
     Ok((read_meta(&rows[0])?, kinds))
 }
 
+async fn are_there(connection: &Connection, shared: &Shared) -> Result<bool, DriverError> {
+    let there = Call::new(
+        "SELECT to_regclass($1 || '.meta') IS NOT NULL AND to_regclass($1 || '.record_news') IS NOT NULL",
+        values![format!("\"{}\"", shared.options.schema)],
+    );
+    let rows = connection.run(vec![there], shared.options.answer_limit).await?;
+    Ok(rows[0].first().is_some_and(|row| row.get(0)))
+}
+
+/// Whether the tables are there, with the store's own row.
+pub(super) async fn exists(shared: &Arc<Shared>) -> Result<bool, DriverError> {
+    let connection = Connection::open(shared, Role::Open).await?;
+    if !are_there(&connection, shared).await? {
+        return Ok(false);
+    }
+    let rows = connection.run(vec![meta()], shared.options.answer_limit).await?;
+    Ok(!rows[0].is_empty())
+}
+
 /// What is there, if it is complete and knows the declarations already: nothing has to be written then.
 async fn read_as_it_is(
     connection: &Connection,
@@ -93,12 +112,7 @@ async fn read_as_it_is(
     declarations: &[IndexDeclaration],
 ) -> Result<Option<(Meta, Kinds)>, DriverError> {
     let limit = shared.options.answer_limit;
-    let there = Call::new(
-        "SELECT to_regclass($1 || '.meta') IS NOT NULL AND to_regclass($1 || '.record_news') IS NOT NULL",
-        values![format!("\"{}\"", shared.options.schema)],
-    );
-    let rows = connection.run(vec![there], limit).await?;
-    if !rows[0].first().is_some_and(|row| row.get(0)) {
+    if !are_there(connection, shared).await? {
         return Ok(None);
     }
     let rows = connection.snapshot(vec![meta(), super::records::read_kinds_call()], limit).await?;

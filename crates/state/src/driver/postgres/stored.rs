@@ -1,7 +1,6 @@
 //! The whole store at once: read for a backup or the linter, and replaced by a restore.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::Arc;
 
 use tokio_postgres::Row;
@@ -9,9 +8,10 @@ use uuid::Uuid;
 
 use super::super::encoding::{decode_keys, outcome_of};
 use super::super::entities_mark::EntitiesMark;
+use super::super::record_index::DeclaredKinds;
 use super::super::{
-    DriverError, IndexEntry, RESTORED_TOKENS_ABOVE, Receipt, RecordId, RecordRow, RecordWrite, SlotToken,
-    StoredDocument, StoredState,
+    DriverError, IndexEntry, Receipt, RecordId, RecordRow, RecordWrite, SlotToken, StoredDocument, StoredState,
+    restored_tokens_above,
 };
 use super::connection::{Call, Connection, Role, values};
 use super::driver::{PostgresDriver, exceptions_sql, read_exceptions};
@@ -22,34 +22,22 @@ use super::session::append_call;
 use super::settlement::{column_fence, column_number, column_request, exceptions_call, receipts_call};
 use super::slots::{cluster_calls, new_epoch_calls, read_cluster};
 use super::{PostgresStore, Shared, schema};
+use crate::backup::{Backup, BackupError, OnEntity, Written};
 use crate::revision::{Revision, Timestamp};
 
 /// How many rows one statement writes.
 const STEP: usize = 5_000;
 
-/// A copy of everything in a store, as of one moment.
-#[derive(Clone)]
-pub struct PostgresBackup {
-    state: StoredState,
-    kinds: Kinds,
-}
-
-impl fmt::Debug for PostgresBackup {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("PostgresBackup").field("meta", &self.state.meta).finish_non_exhaustive()
-    }
-}
-
-fn damaged(what: &str) -> DriverError {
+pub(super) fn damaged(what: &str) -> DriverError {
     DriverError::Damaged(format!("{what} can't be read; restore the store from a backup"))
 }
 
 /// See [`super::super::Driver::stored`].
 pub(super) async fn read(driver: &PostgresDriver) -> Result<StoredState, DriverError> {
-    read_all(driver.shared()).await.map(|backup| backup.state)
+    read_all(driver.shared()).await
 }
 
-async fn read_all(shared: &Arc<Shared>) -> Result<PostgresBackup, DriverError> {
+async fn read_all(shared: &Arc<Shared>) -> Result<StoredState, DriverError> {
     let connection = Connection::open(shared, Role::Open).await?;
     let limit = shared.options.answer_limit * 6;
     let mut calls = vec![
@@ -77,7 +65,7 @@ async fn read_all(shared: &Arc<Shared>) -> Result<PostgresBackup, DriverError> {
     let token_counter = rows[2].first().ok_or_else(|| damaged("the token counter"))?.get::<_, i64>(0);
     let kinds = Kinds::read(&rows[3])?;
     let (servers, slots) = read_cluster(&rows[8], &rows[9])?;
-    let state = StoredState {
+    Ok(StoredState {
         meta,
         token_counter: SlotToken(token_counter.cast_unsigned()),
         log,
@@ -88,33 +76,33 @@ async fn read_all(shared: &Arc<Shared>) -> Result<PostgresBackup, DriverError> {
         servers,
         records: read_records(&rows[6], &kinds)?,
         index_entries: read_index_entries(&rows[7], &kinds)?,
-    };
-    Ok(PostgresBackup { state, kinds })
+    })
 }
 
-fn read_receipt(row: &Row) -> Result<Receipt, DriverError> {
+pub(super) fn read_receipt(row: &Row) -> Result<Receipt, DriverError> {
     let outcome = outcome_of(i64::from(row.get::<_, i16>(6))).ok_or_else(|| damaged("a receipt"))?;
     Ok(Receipt { request: column_request(row, 0), fence: column_fence(row, 3), outcome })
 }
 
-fn names(kinds: &Kinds) -> BTreeMap<i32, &Arc<str>> {
+pub(super) fn names(kinds: &Kinds) -> BTreeMap<i32, &Arc<str>> {
     kinds.numbers.iter().map(|(kind, number)| (*number, kind)).collect()
 }
 
 fn read_records(rows: &[Row], kinds: &Kinds) -> Result<Vec<RecordRow>, DriverError> {
     let names = names(kinds);
-    let read = |row: &Row| {
-        let kind = *names.get(&row.get(2)).ok_or_else(|| damaged("a record of an unknown kind"))?;
-        Ok(RecordRow {
-            kind: kind.clone(),
-            id: RecordId { revision: column_revision(row, 0), sequence: column_number(row, 1) },
-            closed: row.get(3),
-            at: Timestamp(row.get(4)),
-            document: StoredDocument { format: column_number(row, 5), json: row.get::<_, &str>(6).into() },
-            keys: decode_keys(row.get(7)).ok_or_else(damaged_keys)?,
-        })
-    };
-    rows.iter().map(read).collect()
+    rows.iter().map(|row| read_record(row, &names)).collect()
+}
+
+pub(super) fn read_record(row: &Row, names: &BTreeMap<i32, &Arc<str>>) -> Result<RecordRow, DriverError> {
+    let kind = *names.get(&row.get(2)).ok_or_else(|| damaged("a record of an unknown kind"))?;
+    Ok(RecordRow {
+        kind: kind.clone(),
+        id: RecordId { revision: column_revision(row, 0), sequence: column_number(row, 1) },
+        closed: row.get(3),
+        at: Timestamp(row.get(4)),
+        document: StoredDocument { format: column_number(row, 5), json: row.get::<_, &str>(6).into() },
+        keys: decode_keys(row.get(7)).ok_or_else(damaged_keys)?,
+    })
 }
 
 fn read_index_entries(rows: &[Row], kinds: &Kinds) -> Result<Vec<IndexEntry>, DriverError> {
@@ -136,20 +124,29 @@ fn read_index_entries(rows: &[Row], kinds: &Kinds) -> Result<Vec<IndexEntry>, Dr
 }
 
 impl PostgresStore {
-    /// A copy of the whole store, as of one revision. Others write on meanwhile. Held in memory.
+    /// Writes a backup of the whole store, as of one revision, to a file that must not be there yet. Others write on
+    /// meanwhile.
     ///
     /// # Errors
-    /// Why it could not be read.
-    pub async fn backup(&self) -> Result<PostgresBackup, DriverError> {
-        read_all(&self.shared()).await
+    /// Why it could not be written; nothing of it stays then.
+    pub async fn backup(&self, to: impl AsRef<std::path::Path>, on_entity: OnEntity) -> Result<Written, BackupError> {
+        super::backup::write(&self.shared(), to.as_ref(), on_entity).await
+    }
+
+    /// Whether there is a store in the schema. Nothing is made.
+    ///
+    /// # Errors
+    /// The database can't be reached.
+    pub async fn exists(&self) -> Result<bool, DriverError> {
+        schema::exists(&self.shared()).await
     }
 
     /// Puts a backup in place of all that is stored, under a new epoch, with no leases and with tokens above all that
-    /// were given out. Servers that are up notice and load it.
+    /// were given out. Servers that are up notice and load it. Makes the tables where there are none.
     ///
     /// # Errors
     /// Why it could not be stored; then everything is as it was.
-    pub async fn restore(&self, backup: &PostgresBackup) -> Result<(), DriverError> {
+    pub async fn restore(&self, backup: &Backup) -> Result<(), DriverError> {
         self.replace(&backup.state, Some(&backup.kinds), true).await
     }
 
@@ -158,7 +155,7 @@ impl PostgresStore {
     ///
     /// # Errors
     /// As [`PostgresStore::restore`].
-    pub async fn set_back_to(&self, backup: &PostgresBackup) -> Result<(), DriverError> {
+    pub async fn set_back_to(&self, backup: &Backup) -> Result<(), DriverError> {
         self.replace(&backup.state, Some(&backup.kinds), false).await
     }
 
@@ -184,7 +181,7 @@ impl PostgresStore {
     /// # Errors
     /// Why nothing was changed.
     pub async fn tamper(&self, change: impl FnOnce(&mut StoredState) + Send) -> Result<(), DriverError> {
-        let mut state = self.backup().await?.state;
+        let mut state = read_all(&self.shared()).await?;
         change(&mut state);
         self.replace(&state, None, false).await
     }
@@ -200,7 +197,12 @@ impl PostgresStore {
     }
 
     /// Puts `state` in place of all that is stored. Kinds of records that only this store knows stay declared.
-    async fn replace(&self, state: &StoredState, kinds: Option<&Kinds>, new_epoch: bool) -> Result<(), DriverError> {
+    async fn replace(
+        &self,
+        state: &StoredState,
+        kinds: Option<&DeclaredKinds>,
+        new_epoch: bool,
+    ) -> Result<(), DriverError> {
         let shared = self.shared();
         // Makes the tables where there are none.
         schema::open(&shared, &[]).await?;
@@ -211,13 +213,15 @@ impl PostgresStore {
             Call::plain("BEGIN"),
             Call::new("SELECT pg_advisory_xact_lock($1)", values![shared.lock_key("write")]),
             Call::plain("SELECT counter FROM tokens FOR UPDATE"),
-            Call::plain("SELECT compacted FROM meta FOR UPDATE"),
+            Call::plain("SELECT installation FROM meta FOR UPDATE"),
             Call::plain("SELECT at FROM entities_mark FOR UPDATE"),
             Call::plain("SELECT coalesce(max(revision), 0) FROM changes"),
         ])
         .await?;
         let counter = rows[2].first().map_or(0, |row| row.get::<_, i64>(0).cast_unsigned());
-        let was_empty = rows[5].first().is_none_or(|row| column_revision(row, 0) == Revision::ZERO);
+        let installation = rows[3].first().map_or(Uuid::nil(), |row| row.get(0));
+        let head = rows[5].first().map_or(Revision::ZERO, |row| column_revision(row, 0));
+        let above = restored_tokens_above(state, SlotToken(counter), installation, head);
         for table in [
             "changes",
             "receipts",
@@ -259,8 +263,6 @@ impl PostgresStore {
         self.replace_records(&connection, state, kinds).await?;
         let mut last = Vec::new();
         if new_epoch {
-            let unknown = if was_empty { RESTORED_TOKENS_ABOVE } else { 0 };
-            let above = SlotToken(counter.max(state.token_counter.0) + unknown);
             last.extend(new_epoch_calls(Uuid::new_v4(), above));
         }
         last.push(Call::new("SELECT pg_notify($1, 'replaced')", values![shared.channel.clone()]));
@@ -272,12 +274,12 @@ impl PostgresStore {
         &self,
         connection: &Connection,
         state: &StoredState,
-        kinds: Option<&Kinds>,
+        kinds: Option<&DeclaredKinds>,
     ) -> Result<(), DriverError> {
         let limit = self.options.answer_limit * 6;
         let rows = connection.run(vec![read_kinds_call()], limit).await?;
         let mut here = Kinds::read(&rows[0])?;
-        for (name, kind) in kinds.iter().flat_map(|kinds| &kinds.declared.0) {
+        for (name, kind) in kinds.iter().flat_map(|kinds| &kinds.0) {
             let same = here.declared.0.get(name).is_none_or(|known| known.indexes == kind.indexes);
             if same {
                 connection.run(vec![put_kind_call(name, kind)], limit).await?;

@@ -8,6 +8,7 @@
 //!
 //! Several servers of one process share a store by its drivers. A second process is refused.
 
+mod backup;
 mod driver;
 mod entities;
 mod lock;
@@ -36,9 +37,10 @@ use self::lock::FileLock;
 use self::readers::Readers;
 use self::tail::{Effect, Known};
 use self::writer::{Queue, Writer};
-use super::{Driver, DriverError, Faults, FaultyDriver, RESTORED_TOKENS_ABOVE, SlotToken, StoredState};
+use super::{Driver, DriverError, Faults, FaultyDriver, SlotToken, StoredState, restored_tokens_above};
+use crate::backup::{Backup, BackupError, OnEntity, Written, unheard};
 use crate::clock::{Clock, SystemClock};
-use crate::revision::Revision;
+use crate::revision::{Revision, Timestamp};
 
 /// How a store is opened. The defaults are what an installation wants.
 #[derive(Clone)]
@@ -233,48 +235,38 @@ impl SqliteStore {
         &self.0.shared.path
     }
 
-    /// Writes a consistent copy of the whole store, as of one revision, to a file that must not be there yet. Others
-    /// write on meanwhile.
+    /// Writes a backup of the whole store, as of one revision, to a file that must not be there yet. Others write on
+    /// meanwhile.
     ///
     /// # Errors
-    /// Why the copy could not be written; an incomplete file is removed.
-    pub async fn backup(&self, to: impl AsRef<Path>) -> Result<(), DriverError> {
-        let to = to.as_ref().to_owned();
-        if to.exists() {
-            return Err(DriverError::Configuration(format!(
-                "{} is there already; a backup replaces nothing",
-                to.display()
-            )));
-        }
-        let path = self.0.shared.path.clone();
-        let copied = tokio::task::spawn_blocking(move || {
-            let copy = || {
-                let connection = schema::open_reader(&path)?;
-                connection.pragma_update(None, "query_only", false)?;
-                let target = to
-                    .to_str()
-                    .ok_or_else(|| DriverError::Configuration(format!("{} is not a name in UTF-8", to.display())))?;
-                connection.execute("VACUUM INTO ?1", [target])?;
-                // VACUUM INTO leaves the flush to the caller.
-                std::fs::File::open(&to)
-                    .and_then(|file| file.sync_all())
-                    .map_err(|error| DriverError::Unavailable(format!("flushing {} failed: {error}", to.display())))
-            };
-            copy().inspect_err(|_| {
-                // It may not be there at all.
-                let _ = std::fs::remove_file(&to);
-            })
-        });
-        copied.await.map_err(|error| DriverError::Unavailable(error.to_string()))?
+    /// Why it could not be written; nothing of it stays then.
+    pub async fn backup(&self, to: impl AsRef<Path>) -> Result<Written, BackupError> {
+        let taken_at = self.0.shared.options.clock.now();
+        Self::back_up_file(&self.0.shared.path, to, taken_at, unheard()).await
+    }
+
+    /// As [`SqliteStore::backup`], of a file that another process may have open: it is read beside it.
+    ///
+    /// # Errors
+    /// As [`SqliteStore::backup`].
+    pub async fn back_up_file(
+        database: impl AsRef<Path>,
+        to: impl AsRef<Path>,
+        taken_at: Timestamp,
+        on_entity: OnEntity,
+    ) -> Result<Written, BackupError> {
+        let (database, to) = (database.as_ref().to_owned(), to.as_ref().to_owned());
+        let written = tokio::task::spawn_blocking(move || backup::write(&database, &to, taken_at, on_entity)).await;
+        written.map_err(|error| DriverError::Unavailable(error.to_string()))?
     }
 
     /// Puts a backup in place of all that is stored, under a new epoch, with no leases and with tokens above all that
     /// were given out. Servers that are up notice and load it.
     ///
     /// # Errors
-    /// Why the backup could not be read or stored; then everything is as it was.
-    pub async fn restore(&self, backup: impl AsRef<Path>) -> Result<(), DriverError> {
-        self.replace(backup.as_ref(), true).await
+    /// Why the backup could not be stored; then everything is as it was.
+    pub async fn restore(&self, backup: Arc<Backup>) -> Result<(), DriverError> {
+        self.replace(backup, true).await
     }
 
     /// Puts the store back to a backup behind everyone's back, its epoch as the backup has it: for tests of what happens
@@ -282,26 +274,28 @@ impl SqliteStore {
     ///
     /// # Errors
     /// As [`SqliteStore::restore`].
-    pub async fn set_back_to(&self, backup: impl AsRef<Path>) -> Result<(), DriverError> {
-        self.replace(backup.as_ref(), false).await
+    pub async fn set_back_to(&self, backup: Arc<Backup>) -> Result<(), DriverError> {
+        self.replace(backup, false).await
     }
 
-    async fn replace(&self, backup: &Path, new_epoch: bool) -> Result<(), DriverError> {
-        let backup = backup.to_owned();
-        let (state, kinds) = tokio::task::spawn_blocking(move || stored::read_backup(&backup))
-            .await
-            .map_err(|error| DriverError::Unavailable(error.to_string()))??;
+    async fn replace(&self, backup: Arc<Backup>, new_epoch: bool) -> Result<(), DriverError> {
         self.write(move |writer| {
             let here = writer.leases.token_counter();
-            let was_empty = writer.head == Revision::ZERO;
-            writer.replace(&state, Some(&kinds))?;
+            let installation = writer.shared.known.lock().installation;
+            let above = restored_tokens_above(&backup.state, here, installation, writer.head);
+            writer.replace(&backup.state, Some(&backup.kinds))?;
             if new_epoch {
-                let unknown = if was_empty { RESTORED_TOKENS_ABOVE } else { 0 };
-                writer.begin_epoch(SlotToken(here.max(state.token_counter).0 + unknown))?;
+                writer.begin_epoch(above)?;
             }
             Ok(())
         })
         .await
+    }
+
+    /// The highest token that was ever given out.
+    #[must_use]
+    pub fn token_counter(&self) -> SlotToken {
+        self.0.shared.known.lock().leases.token_counter()
     }
 
     /// Drops everything and makes an empty store in its place: another epoch and installation. For tests.

@@ -73,17 +73,17 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, DriverError> {
     Ok(connection)
 }
 
-/// Opens a backup for reading, once it is certain that this build knows its format.
-pub(super) fn open_backup(path: &Path) -> Result<Connection, DriverError> {
+/// Opens a store for reading that another process may have open, once it is certain that this build knows its format.
+pub(super) fn open_beside(path: &Path) -> Result<Connection, DriverError> {
     if !path.exists() {
-        return Err(DriverError::Configuration(format!("there is no backup at {}", path.display())));
+        return Err(DriverError::Configuration(format!("there is no database at {}", path.display())));
     }
     let connection = open_reader(path)?;
     match check_format(&connection, path, FORMATS)? {
         FORMAT => Ok(connection),
-        0 => Err(DriverError::Configuration(format!("{} is empty, and no backup", path.display()))),
+        0 => Err(DriverError::Configuration(format!("{} is empty, and no store", path.display()))),
         older => Err(DriverError::Configuration(format!(
-            "{} has format {older}; open it once with this release, which brings it to format {FORMAT}",
+            "{} has format {older}; a server of this release brings it to format {FORMAT} when it is started",
             path.display()
         ))),
     }

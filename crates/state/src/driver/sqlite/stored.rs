@@ -8,15 +8,16 @@ use uuid::Uuid;
 
 use super::super::encoding::{decode_keys, decode_requested_change, decode_row, outcome_of};
 use super::super::leases::{LeaseChanges, Leases};
+use super::super::record_index::{DeclaredKind, DeclaredKinds};
 use super::super::{
     DriverError, Exception, Fence, HookNumber, IndexEntry, LogRow, Receipt, RecordId, RecordRow, RequestId, ServerId,
     ServerRow, SlotId, SlotRow, SlotToken, StoredDocument, StoredState,
 };
+use super::entities;
 use super::records::Kinds;
 use super::schema::FORMAT;
 use super::tail::{Effect, Known, Tail};
 use super::writer::Writer;
-use super::{entities, schema};
 use crate::path::Path;
 use crate::revision::{Epoch, Revision, SubmissionId, Timestamp};
 
@@ -120,17 +121,33 @@ fn read_request(row: &Row<'_>) -> rusqlite::Result<RequestId> {
     Ok(RequestId { hook: HookNumber(row.get(0)?), revision: column_revision(row, 1)?, sequence: row.get(2)? })
 }
 
-fn read_receipts(connection: &Connection) -> Result<Vec<Receipt>, DriverError> {
+/// Gives all receipts, one by one.
+pub(super) fn each_receipt<E: From<DriverError>>(
+    connection: &Connection,
+    mut take: impl FnMut(Receipt) -> Result<(), E>,
+) -> Result<(), E> {
     let sql = "SELECT hook, revision, sequence, slot_hook, slot, token, outcome FROM receipts";
-    let mut statement = connection.prepare_cached(sql)?;
-    let mut rows = statement.query([])?;
-    let mut receipts = Vec::new();
-    while let Some(row) = rows.next()? {
-        let outcome = outcome_of(row.get(6)?).ok_or_else(|| damaged("a receipt"))?;
-        let slot = SlotId { hook: HookNumber(row.get(3)?), slot: row.get(4)? };
-        let fence = Fence { slot, token: SlotToken(row.get::<_, i64>(5)?.cast_unsigned()) };
-        receipts.push(Receipt { request: read_request(row)?, fence, outcome });
+    let mut statement = connection.prepare_cached(sql).map_err(DriverError::from)?;
+    let mut rows = statement.query([]).map_err(DriverError::from)?;
+    while let Some(row) = rows.next().map_err(DriverError::from)? {
+        take(read_receipt(row)?)?;
     }
+    Ok(())
+}
+
+fn read_receipt(row: &Row<'_>) -> Result<Receipt, DriverError> {
+    let outcome = outcome_of(row.get(6)?).ok_or_else(|| damaged("a receipt"))?;
+    let slot = SlotId { hook: HookNumber(row.get(3)?), slot: row.get(4)? };
+    let fence = Fence { slot, token: SlotToken(row.get::<_, i64>(5)?.cast_unsigned()) };
+    Ok(Receipt { request: read_request(row)?, fence, outcome })
+}
+
+fn read_receipts(connection: &Connection) -> Result<Vec<Receipt>, DriverError> {
+    let mut receipts = Vec::new();
+    each_receipt::<DriverError>(connection, |receipt| {
+        receipts.push(receipt);
+        Ok(())
+    })?;
     Ok(receipts)
 }
 
@@ -170,24 +187,41 @@ pub(super) fn read_exceptions(connection: &Connection, of: ExceptionsOf) -> Resu
     Ok(exceptions)
 }
 
-fn read_records(connection: &Connection, kinds: &Kinds) -> Result<Vec<RecordRow>, DriverError> {
+/// Gives all records, one by one.
+pub(super) fn each_record<E: From<DriverError>>(
+    connection: &Connection,
+    kinds: &Kinds,
+    mut take: impl FnMut(RecordRow) -> Result<(), E>,
+) -> Result<(), E> {
     let names: BTreeMap<i64, &Arc<str>> = kinds.numbers.iter().map(|(kind, number)| (*number, kind)).collect();
     let sql = "SELECT kind, revision, sequence, closed, at, format, document, keys FROM records ORDER BY id";
-    let mut statement = connection.prepare(sql)?;
-    let mut rows = statement.query([])?;
-    let mut records = Vec::new();
-    while let Some(row) = rows.next()? {
-        let kind = names.get(&row.get(0)?).ok_or_else(|| damaged("a record of an unknown kind"))?;
-        let keys = decode_keys(row.get_ref(7)?.as_blob().map_err(rusqlite::Error::from)?);
-        records.push(RecordRow {
-            kind: (*kind).clone(),
-            id: RecordId { revision: column_revision(row, 1)?, sequence: row.get(2)? },
-            closed: row.get(3)?,
-            at: Timestamp(row.get(4)?),
-            document: StoredDocument { format: row.get(5)?, json: row.get(6)? },
-            keys: keys.ok_or_else(|| damaged("a record"))?,
-        });
+    let mut statement = connection.prepare(sql).map_err(DriverError::from)?;
+    let mut rows = statement.query([]).map_err(DriverError::from)?;
+    while let Some(row) = rows.next().map_err(DriverError::from)? {
+        take(read_record(row, &names)?)?;
     }
+    Ok(())
+}
+
+fn read_record(row: &Row<'_>, names: &BTreeMap<i64, &Arc<str>>) -> Result<RecordRow, DriverError> {
+    let kind = *names.get(&row.get(0)?).ok_or_else(|| damaged("a record of an unknown kind"))?;
+    let keys = decode_keys(row.get_ref(7)?.as_blob().map_err(rusqlite::Error::from)?);
+    Ok(RecordRow {
+        kind: kind.clone(),
+        id: RecordId { revision: column_revision(row, 1)?, sequence: row.get(2)? },
+        closed: row.get(3)?,
+        at: Timestamp(row.get(4)?),
+        document: StoredDocument { format: row.get(5)?, json: row.get(6)? },
+        keys: keys.ok_or_else(|| damaged("a record"))?,
+    })
+}
+
+fn read_records(connection: &Connection, kinds: &Kinds) -> Result<Vec<RecordRow>, DriverError> {
+    let mut records = Vec::new();
+    each_record::<DriverError>(connection, kinds, |record| {
+        records.push(record);
+        Ok(())
+    })?;
     Ok(records)
 }
 
@@ -229,14 +263,9 @@ pub(super) fn read_stored(connection: &Connection) -> Result<StoredState, Driver
     })
 }
 
-/// The kinds of records that a backup declares.
-pub(super) fn read_kinds(connection: &Connection) -> Result<Kinds, DriverError> {
-    Kinds::read(connection)
-}
-
 impl Writer {
     /// Puts `state` in place of all that is stored. Kinds of records that only this store knows stay declared.
-    pub(super) fn replace(&mut self, state: &StoredState, kinds: Option<&Kinds>) -> Result<(), DriverError> {
+    pub(super) fn replace(&mut self, state: &StoredState, kinds: Option<&DeclaredKinds>) -> Result<(), DriverError> {
         let tables =
             ["changes", "receipts", "exceptions", "servers", "slots", "records", "record_index", "record_groups"];
         for table in tables {
@@ -267,7 +296,7 @@ impl Writer {
             ..LeaseChanges::default()
         })?;
         if let Some(kinds) = kinds {
-            for (kind, declared) in &kinds.declared.0 {
+            for (kind, declared) in &kinds.0 {
                 self.adopt_kind(kind, declared)?;
             }
         }
@@ -279,11 +308,7 @@ impl Writer {
         self.follow_replacement()
     }
 
-    fn adopt_kind(
-        &mut self,
-        kind: &str,
-        declared: &super::super::record_index::DeclaredKind,
-    ) -> Result<(), DriverError> {
+    fn adopt_kind(&mut self, kind: &str, declared: &DeclaredKind) -> Result<(), DriverError> {
         let indexes = serde_json::to_string(&declared.indexes).expect("a list of names has no key that is not text");
         self.connection.execute(
             "INSERT INTO record_kinds (kind, indexes, complete, grouped) VALUES (?1, ?2, ?3, ?4)
@@ -319,12 +344,4 @@ impl Writer {
         self.stage(Effect::Replaced(Box::new(known)));
         Ok(())
     }
-}
-
-/// Reads a backup whole.
-pub(super) fn read_backup(path: &std::path::Path) -> Result<(StoredState, Kinds), DriverError> {
-    let connection = schema::open_backup(path)?;
-    let stored = read_stored(&connection)?;
-    let kinds = read_kinds(&connection)?;
-    Ok((stored, kinds))
 }
