@@ -15,6 +15,7 @@ use super::{Damaged, Index, OpenError, VALUE_BYTES_MAX};
 use crate::artifact::{ArtifactError, ArtifactStore, check_manifest};
 use crate::input::{Compression, Format, InputError, InputFile};
 use crate::key::{KeyCodec, hash, partition_of};
+use crate::part::check_row_groups;
 use crate::progress::{Cancel, OnProgress, Phase, Progress};
 use crate::records::{Reading, read_records};
 use crate::sort::{Origin, SortedRuns, Sorter, SpillError};
@@ -113,12 +114,13 @@ pub fn bytes_estimate(manifest: &Manifest) -> u64 {
     let buckets = bucket_count(records);
     let fields = manifest.schema.fields.len() as u64;
     let record_bytes = (BODY_HEADER_BYTES + ENTRY_BYTES) as u64 + fields.div_ceil(8) + fields;
-    HEADER_BYTES as u64
-        + line_count(buckets) * LINE_BYTES as u64
-        + buckets * HEAD_BYTES as u64
-        + records * record_bytes
-        + manifest.data_bytes
-        + 64 * fields
+    // A manifest says what its writer likes: too much stays too much.
+    (HEADER_BYTES as u64)
+        .saturating_add(line_count(buckets).saturating_mul(LINE_BYTES as u64))
+        .saturating_add(buckets.saturating_mul(HEAD_BYTES as u64))
+        .saturating_add(records.saturating_mul(record_bytes))
+        .saturating_add(manifest.data_bytes)
+        .saturating_add(64 * fields)
 }
 
 /// Builds the index of an artifact at a path.
@@ -353,6 +355,10 @@ impl Building<'_> {
 
     /// Sorts one part by hash.
     fn sort(&self, partition: u32, part: &Part, path: &Path, keys: &KeyCodec) -> Result<SortedRuns, IndexError> {
+        check_row_groups(path).map_err(|source| IndexError::Part {
+            part: part.name.clone(),
+            source: Box::new(InputError::Parquet { path: path.display().to_string(), source }),
+        })?;
         let file = InputFile {
             path: path.to_path_buf(),
             format: Format::Parquet,

@@ -13,7 +13,8 @@ use crate::engine::{EngineError, FatalKind, LoadProgress, LoadableArtifact, Veri
 
 /// What a look-up gives.
 pub(super) enum LookUp {
-    Found(serde_json::Value),
+    /// The record, and how many bytes its value takes in the index.
+    Found(serde_json::Value, usize),
     Absent,
     BadKey(String),
     Damaged(String),
@@ -104,8 +105,11 @@ impl NodeIndex {
             Ok(key) => key,
             Err(error) => return LookUp::BadKey(error.to_string()),
         };
-        match self.0.get_json(&key) {
-            Ok(Some(value)) => LookUp::Found(value),
+        let found = self.0.get(&key).and_then(|found| {
+            found.map(|value| self.0.to_json(&key, &value).map(|record| (record, value.len()))).transpose()
+        });
+        match found {
+            Ok(Some((record, bytes))) => LookUp::Found(record, bytes),
             Ok(None) => LookUp::Absent,
             Err(damaged) => LookUp::Damaged(damaged.to_string()),
         }
