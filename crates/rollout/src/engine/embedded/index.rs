@@ -63,9 +63,11 @@ fn failure(error: &IndexError) -> EngineError {
         IndexError::Disk { source, .. } if is_full(source) => EngineError::fatal(FatalKind::DiskFull, message),
         IndexError::Artifact(artifact) if artifact.is_disk_full() => EngineError::fatal(FatalKind::DiskFull, message),
         IndexError::Content { .. } => EngineError::fatal(FatalKind::DigestMismatch, message),
-        IndexError::Part { .. } | IndexError::WrongPartition { .. } | IndexError::ValueTooLarge { .. } => {
-            EngineError::fatal(FatalKind::Other, message)
-        }
+        IndexError::Part { .. }
+        | IndexError::WrongPartition { .. }
+        | IndexError::DuplicateKey { .. }
+        | IndexError::MoreThanSaid { .. }
+        | IndexError::ValueTooLarge { .. } => EngineError::fatal(FatalKind::Other, message),
         // A damaged or missing part is copied again, and the load repeated.
         IndexError::Artifact(_) | IndexError::Disk { .. } | IndexError::Open(_) | IndexError::Cancelled => {
             EngineError::retry(message)
