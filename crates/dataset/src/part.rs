@@ -18,10 +18,12 @@ use parquet::data_type::ByteArray;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::SortingColumn;
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersion};
+use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use sha2::{Digest, Sha256};
 use tidegate_api::manifest::{FieldType, Part, Schema};
 
+use crate::index::VALUE_BYTES_MAX;
 use crate::key::{KeyCodec, KeyScalar};
 use crate::schema::arrow_schema;
 use crate::statistics::FieldAccumulator;
@@ -107,6 +109,25 @@ pub(crate) struct PartWriter<'a> {
     weight: usize,
     row_count: u64,
     statistics: Vec<FieldAccumulator>,
+}
+
+/// Refuses a file whose row groups are larger than a part's: they are decoded whole, and what they decode to is not
+/// bounded by the size of the file.
+pub(crate) fn check_row_groups(path: &Path) -> Result<(), ParquetError> {
+    let file = SerializedFileReader::new(File::open(path)?)?;
+    for (number, group) in file.metadata().row_groups().iter().enumerate() {
+        // Levels and headers come on top of what the rows themselves take.
+        let rows = if group.num_rows() > 1 { 0 } else { VALUE_BYTES_MAX };
+        let limit = 4 * ROW_GROUP_BYTES + rows + group.num_columns() * PAGE_BYTES;
+        let columns = group.columns().iter().map(|column| usize::try_from(column.uncompressed_size()));
+        let bytes = columns.fold(0_usize, |sum, bytes| sum.saturating_add(bytes.unwrap_or(usize::MAX)));
+        if bytes > limit {
+            return Err(ParquetError::General(format!(
+                "row group {number} decodes to {bytes} bytes; those of a part have {limit} at most"
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn writer_properties(keys: &KeyCodec) -> Result<WriterProperties, ParquetError> {
@@ -466,5 +487,42 @@ fn byte_array(rows: &Bytes, bytes: &[u8]) -> ByteArray {
         ByteArray::from(rows.slice_ref(bytes))
     } else {
         ByteArray::from(bytes.to_vec())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow_array::{ArrayRef, RecordBatch, StringArray};
+    use parquet::arrow::ArrowWriter;
+
+    use super::*;
+
+    fn file_of(rows: &[String]) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let column: ArrayRef = Arc::new(StringArray::from(rows.to_vec()));
+        let batch = RecordBatch::try_from_iter([("v", column)]).unwrap();
+        let properties = WriterProperties::builder()
+            .set_compression(Compression::ZSTD(ZstdLevel::try_new(3).unwrap()))
+            .set_dictionary_enabled(false)
+            .build();
+        let mut writer = ArrowWriter::try_new(file.reopen().unwrap(), batch.schema(), Some(properties)).unwrap();
+        writer.write(&batch).unwrap();
+        writer.close().unwrap();
+        file
+    }
+
+    #[test]
+    fn what_decodes_to_far_more_than_a_part_may_is_refused_before_it_is_decoded() {
+        let check = |rows: &[String]| check_row_groups(file_of(rows).path()).map_err(|error| error.to_string());
+        check(&["x".repeat(1000), "y".repeat(1000)]).unwrap();
+        // One large value has a row group of its own.
+        check(&["x".repeat(20 * 1024 * 1024)]).unwrap();
+        let many = check(&["x".repeat(10 * 1024 * 1024), "y".repeat(10 * 1024 * 1024)]).unwrap_err();
+        assert!(many.contains("row group 0"), "{many}");
+        let huge = file_of(&["x".repeat(80 * 1024 * 1024)]);
+        assert!(huge.as_file().metadata().unwrap().len() < 100_000);
+        assert!(check_row_groups(huge.path()).is_err());
     }
 }

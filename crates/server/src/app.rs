@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use parking_lot::RwLock;
 use prometheus_client::registry::Registry as MetricsRegistry;
-use tidegate_api::{ArtifactStoreView, ServerConfigView, Setting};
+use tidegate_api::{ArtifactStoreView, Role, ServerConfigView, Setting};
 use tidegate_dataset::artifact::ArtifactStore;
 use tidegate_lifecycle::{Lifecycle, Registry};
 use tidegate_rollout::Operations;
@@ -15,12 +15,13 @@ use tidegate_state::{Snapshot, State};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
-use crate::access::{self, Access, Bearer, Refusal};
+use crate::access::{self, Access, Asked, Bearer, Refusal};
 use crate::config::ServerLimits;
 use crate::http::errors::ApiError;
 use crate::http::extract::Actor;
 use crate::http::guard::{Hosts, Room};
 use crate::http::metrics::HttpMetrics;
+use crate::http::shares::{Share, Shares};
 use crate::uploads::Uploads;
 use crate::views::Scene;
 
@@ -41,6 +42,10 @@ pub(crate) struct Inner {
     pub(crate) artifact_store: ArtifactStoreView,
     pub(crate) limits: ServerLimits,
     pub(crate) watches: Room,
+    /// Those of region agents, which nobody else may take.
+    pub(crate) agent_watches: Room,
+    pub(crate) watch_shares: Arc<Shares>,
+    pub(crate) upload_shares: Arc<Shares>,
     pub(crate) downloads: Room,
     pub(crate) artifacts: ArtifactStore,
     pub(crate) metrics: MetricsRegistry,
@@ -52,6 +57,12 @@ pub(crate) struct Inner {
     pub(crate) closing: CancellationToken,
     pub(crate) access: Access,
     pub(crate) hosts: Arc<Hosts>,
+}
+
+/// The room that a watch takes, until this is dropped.
+pub(crate) struct WatchRoom {
+    _permit: OwnedSemaphorePermit,
+    _share: Option<Share>,
 }
 
 impl App {
@@ -126,8 +137,18 @@ impl App {
         }
     }
 
-    pub(crate) fn enter_watch(&self) -> Result<OwnedSemaphorePermit, ApiError> {
-        self.0.watches.enter()
+    /// Room for one more watch of this caller.
+    pub(crate) fn enter_watch(&self, asked: &Asked) -> Result<WatchRoom, ApiError> {
+        let bearer = asked.caller.bearer();
+        let is_agent = bearer.is_some_and(|bearer| bearer.role == Role::Region);
+        let share = self.0.watch_shares.enter(bearer)?;
+        let room = if is_agent { &self.0.agent_watches } else { &self.0.watches };
+        Ok(WatchRoom { _permit: room.enter()?, _share: share })
+    }
+
+    /// One more upload of this caller, within its share.
+    pub(crate) fn enter_upload(&self, asked: &Asked) -> Result<Option<Share>, ApiError> {
+        self.0.upload_shares.enter(asked.caller.bearer())
     }
 
     pub(crate) fn enter_download(&self) -> Result<OwnedSemaphorePermit, ApiError> {

@@ -36,6 +36,7 @@ use crate::database;
 use crate::http::guard::{Hosts, Room};
 use crate::http::metrics::HttpMetrics;
 use crate::http::serve::{ConnectionLimits, ConnectionMetrics, Service, drain, serve};
+use crate::http::shares::Shares;
 use crate::http::tls::{Certificate, TlsError, TlsMetrics};
 use crate::routes;
 use crate::uploads::Uploads;
@@ -406,6 +407,9 @@ async fn host(
         regions,
         uploads,
         watches: Room::new("watches", limits.watches, Duration::MAX),
+        agent_watches: Room::new("watches of agents", limits.watches, Duration::MAX),
+        watch_shares: Shares::half_of("watches", limits.watches),
+        upload_shares: Shares::half_of("uploads", limits.uploads),
         downloads: Room::new("downloads", limits.uploads, Duration::MAX),
         metrics,
         http,

@@ -15,6 +15,7 @@ use super::{Damaged, Index, OpenError, VALUE_BYTES_MAX};
 use crate::artifact::{ArtifactError, ArtifactStore, check_manifest};
 use crate::input::{Compression, Format, InputError, InputFile};
 use crate::key::{KeyCodec, hash, partition_of};
+use crate::part::check_row_groups;
 use crate::progress::{Cancel, OnProgress, Phase, Progress};
 use crate::records::{Reading, read_records};
 use crate::sort::{Origin, SortedRuns, Sorter, SpillError};
@@ -52,6 +53,20 @@ pub enum IndexError {
     WrongPartition {
         /// The part's name.
         part: String,
+    },
+    /// A part holds a key twice. What would answer were chance.
+    #[error("part {part} holds a key more than once")]
+    DuplicateKey {
+        /// The part's name.
+        part: String,
+    },
+    /// The parts hold more than the manifest says, by which room was found for them.
+    #[error("part {part}: the values take more than the {expected} bytes that the manifest says")]
+    MoreThanSaid {
+        /// The part's name.
+        part: String,
+        /// Bytes by the manifest.
+        expected: u64,
     },
     /// A value is too large for an index.
     #[error("part {part}: a value takes {bytes} bytes, the limit is {VALUE_BYTES_MAX}")]
@@ -113,12 +128,13 @@ pub fn bytes_estimate(manifest: &Manifest) -> u64 {
     let buckets = bucket_count(records);
     let fields = manifest.schema.fields.len() as u64;
     let record_bytes = (BODY_HEADER_BYTES + ENTRY_BYTES) as u64 + fields.div_ceil(8) + fields;
-    HEADER_BYTES as u64
-        + line_count(buckets) * LINE_BYTES as u64
-        + buckets * HEAD_BYTES as u64
-        + records * record_bytes
-        + manifest.data_bytes
-        + 64 * fields
+    // A manifest says what its writer likes: too much stays too much.
+    (HEADER_BYTES as u64)
+        .saturating_add(line_count(buckets).saturating_mul(LINE_BYTES as u64))
+        .saturating_add(buckets.saturating_mul(HEAD_BYTES as u64))
+        .saturating_add(records.saturating_mul(record_bytes))
+        .saturating_add(manifest.data_bytes)
+        .saturating_add(64 * fields)
 }
 
 /// Builds the index of an artifact at a path.
@@ -321,6 +337,7 @@ impl Building<'_> {
             ArtifactError::BadManifest { artifact: self.manifest.artifact_id.clone(), why: error.to_string() }
         })?;
         let mut writer = IndexWriter::create(partial, self.manifest.record_count)?;
+        let mut room = self.manifest.data_bytes;
         for (partition, part) in self.manifest.parts.iter().enumerate() {
             if self.cancel.is_cancelled() {
                 return Err(IndexError::Cancelled);
@@ -329,12 +346,12 @@ impl Building<'_> {
                 IndexError::Artifact(ArtifactError::Cancelled) => IndexError::Cancelled,
                 other => other,
             })?;
-            let runs = self.sort(partition as u32, part, &path, &keys)?;
+            let runs = self.sort(partition as u32, part, &path, &keys, &mut room)?;
             if part.rows > 0 && !writer.is_trained {
                 let dictionary = self.train(&runs)?;
                 writer.train(dictionary)?;
             }
-            self.append(&runs, &mut writer)?;
+            self.append(part, &runs, &mut writer)?;
         }
         let (records, digest) = (writer.written, writer.digest.to_text());
         if records != self.manifest.record_count || digest != self.manifest.content_digest {
@@ -351,8 +368,19 @@ impl Building<'_> {
         writer.finish(self.manifest)
     }
 
-    /// Sorts one part by hash.
-    fn sort(&self, partition: u32, part: &Part, path: &Path, keys: &KeyCodec) -> Result<SortedRuns, IndexError> {
+    /// Sorts one part by hash. Its values may take what is left of `room`.
+    fn sort(
+        &self,
+        partition: u32,
+        part: &Part,
+        path: &Path,
+        keys: &KeyCodec,
+        room: &mut u64,
+    ) -> Result<SortedRuns, IndexError> {
+        check_row_groups(path).map_err(|source| IndexError::Part {
+            part: part.name.clone(),
+            source: Box::new(InputError::Parquet { path: path.display().to_string(), source }),
+        })?;
         let file = InputFile {
             path: path.to_path_buf(),
             format: Format::Parquet,
@@ -390,6 +418,9 @@ impl Building<'_> {
                     bytes: record.value.len(),
                 }));
             }
+            *room = room.checked_sub(record.payload_bytes).ok_or_else(|| {
+                Failed::Index(IndexError::MoreThanSaid { part: part.name.clone(), expected: self.manifest.data_bytes })
+            })?;
             sort_key.clear();
             sort_key.extend(hash.to_be_bytes());
             sort_key.extend_from_slice(record.key);
@@ -458,9 +489,15 @@ impl Building<'_> {
         Ok(keep.then_some(dictionary))
     }
 
-    fn append(&self, runs: &SortedRuns, writer: &mut IndexWriter) -> Result<(), IndexError> {
+    fn append(&self, part: &Part, runs: &SortedRuns, writer: &mut IndexWriter) -> Result<(), IndexError> {
         let mut merge = runs.merge(0, self.builder.memory_bytes)?;
+        let mut before = Vec::new();
         while let Some(record) = merge.next()? {
+            if record.key == before.as_slice() {
+                return Err(IndexError::DuplicateKey { part: part.name.clone() });
+            }
+            before.clear();
+            before.extend_from_slice(record.key);
             if writer.written.is_multiple_of(1024) {
                 if self.cancel.is_cancelled() {
                     return Err(IndexError::Cancelled);

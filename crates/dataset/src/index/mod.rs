@@ -51,7 +51,7 @@ use format::{
 };
 
 /// The largest value that is unpacked, in bytes; larger ones are never written.
-const VALUE_BYTES_MAX: usize = 64 * 1024 * 1024;
+pub(crate) const VALUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// An index is damaged. It must not serve any more; build it again.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

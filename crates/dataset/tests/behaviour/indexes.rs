@@ -4,8 +4,12 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use arrow_array::{ArrayRef, RecordBatch, StringArray};
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use proptest::prelude::*;
 use serde_json::json;
+use sha2::Digest;
 use tidegate_dataset::artifact::{ArtifactError, ArtifactStore};
 use tidegate_dataset::build::BuiltArtifact;
 use tidegate_dataset::index::{
@@ -283,6 +287,36 @@ async fn an_index_is_built_from_a_store_and_equals_one_built_from_the_folder() {
 }
 
 #[test]
+fn a_part_that_holds_a_key_twice_is_refused() {
+    let world = world();
+    let artifact = world.build(&["k"], &[world.file("in.csv", "k,v\na,x\n")]);
+    let mut manifest = artifact.manifest.clone();
+    let part = manifest.parts.iter_mut().find(|part| part.rows == 1).unwrap();
+    let path = artifact.folder.join(&part.name);
+    // The same file again, with another record of the key: as a writer of its own may have made it.
+    let reader = ParquetRecordBatchReaderBuilder::try_new(std::fs::File::open(&path).unwrap()).unwrap();
+    let batch = reader.build().unwrap().next().unwrap().unwrap();
+    let other = {
+        let values: Vec<ArrayRef> = vec![batch.column(0).clone(), Arc::new(StringArray::from(vec!["y"]))];
+        RecordBatch::try_new(batch.schema(), values).unwrap()
+    };
+    let mut writer = ArrowWriter::try_new(std::fs::File::create(&path).unwrap(), batch.schema(), None).unwrap();
+    for batch in [&batch, &other] {
+        writer.write(batch).unwrap();
+    }
+    writer.close().unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    (part.rows, part.bytes) = (2, bytes.len() as u64);
+    part.sha256 = hex::encode(sha2::Sha256::digest(&bytes));
+    manifest.record_count = 2;
+    manifest.data_bytes *= 2;
+    let error = IndexBuilder::new(world.path("node/index"))
+        .build(&artifact.folder, &manifest, &quiet, &Cancel::new())
+        .unwrap_err();
+    assert!(matches!(error, IndexError::DuplicateKey { .. }), "{error}");
+}
+
+#[test]
 fn a_manifest_that_does_not_fit_its_parts_is_refused() {
     let world = world();
     let artifact = world.build(&["k"], &[world.file("in.csv", "k,v\na,1\nb,2\n")]);
@@ -295,6 +329,10 @@ fn a_manifest_that_does_not_fit_its_parts_is_refused() {
     manifest.content_digest = "0".repeat(32);
     let error = build(manifest);
     assert!(matches!(error, IndexError::Content { .. }), "{error}");
+    let mut manifest = artifact.manifest.clone();
+    manifest.data_bytes = 1;
+    let error = build(manifest);
+    assert!(matches!(error, IndexError::MoreThanSaid { expected: 1, .. }), "{error}");
     let mut manifest = artifact.manifest.clone();
     manifest.parts.swap(0, 1);
     let error = build(manifest);

@@ -6,7 +6,7 @@ use std::io::{self, Write as _};
 use std::path::Path;
 
 /// The longest file name that an encoded name may give, leaving room for what is put behind it.
-const ENCODED_MAX: usize = 200;
+pub(crate) const ENCODED_MAX: usize = 200;
 
 /// A name as a file name: ASCII letters, digits, `-` and `_` as they are, all else as `%` and two hexadecimal digits.
 /// `None` where that gets too long for a file name.

@@ -26,6 +26,7 @@ pub use rollback::RolledBackTo;
 pub use store::NewStore;
 
 use crate::controller::{apply, gather, next};
+use crate::engine::file::{ENCODED_MAX, encode_name};
 use crate::entities::{Push, PushName, Store};
 
 /// The longest name of a store, a region or a push, in bytes. Paths take up to 256 bytes per id, and gates add to a name.
@@ -144,6 +145,18 @@ fn check_name(what: &str, name: &str) -> Result<(), OperationError> {
     } else {
         return Ok(());
     };
+    Err(OperationError::Invalid { what: format!("the {what} {name:?}"), why })
+}
+
+/// Refuses the name of what has a folder on nodes and agents, if no folder can have it.
+fn check_folder_name(what: &str, name: &str) -> Result<(), OperationError> {
+    check_name(what, name)?;
+    if encode_name(name).is_some() {
+        return Ok(());
+    }
+    let why = format!(
+        "as a folder's name it has over {ENCODED_MAX} letters: each byte that is no ASCII letter, digit, `-` or `_` takes three"
+    );
     Err(OperationError::Invalid { what: format!("the {what} {name:?}"), why })
 }
 

@@ -2,7 +2,7 @@
 
 use tidegate_state::{Ref, Transaction, TransactionError};
 
-use super::{OperationError, Operations, OperatorAction, check_name, check_reason};
+use super::{OperationError, Operations, OperatorAction, check_folder_name, check_reason};
 use crate::entities::{Availability, Region};
 
 impl Operations {
@@ -13,7 +13,7 @@ impl Operations {
     pub async fn register_region(&self, name: &str, region: Region, by: &str) -> Result<Region, OperationError> {
         let (name, by) = (name.to_owned(), by.to_owned());
         self.write(move |transaction, _| {
-            check_name("region's name", &name)?;
+            check_folder_name("region's name", &name)?;
             if region.nodes == 0 || region.enough == 0 || region.enough > region.nodes {
                 return Err(OperationError::Invalid {
                     what: format!("the settings of region {name}"),

@@ -12,8 +12,9 @@ use crate::entities::{Assignment, Region, RegionVersion, RolledBack, Store, Vers
 pub type RolledBackTo = BTreeMap<String, u64>;
 
 impl Operations {
-    /// Rolls a store back: every region, or one, serves an earlier version again. Pointers only; no gate is asked and no
-    /// freeze is minded. The push that brought the version stays as it ended.
+    /// Rolls a store back: every region that serves the newest version, or the one that is named, serves an earlier version
+    /// again; with a version, every region that serves a newer one. Pointers only; no gate is asked and no freeze is minded.
+    /// The push that brought the version stays as it ended.
     ///
     /// # Errors
     /// An unknown store or region, a push that runs, no earlier version that is still held, a version that was itself
@@ -62,9 +63,14 @@ fn targets(view: &PushView, region: Option<&str>, version: Option<u64>) -> Resul
     if let Some(target) = version {
         check_target(view, target)?;
     }
+    // A release that reached some regions only is taken back where it is: the others have what came before already.
+    let newest = view.regions.values().filter_map(serves).max();
     let mut targets = BTreeMap::new();
     for (name, facts) in &view.regions {
         if region.is_some_and(|only| only != name) {
+            continue;
+        }
+        if region.is_none() && version.is_none() && serves(facts) != newest {
             continue;
         }
         if let Some(target) = target_in(view, name, facts, version) {
@@ -79,6 +85,10 @@ fn targets(view: &PushView, region: Option<&str>, version: Option<u64>) -> Resul
         return Err(OperationError::NoWayBack { store: view.name.clone(), why });
     }
     Ok(targets)
+}
+
+fn serves(facts: &RegionFacts) -> Option<u64> {
+    facts.assignment.as_ref()?.serve
 }
 
 fn check_target(view: &PushView, target: u64) -> Result<(), OperationError> {

@@ -5,13 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use tidegate_state::{Ref, Transaction};
 use uuid::Uuid;
 
-use super::{OperationError, Operations, OperatorAction, check_name, phase_word, step, store_of};
+use super::{OperationError, Operations, OperatorAction, check_folder_name, check_name, phase_word, step, store_of};
 use crate::entities::{Assignment, Garbage, GarbageKind, GarbageState, Push, PushName, Region, Store, Version};
 
 /// The most partitions that a store may have.
 pub(super) const PARTITIONS_MAX: u32 = 4_096;
 /// The most overrides that a store may have.
 const OVERRIDES_MAX: usize = 1_000;
+
+/// The shortest time after which a client counts as silent, in milliseconds: three signs of life at their shortest distance.
+const CLIENT_MS_MIN: u64 = 300;
 
 /// A store to be created.
 #[derive(Debug, Clone, PartialEq)]
@@ -55,7 +58,7 @@ impl Operations {
     ) -> Result<Store, OperationError> {
         let by = by.to_owned();
         self.write(move |transaction, _| {
-            check_name("store's name", &new.name)?;
+            check_folder_name("store's name", &new.name)?;
             let place = Ref::<Store>::root(new.name.clone()).map_err(tidegate_state::TransactionError::Path)?;
             if transaction.get(&place)?.is_some() {
                 return Err(OperationError::StoreExists { store: new.name.clone() });
@@ -227,6 +230,13 @@ fn check_settings(store: &Store) -> Result<(), OperationError> {
         if limit == 0 {
             return invalid(what, "it is zero, so that it would end everything at once".to_owned());
         }
+    }
+    if store.limits.client_ms < CLIENT_MS_MIN {
+        let why = format!(
+            "{} ms leave no room for the client's signs of life, which come every 100 ms at most; at least {CLIENT_MS_MIN}",
+            store.limits.client_ms
+        );
+        return invalid("the client's silence limit", why);
     }
     if store.golden_keys.len() > 10_000 {
         return invalid("the golden keys", format!("{} of them; at most 10000", store.golden_keys.len()));

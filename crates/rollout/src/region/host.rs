@@ -17,7 +17,7 @@ use super::clients::{EmbeddedClients, NoClients};
 use super::hosting::Standing;
 use super::link::{RegionLink, StateLink};
 use super::metrics::{NodeFigures, RegionMetrics};
-use crate::engine::embedded::{EmbeddedEngine, NodeOpenError, NodeReadError};
+use crate::engine::embedded::{BATCH_BYTES_MAX, EmbeddedEngine, NodeOpenError, NodeReadError};
 use crate::engine::file::encode_name;
 
 /// How many keys one batch may have.
@@ -199,6 +199,9 @@ pub enum ReadError {
         /// How many were given.
         given: usize,
     },
+    /// The values of a batch are larger than an answer may be.
+    #[error("the values of the batch take over {BATCH_BYTES_MAX} bytes")]
+    TooLarge,
     /// The record is damaged on every node that serves the store. It is being put right; try again. What was found is in
     /// the log, with the file.
     #[error("the record is damaged on every node of region {region} that serves version {version} of store {store}")]
@@ -507,6 +510,7 @@ impl HostedRegion {
                         return Ok((Arc::clone(&node.name), answer));
                     }
                     Err(NodeReadError::BadKey { message }) => return Err(ReadError::BadKey { message }),
+                    Err(NodeReadError::TooLarge) => return Err(ReadError::TooLarge),
                     // Swapped to none between the two looks: the next node says whether that holds for all.
                     Err(NodeReadError::NoVersion) => {}
                     Err(NodeReadError::Damaged { version, message }) => {

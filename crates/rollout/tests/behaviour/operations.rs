@@ -354,6 +354,22 @@ async fn b9_an_operator_rolls_back_one_region_after_the_other() {
     assert!(kept.iter().all(|action| action.by == "ada" && action.reason == "prices are off"));
 }
 
+#[tokio::test]
+async fn b9_what_is_served_in_some_regions_only_is_taken_back_there_and_nowhere_else() {
+    let world = World::serving(false).await;
+    for push in ["p", "q"] {
+        world.push(push, "s").await;
+        world.ended(push).await;
+    }
+    let (two, three) = (Some(2), Some(3));
+    world.operations().roll_back_store("s", Some("a"), None, "ada", "not in a").await.unwrap();
+    world.serves("s", &[two, three, three]).await;
+    let to = world.operations().roll_back_store("s", None, None, "ada", "nor elsewhere").await.unwrap();
+    assert_eq!(to, BTreeMap::from(["b", "c"].map(|region| (region.to_owned(), 2))));
+    world.serves("s", &[two, two, two]).await;
+    assert_eq!(world.version("s", 2).status, VersionStatus::Online, "nothing was taken back that was good");
+}
+
 /// Every rollback of `s` that is on record.
 async fn rollbacks(world: &World) -> Vec<OperatorAction> {
     let search = RecordSearch::by("store").prefix(tidegate_state::IndexKey::new().text("s")).limit(10);

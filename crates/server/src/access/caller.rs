@@ -57,6 +57,18 @@ impl Caller {
         }
     }
 
+    /// Refuses whoever may not open gates whatever their hooks say: that is an operator's decision, also for a team's own
+    /// store.
+    pub(crate) fn may_open_gates(&self) -> Result<(), Refusal> {
+        const NEEDED: &[Role] = &[Role::Operator, Role::Admin];
+        match self {
+            Self::Bearer(Bearer { name, role, .. }) if !NEEDED.contains(role) => {
+                Err(Refusal::Role { name: name.clone(), role: *role, needed: NEEDED })
+            }
+            Self::Anyone | Self::Bearer(_) => Ok(()),
+        }
+    }
+
     pub(crate) fn bearer(&self) -> Option<&Bearer> {
         match self {
             Self::Bearer(bearer) => Some(bearer),

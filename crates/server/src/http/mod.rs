@@ -6,5 +6,6 @@ pub(crate) mod extract;
 pub(crate) mod guard;
 pub(crate) mod metrics;
 pub(crate) mod serve;
+pub(crate) mod shares;
 pub(crate) mod tls;
 mod unstalled;

@@ -168,6 +168,7 @@ impl NodeApp {
         let error = match error {
             NodeReadError::NoVersion => ReadError::NoVersion { region, store: name },
             NodeReadError::BadKey { message } => ReadError::BadKey { message },
+            NodeReadError::TooLarge => ReadError::TooLarge,
             NodeReadError::Damaged { version, message } => {
                 tracing::warn!(
                     node = self.0.name,

@@ -141,12 +141,12 @@ pub(crate) async fn watch(
             ));
         }
     };
-    let permit = app.enter_watch()?;
+    let room = app.enter_watch(&asked)?;
     let (watch, resumed) = link(&app, &actor, &region)?.open_watch(from);
     if from.is_some() && !resumed {
         return Err(gone(&app.state().snapshot()));
     }
-    Ok(stream(&app, asked, permit, |sender| send(watch, sender)))
+    Ok(stream(&app, asked, room, |sender| send(watch, sender)))
 }
 
 async fn send(mut watch: StateWatch, sender: Sender) -> Result<(), Cut> {

@@ -48,6 +48,11 @@ pub(crate) struct Route {
     group: Group,
 }
 
+/// How many sign in at once, how long that takes, and how long a form is: a token and the names of its fields.
+const SIGN_INS: usize = 64;
+const SIGN_IN_TIME: Duration = Duration::from_secs(5);
+const SIGN_IN_BYTES: usize = 4 * 1024;
+
 /// Routes that share room and limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Group {
@@ -62,6 +67,8 @@ enum Group {
     LookUps,
     /// Parts that are received. They watch their own silence.
     Uploads,
+    /// Signing in, which is open to everybody: it takes no room from who has a token.
+    SignIn,
     /// Streams, which have room of their own, and what has to answer whatever happens.
     Free,
 }
@@ -92,7 +99,7 @@ impl Route {
 
 /// Every route there is.
 pub(crate) fn all() -> Vec<Route> {
-    use Group::{Free, LookUps, Manifests, Reads, Requests, Uploads};
+    use Group::{Free, LookUps, Manifests, Reads, Requests, SignIn, Uploads};
     vec![
         Route::new("/v1/stores", Requests).on("get", stores::list).on("post", stores::create),
         Route::new("/v1/stores/{store}", Requests)
@@ -154,7 +161,7 @@ pub(crate) fn all() -> Vec<Route> {
         Route::new("/healthz", Free).on("get", ops::health),
         Route::new("/readyz", Free).on("get", ops::ready),
         Route::new("/", Requests).on("get", page::page),
-        Route::new("/login", Requests).on("get", sign_in::show).on("post", sign_in::sign_in),
+        Route::new("/login", SignIn).on("get", sign_in::show).on("post", sign_in::sign_in),
         Route::new("/logout", Requests).on("post", sign_in::sign_out),
         Route::new("/assets/page.css", Free).on("get", page::style),
         Route::new("/assets/page.js", Free).on("get", page::script),
@@ -184,6 +191,7 @@ fn build(app: App, routes: Vec<Route>) -> Result<Router, Unruled> {
     let reads = Room::new("look-ups", limits.reads, limits.request_time);
     // A part takes as long as it takes: its handler cuts off a sender that falls silent.
     let uploads = Room::new("uploads", limits.uploads, Duration::from_secs(24 * 60 * 60));
+    let sign_ins = Room::new("sign-ins", SIGN_INS, SIGN_IN_TIME);
     for route in routes {
         let gate = Gate {
             app: app.clone(),
@@ -199,6 +207,9 @@ fn build(app: App, routes: Vec<Route>) -> Result<Router, Unruled> {
             Group::Manifests => method_router
                 .layer(DefaultBodyLimit::max(limits.manifest_bytes))
                 .layer(from_fn_with_state(requests.clone(), guard::limit)),
+            Group::SignIn => method_router
+                .layer(DefaultBodyLimit::max(SIGN_IN_BYTES))
+                .layer(from_fn_with_state(sign_ins.clone(), guard::limit)),
             Group::Reads => method_router
                 .layer(DefaultBodyLimit::max(limits.body_bytes))
                 .layer(from_fn_with_state(reads.clone(), guard::limit)),

@@ -35,6 +35,9 @@ pub(crate) async fn start(
 ) -> ApiResult<(StatusCode, Json<PushAccepted>)> {
     let id = request.id.clone();
     let store = request.store.clone();
+    if !request.overrides.is_empty() {
+        actor.caller().may_open_gates().map_err(|refusal| refusal.error())?;
+    }
     // Nothing that the caller says stands above its token.
     let pushed_by = match actor.caller() {
         Caller::Bearer(_) => actor.name.clone(),

@@ -171,7 +171,7 @@ pub(crate) fn read_failed(store: &str, error: ReadError, assigned: Option<u64>) 
             format!("{message}."),
             "Write a key of one column as its text, one of several columns as a JSON array.",
         ),
-        ReadError::TooManyKeys { .. } => too_large(format!("{error}.")),
+        ReadError::TooManyKeys { .. } | ReadError::TooLarge => too_large(format!("{error}.")),
         ReadError::Damaged { .. } => ApiError::unavailable("The record can't be read.", format!("{error}.")),
     }
 }

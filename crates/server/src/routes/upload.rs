@@ -10,6 +10,7 @@ use tidegate_api::{
     ErrorBody, PartSentRequest, PartUploadRequest, PartUploadView, PartView, PartsView, PushPhase, PushState, code,
 };
 
+use crate::access::Asked;
 use crate::app::App;
 use crate::http::errors::{ApiError, ApiResult, NOTHING_CHANGED};
 use crate::http::extract::{Actor, Body, Path, Query};
@@ -45,10 +46,12 @@ pub(crate) struct PutQuery {
         (status = 507, description = "The disk is full", body = ErrorBody)))]
 pub(crate) async fn put(
     State(app): State<App>,
+    asked: Asked,
     Path((push, part)): Path<(String, String)>,
     Query(query): Query<PutQuery>,
     request: Request,
 ) -> ApiResult<Json<PartView>> {
+    let _share = app.enter_upload(&asked)?;
     check_takes_parts(&app, &push)?;
     let body = request.into_body().into_data_stream();
     let limit = app.limits().part_bytes;

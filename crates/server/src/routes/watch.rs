@@ -16,11 +16,11 @@ use serde::{Deserialize, Serialize};
 use tidegate_api::{ChangedEntity, EntityDocument, ErrorBody, PushView, WatchEvent, code};
 use tidegate_rollout::entities::{Region, Store};
 use tidegate_state::{Applied, Entity, Epoch, Feed, FeedItem, Path as TreePath, Ref, Revision, Snapshot};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::access::{Asked, Token};
-use crate::app::App;
+use crate::app::{App, WatchRoom};
 use crate::http::errors::{ApiError, ApiResult, NOTHING_CHANGED};
 use crate::http::extract::{Path, Query};
 
@@ -70,7 +70,7 @@ pub(crate) async fn tree(State(app): State<App>, asked: Asked, Query(query): Que
             ));
         }
     };
-    let permit = app.enter_watch()?;
+    let room = app.enter_watch(&asked)?;
     let feed = app.state().changes(from);
     if let Some((epoch, revision)) = from {
         let at = feed.snapshot();
@@ -79,7 +79,7 @@ pub(crate) async fn tree(State(app): State<App>, asked: Asked, Query(query): Que
         }
     }
     let watch = TreeWatch { feed, scope };
-    Ok(stream(&app, asked, permit, |sender| watch.run(sender)))
+    Ok(stream(&app, asked, room, |sender| watch.run(sender)))
 }
 
 pub(super) fn gone(at: &Snapshot) -> ApiError {
@@ -219,12 +219,12 @@ fn parsed(json: &str) -> serde_json::Value {
             content_type = "text/event-stream"),
         (status = 404, body = ErrorBody)))]
 pub(crate) async fn push(State(app): State<App>, asked: Asked, Path(push): Path<String>) -> ApiResult<Response> {
-    let permit = app.enter_watch()?;
+    let room = app.enter_watch(&asked)?;
     let feed = app.state().changes(None);
     let snapshot = app.state().snapshot();
     let reference = app.scene(&snapshot).push_reference(&push)?;
     let watch = PushWatch { app: app.clone(), feed, id: push, store: reference.parent::<Store>() };
-    Ok(stream(&app, asked, permit, |sender| watch.run(sender)))
+    Ok(stream(&app, asked, room, |sender| watch.run(sender)))
 }
 
 struct PushWatch {
@@ -366,7 +366,7 @@ struct Events {
     receiver: mpsc::Receiver<Event>,
     producer: JoinHandle<()>,
     metrics: crate::http::metrics::HttpMetrics,
-    _permit: OwnedSemaphorePermit,
+    _room: WatchRoom,
 }
 
 impl Drop for Events {
@@ -388,12 +388,7 @@ impl Stream for Events {
 }
 
 /// The answer that a producer's events make up, until whoever asked may ask no more.
-pub(super) fn stream<F>(
-    app: &App,
-    asked: Asked,
-    permit: OwnedSemaphorePermit,
-    produce: impl FnOnce(Sender) -> F,
-) -> Response
+pub(super) fn stream<F>(app: &App, asked: Asked, room: WatchRoom, produce: impl FnOnce(Sender) -> F) -> Response
 where
     F: Future<Output = Result<(), Cut>> + Send + 'static,
 {
@@ -416,7 +411,7 @@ where
             cut.inc();
         }
     });
-    let events = Events { receiver, producer, metrics, _permit: permit };
+    let events = Events { receiver, producer, metrics, _room: room };
     let no_buffering = [
         (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
         (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),

@@ -35,6 +35,9 @@ use crate::http::extract::too_large;
 /// How long a sender may be silent in the middle of a part.
 const SILENCE: Duration = Duration::from_secs(30);
 
+/// The least that a sender sends, in bytes per second, once it has had [`SILENCE`] to begin.
+const RATE_MIN: u64 = 4 * 1024;
+
 const WRITE_BUFFER: usize = 1024 * 1024;
 
 /// The folder of all uploads, and the store that they go to.
@@ -92,6 +95,7 @@ impl FolderUploads {
         let mut file = tokio::io::BufWriter::with_capacity(WRITE_BUFFER, file);
         let mut hasher = Sha256::new();
         let mut bytes: u64 = 0;
+        let begun = tokio::time::Instant::now();
         loop {
             let chunk = match tokio::time::timeout(SILENCE, body.next()).await {
                 Ok(Some(Ok(chunk))) => chunk,
@@ -104,6 +108,11 @@ impl FolderUploads {
                 }
             };
             bytes = bytes.saturating_add(chunk.len() as u64);
+            // One that sends a byte now and then would hold its place for a day.
+            let wanted = begun.elapsed().saturating_sub(SILENCE).as_secs().saturating_mul(RATE_MIN);
+            if bytes < wanted {
+                return Err(broken(name, bytes, &format!("it came slower than {RATE_MIN} bytes per second")));
+            }
             if bytes > bytes_max {
                 return Err(over_the_limit(name, bytes_max));
             }

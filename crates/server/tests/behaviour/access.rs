@@ -297,6 +297,20 @@ async fn a_team_sees_and_changes_its_own_stores_and_learns_of_no_other() {
     }
     let patch = StorePatch { retention: Some(3), ..StorePatch::default() };
     assert_eq!(team.update_store("new", &patch).await.unwrap().retention, 3);
+    // To open gates from the start is an operator's decision, as it is later.
+    let start = PushStart {
+        id: "opened".to_owned(),
+        store: "new".to_owned(),
+        overrides: [("pre-creation@a".to_owned(), "I want it".to_owned())].into(),
+        ..PushStart::default()
+    };
+    assert_eq!(team.start_push(&start).await.unwrap_err().code(), Some(code::FORBIDDEN));
+    assert_eq!(world.client.push("opened").await.unwrap_err().code(), Some(code::PUSH_UNKNOWN));
+    // The id of another's push says no more than that it is taken.
+    let taken = PushStart { id: "theirs-push".to_owned(), overrides: [].into(), ..start };
+    let error = team.start_push(&taken).await.unwrap_err();
+    assert_eq!(error.code(), Some(code::PUSH_ID_TAKEN));
+    assert!(!error.to_string().replace("theirs-push", "").contains("theirs"), "{error}");
     // A store that nobody owns is the operators'.
     let given_up = StorePatch { team: Some(String::new()), ..StorePatch::default() };
     assert_eq!(world.client.update_store("new", &given_up).await.unwrap().team, None);

@@ -1,6 +1,6 @@
 //! What protects a server.
 
-use tidegate_client::api::code;
+use tidegate_client::api::{LimitsPatch, StoreCreate, StorePatch, code};
 use tidegate_server::access::config::Authentication;
 use tidegate_server::{Server, StartError};
 
@@ -93,6 +93,37 @@ async fn bodies_parts_and_batches_have_limits() {
     assert_eq!(error.code(), Some(code::TOO_LARGE));
     assert!(error.to_string().contains("100"), "{error}");
     assert!(world.client.parts("p1").await.unwrap().parts.is_empty());
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_to_a_batch_has_a_size() {
+    let world = World::start().await;
+    world.store().await;
+    let large = world.file("large.csv", &format!("k,v\nlarge,{}\n", "x".repeat(1024 * 1024)));
+    world.job("p1", &large).run(&world.client, &mut |_| {}).await.unwrap();
+    let batch = |count: usize| world.client.get_batch("s", vec!["large".to_owned(); count], Some("a"));
+    assert_eq!(batch(20).await.unwrap().values.len(), 20);
+    let error = batch(40).await.unwrap_err();
+    assert_eq!(error.code(), Some(code::TOO_LARGE), "{error}");
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_and_limits_that_can_not_work_are_refused_where_they_are_set() {
+    let world = World::start().await;
+    world.store().await;
+    let create = |name: String| StoreCreate { name, key_columns: vec!["k".to_owned()], ..StoreCreate::default() };
+    let error = world.client.create_store(&create("é".repeat(60))).await.unwrap_err();
+    assert!(error.to_string().contains("folder"), "{error}");
+    world.client.create_store(&create("é".repeat(33))).await.unwrap();
+    let limits = |silence| StorePatch {
+        limits: Some(LimitsPatch { silence_ms: Some(silence), ..LimitsPatch::default() }),
+        ..StorePatch::default()
+    };
+    let error = world.client.update_store("s", &limits(1)).await.unwrap_err();
+    assert!(error.to_string().contains("silence"), "{error}");
+    world.client.update_store("s", &limits(300)).await.unwrap();
     world.end().await;
 }
 

@@ -30,7 +30,7 @@ pub enum QueueError {
         request: RequestId,
     },
     /// Only a dead letter can be retried.
-    #[error("request {request} is no dead letter, so it can't be retried: it is {state:?}")]
+    #[error("request {request} is no dead letter, so it can't be retried: it {state}")]
     NotDead {
         /// The request.
         request: RequestId,

@@ -2,6 +2,7 @@
 //! server can tell, also one that leases nothing and lacks the hooks' code.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::sync::Arc;
 
 use super::balance::is_willing;
@@ -36,6 +37,21 @@ pub enum RequestState {
     PausedBehind(RequestId),
     /// No live server runs the hook in the definition version that is needed, or the registration was removed.
     NoServer,
+}
+
+impl fmt::Display for RequestState {
+    /// As the end of a sentence that begins with the request.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RequestState::Waiting => formatter.write_str("waits for its turn"),
+            RequestState::Running => formatter.write_str("is running"),
+            RequestState::RetryAt(_) => formatter.write_str("runs again by itself at the time that its hook asked for"),
+            RequestState::BackingOff(_) => formatter.write_str("failed and is tried again by itself"),
+            RequestState::Dead => formatter.write_str("is dead"),
+            RequestState::PausedBehind(letter) => write!(formatter, "waits behind the dead letter {letter}"),
+            RequestState::NoServer => formatter.write_str("waits for a server that runs its hook"),
+        }
+    }
 }
 
 /// One request that is not finished.

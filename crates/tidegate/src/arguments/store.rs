@@ -44,14 +44,14 @@ pub(crate) enum StoreCommand {
     /// The store's schemas.
     #[command(subcommand)]
     Schema(SchemaCommand),
-    /// Go back to what was served before.
+    /// Go back to what was served before the newest version.
     Rollback {
         /// The store.
         name: String,
         /// In this region alone.
         #[arg(long)]
         region: Option<String>,
-        /// To this version; without it each region goes to the one that it served before.
+        /// To this version; without it each region that serves the newest one goes to what it served before.
         #[arg(long, value_name = "VERSION")]
         to: Option<u64>,
         /// Why, for the record.

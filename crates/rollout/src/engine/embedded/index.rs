@@ -13,7 +13,8 @@ use crate::engine::{EngineError, FatalKind, LoadProgress, LoadableArtifact, Veri
 
 /// What a look-up gives.
 pub(super) enum LookUp {
-    Found(serde_json::Value),
+    /// The record, and how many bytes its value takes in the index.
+    Found(serde_json::Value, usize),
     Absent,
     BadKey(String),
     Damaged(String),
@@ -62,9 +63,11 @@ fn failure(error: &IndexError) -> EngineError {
         IndexError::Disk { source, .. } if is_full(source) => EngineError::fatal(FatalKind::DiskFull, message),
         IndexError::Artifact(artifact) if artifact.is_disk_full() => EngineError::fatal(FatalKind::DiskFull, message),
         IndexError::Content { .. } => EngineError::fatal(FatalKind::DigestMismatch, message),
-        IndexError::Part { .. } | IndexError::WrongPartition { .. } | IndexError::ValueTooLarge { .. } => {
-            EngineError::fatal(FatalKind::Other, message)
-        }
+        IndexError::Part { .. }
+        | IndexError::WrongPartition { .. }
+        | IndexError::DuplicateKey { .. }
+        | IndexError::MoreThanSaid { .. }
+        | IndexError::ValueTooLarge { .. } => EngineError::fatal(FatalKind::Other, message),
         // A damaged or missing part is copied again, and the load repeated.
         IndexError::Artifact(_) | IndexError::Disk { .. } | IndexError::Open(_) | IndexError::Cancelled => {
             EngineError::retry(message)
@@ -104,8 +107,11 @@ impl NodeIndex {
             Ok(key) => key,
             Err(error) => return LookUp::BadKey(error.to_string()),
         };
-        match self.0.get_json(&key) {
-            Ok(Some(value)) => LookUp::Found(value),
+        let found = self.0.get(&key).and_then(|found| {
+            found.map(|value| self.0.to_json(&key, &value).map(|record| (record, value.len()))).transpose()
+        });
+        match found {
+            Ok(Some((record, bytes))) => LookUp::Found(record, bytes),
             Ok(None) => LookUp::Absent,
             Err(damaged) => LookUp::Damaged(damaged.to_string()),
         }

@@ -36,7 +36,7 @@ mod folder;
 mod index;
 mod read;
 
-pub use read::{Answer, BatchAnswer, NodeReadError, Reader};
+pub use read::{Answer, BATCH_BYTES_MAX, BatchAnswer, NodeReadError, Reader};
 
 /// A node of our own, in one folder. Clones are the same node.
 #[derive(Clone)]

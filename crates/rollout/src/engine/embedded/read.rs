@@ -5,6 +5,9 @@ use std::sync::atomic::Ordering;
 use super::index::LookUp;
 use super::{EmbeddedEngine, Serving};
 
+/// The most bytes that the values of a batch may take in the index; one value alone may take more.
+pub const BATCH_BYTES_MAX: usize = 32 * 1024 * 1024;
+
 /// The answer to a read of one key.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
@@ -35,6 +38,9 @@ pub enum NodeReadError {
         /// What is wrong with it.
         message: String,
     },
+    /// The values of a batch are larger than an answer may be.
+    #[error("the values of the batch take over {BATCH_BYTES_MAX} bytes")]
+    TooLarge,
     /// The record failed its checksum. Another node may have it; this one is put right.
     #[error("version {version} is damaged here: {message}")]
     Damaged {
@@ -60,7 +66,7 @@ impl Reader {
     /// # Errors
     /// See [`NodeReadError`].
     pub fn read(&self, key: &str) -> Result<Option<serde_json::Value>, NodeReadError> {
-        look_up(&self.0, key)
+        Ok(look_up(&self.0, key)?.map(|(value, _)| value))
     }
 }
 
@@ -86,25 +92,35 @@ impl EmbeddedEngine {
     pub fn read(&self, store: &str, key: &str) -> Result<Answer, NodeReadError> {
         let map = self.0.serving.load();
         let serving = map.get(store).ok_or(NodeReadError::NoVersion)?;
-        let value = look_up(serving, key)?;
+        let value = look_up(serving, key)?.map(|(value, _)| value);
         Ok(Answer { value, version: serving.number })
     }
 
     /// Reads several keys, all from the version that serves when the read begins.
     ///
     /// # Errors
-    /// See [`NodeReadError`]; one key that can't be read fails the whole batch.
+    /// See [`NodeReadError`]; one key that can't be read fails the whole batch, and so do values that take over
+    /// [`BATCH_BYTES_MAX`] together.
     pub fn read_batch<K: AsRef<str>>(&self, store: &str, keys: &[K]) -> Result<BatchAnswer, NodeReadError> {
         // A batch may take long, so it keeps the version and not the whole map.
         let reader = self.reader(store)?;
-        let values = keys.iter().map(|key| reader.read(key.as_ref())).collect::<Result<_, _>>()?;
+        let mut values = Vec::with_capacity(keys.len());
+        let mut bytes = 0;
+        for key in keys {
+            let found = look_up(&reader.0, key.as_ref())?;
+            bytes += found.as_ref().map_or(0, |(_, bytes)| *bytes);
+            if bytes > BATCH_BYTES_MAX && keys.len() > 1 {
+                return Err(NodeReadError::TooLarge);
+            }
+            values.push(found.map(|(value, _)| value));
+        }
         Ok(BatchAnswer { values, version: reader.version() })
     }
 }
 
-fn look_up(serving: &Serving, key: &str) -> Result<Option<serde_json::Value>, NodeReadError> {
+fn look_up(serving: &Serving, key: &str) -> Result<Option<(serde_json::Value, usize)>, NodeReadError> {
     match serving.version.index.look_up(key) {
-        LookUp::Found(value) => Ok(Some(value)),
+        LookUp::Found(value, bytes) => Ok(Some((value, bytes))),
         LookUp::Absent => Ok(None),
         LookUp::BadKey(message) => Err(NodeReadError::BadKey { message }),
         LookUp::Damaged(message) => {
