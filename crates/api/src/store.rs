@@ -313,7 +313,7 @@ pub struct RollbackRequest {
     /// The one region to roll back; absent: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
-    /// The version to go back to; absent: for each region the one it served before.
+    /// The version to go back to; absent: where the newest one is served, the one that was served there before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<u64>,
     /// Why, for the record.

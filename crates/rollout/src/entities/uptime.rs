@@ -5,11 +5,15 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tidegate_state::{Entity, Root, Timestamp};
 
-/// `/uptime/control-plane`: exists so that the uptime hook has something to run for. Never changed.
+/// `/uptime/control-plane`: exists so that the uptime hook has something to run for. Changed by each
+/// start of a server alone, so that a mark that an operator has discarded is made again.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Uptime {
     /// When this installation first ran.
     pub since: Timestamp,
+    /// How often a server of it was started.
+    #[serde(default)]
+    pub starts: u64,
 }
 
 impl Uptime {

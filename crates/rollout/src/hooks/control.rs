@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -66,7 +67,7 @@ impl ClusterHook for Control {
         };
         let now = run.now();
         let plan = next(&view, now);
-        self.count(&view);
+        self.count(&view, now);
         if plan.is_empty() {
             return match plan.wake_at {
                 Some(at) => Outcome::RetryAt(at),
@@ -94,7 +95,7 @@ impl ClusterHook for Control {
 
 impl Control {
     /// Counts what has come to pass, whoever brought it about: this hook, or a user's operation.
-    fn count(&self, view: &PushView) {
+    fn count(&self, view: &PushView, now: Timestamp) {
         let mut seen = self.seen.lock();
         let seen = seen.entry(view.name.clone()).or_default();
         for (id, facts) in &view.pushes {
@@ -106,7 +107,7 @@ impl Control {
         }
         seen.ended.retain(|id| view.pushes.contains_key(id));
         for (region, facts) in &view.regions {
-            if mismatch(view, region, facts) {
+            if mismatch(view, region, facts, now) {
                 if seen.mismatched.insert(region.clone()) {
                     self.metrics.mismatch(&view.name, region);
                 }
@@ -118,7 +119,7 @@ impl Control {
 }
 
 /// Whether a region's nodes serve something else than it was told to and had confirmed before.
-fn mismatch(view: &PushView, region: &str, facts: &crate::controller::RegionFacts) -> bool {
+fn mismatch(view: &PushView, region: &str, facts: &crate::controller::RegionFacts, now: Timestamp) -> bool {
     let (Some(assignment), Some(report)) = (&facts.assignment, facts.current_report(&view.store)) else { return false };
     let Some(told) = assignment.serve else { return false };
     let confirmed = view
@@ -126,5 +127,17 @@ fn mismatch(view: &PushView, region: &str, facts: &crate::controller::RegionFact
         .get(&told)
         .and_then(|version| version.regions.get(region))
         .is_some_and(|version| version.status == VersionStatus::Online);
-    confirmed && report.generation >= assignment.generation && report.serving != Some(told)
+    confirmed
+        && report.generation >= assignment.generation
+        && report.serving != Some(told)
+        && !is_going_back(view, region, report.serving, now)
+}
+
+/// Whether a region still serves what was just taken back there: its nodes have as long as a swap has to be confirmed.
+fn is_going_back(view: &PushView, region: &str, serving: Option<u64>, now: Timestamp) -> bool {
+    let version = serving.and_then(|serving| view.versions.get(&serving));
+    version.and_then(|version| version.regions.get(region)).is_some_and(|version| {
+        version.status == VersionStatus::RolledBack
+            && now < version.at.after(Duration::from_millis(view.store.limits.confirmation_ms))
+    })
 }

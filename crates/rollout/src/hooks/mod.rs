@@ -102,11 +102,12 @@ async fn exist(state: &State) -> Result<(), RegisterHooksError> {
     let written = state
         .write(|transaction| -> Result<(), TransactionError> {
             let place = Ref::<Uptime>::root(Uptime::ID)?;
-            if transaction.get(&place)?.is_none() {
+            if transaction.get(&place)?.is_some() {
+                transaction.update(&place, |uptime| uptime.starts += 1)
+            } else {
                 let since = transaction.now();
-                transaction.create(&place, Uptime { since })?;
+                transaction.create(&place, Uptime { since, starts: 1 })
             }
-            Ok(())
         })
         .await;
     written.map(|_| ()).map_err(|error: WriteError<TransactionError>| RegisterHooksError::Write(error.to_string()))

@@ -1,15 +1,17 @@
 //! What a push's client brings: the schema, the manifest, or the news that its input is bad.
 
+use std::sync::Arc;
+
 use tidegate_api::manifest::{Manifest, Schema};
 use tidegate_dataset::schema::{incompatibilities, validate};
-use tidegate_state::{Transaction, TransactionError};
+use tidegate_state::{Ref, Transaction, TransactionError};
 
 use super::push::keep_artifact;
 use super::{OperationError, Operations, TEXT_BYTES_MAX, phase_word, push_of, step, store_of};
 use crate::controller::finish_push;
 use crate::entities::{
     EndedBy, Phase, Push, PushState, PushStatus, RegisteredSchema, SchemaMode, SchemaProgress, Store, Version,
-    VersionData, VersionManifest,
+    VersionData, VersionManifest, VersionStatus,
 };
 
 impl Operations {
@@ -35,6 +37,15 @@ impl Operations {
             })?;
             let known = transaction.children::<RegisteredSchema>(&store_place)?;
             let same = known.iter().find(|(_, registered)| registered.schema == schema);
+            let served = match (same, store.schema_mode) {
+                (Some(_), SchemaMode::Compatible) => served_schema(transaction, &store_place, &known)?,
+                _ => None,
+            };
+            // Known from long ago is no leave to take back what was added since: readers have it by now.
+            let taken_back = served.as_ref().and_then(|served| misfit(served, &schema));
+            if let Some(reason) = taken_back {
+                return end(transaction, registry, &store_name, &id, EndedBy::Input, reason);
+            }
             if let Some((number, _)) = same {
                 push.schema = SchemaProgress::Known { number: number.id(), registered: false };
                 push.state = PushState::Running(Phase::Upload);
@@ -122,6 +133,28 @@ impl Operations {
     }
 }
 
+/// The schema of the newest version that is served: what a push replaces. One that was registered and never served binds
+/// nobody.
+fn served_schema(
+    transaction: &Transaction,
+    store: &Ref<Store>,
+    known: &[(Ref<RegisteredSchema>, Arc<RegisteredSchema>)],
+) -> Result<Option<Schema>, TransactionError> {
+    let versions = transaction.children::<Version>(store)?;
+    let served = versions.iter().rev().find_map(|(_, version)| match (&version.status, &version.data) {
+        (VersionStatus::Online | VersionStatus::PartiallyOnline, VersionData::Complete { schema, .. }) => Some(*schema),
+        _ => None,
+    });
+    let of_number = known.iter().find(|(number, _)| Some(number.id()) == served);
+    Ok(of_number.map(|(_, registered)| registered.schema.clone()))
+}
+
+/// What of a schema does not fit the one before it, if anything.
+fn misfit(before: &Schema, schema: &Schema) -> Option<String> {
+    let unsafe_changes: Vec<String> = incompatibilities(before, schema).iter().map(ToString::to_string).collect();
+    (!unsafe_changes.is_empty()).then(|| format!("the schema does not fit the store's: {}", unsafe_changes.join("; ")))
+}
+
 /// Why a schema that the store does not know can't be registered by a push, if it can't.
 fn objection(store: &Store, last: Option<&Schema>, schema: &Schema) -> Option<String> {
     let Some(last) = last else {
@@ -130,11 +163,10 @@ fn objection(store: &Store, last: Option<&Schema>, schema: &Schema) -> Option<St
                 .to_owned()
         });
     };
-    if store.schema_mode == SchemaMode::Compatible {
-        let unsafe_changes: Vec<String> = incompatibilities(last, schema).iter().map(ToString::to_string).collect();
-        if !unsafe_changes.is_empty() {
-            return Some(format!("the schema does not fit the store's: {}", unsafe_changes.join("; ")));
-        }
+    if store.schema_mode == SchemaMode::Compatible
+        && let Some(reason) = misfit(last, schema)
+    {
+        return Some(reason);
     }
     if store.auto_register_schema {
         return None;

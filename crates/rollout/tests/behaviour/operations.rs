@@ -326,6 +326,9 @@ async fn b8_an_operator_rolls_back_all_regions_at_once() {
     assert_eq!((back.by.as_str(), back.reason.as_str()), ("ada", "prices are off"));
     assert_eq!(world.status("p"), PushStatus::Completed, "the push stays as it ended");
     let kept = rollbacks(&world).await;
+    for region in ["a", "b", "c"] {
+        assert_eq!(world.metrics.mismatches("s", region), 0, "{region} was told to go back");
+    }
     assert_eq!(kept.len(), 3, "one for each region: {kept:?}");
     assert!(kept.iter().all(|action| action.by == "ada" && action.reason == "prices are off"));
 }

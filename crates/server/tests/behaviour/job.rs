@@ -172,6 +172,25 @@ async fn d5_a_schema_that_does_not_fit_is_refused_naming_field_and_types() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d5_a_field_does_not_disappear_since_a_schema_without_it_was_registered_once() {
+    let world = World::start().await;
+    world.store().await;
+    let narrow = world.file("narrow.csv", "k,v\na,1\nb,2\n");
+    let wide = world.file("wide.csv", "k,v,w\na,1,x\nb,2,y\n");
+    world.push("p1", &narrow).await;
+    assert_eq!(world.push("p2", &wide).await.state.status, PushStatus::Completed);
+    let outcome = world.push("p3", &narrow).await;
+    assert_eq!((outcome.state.status, outcome.state.ended_by), (PushStatus::Error, Some(EndedBy::Input)));
+    let reason = outcome.state.reason.unwrap();
+    assert!(reason.contains("`w`"), "{reason}");
+    // What was taken back has no readers.
+    let back = RollbackRequest { reason: "wrong".to_owned(), ..RollbackRequest::default() };
+    world.client.roll_back_store("s", &back).await.unwrap();
+    assert_eq!(world.push("p4", &narrow).await.state.status, PushStatus::Completed);
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d10_a_push_id_that_comes_again_is_the_same_push() {
     let world = World::start().await;
     world.store().await;

@@ -8,7 +8,7 @@ use clap::Subcommand;
 pub(crate) enum StoreCommand {
     /// Make a store.
     Create {
-        /// Its name: letters, digits, dashes and underscores.
+        /// Its name. Letters, digits, dashes and underscores never need quoting; other characters are taken, too.
         name: String,
         /// The columns that name a record.
         #[arg(long = "key", required = true, value_name = "COLUMN", value_delimiter = ',')]
