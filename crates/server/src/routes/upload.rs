@@ -9,6 +9,7 @@ use tidegate_api::manifest::Manifest;
 use tidegate_api::{
     ErrorBody, PartSentRequest, PartUploadRequest, PartUploadView, PartView, PartsView, PushPhase, PushState, code,
 };
+use tidegate_rollout::entities::{Store, Version, VersionData};
 
 use crate::access::Asked;
 use crate::app::App;
@@ -118,6 +119,12 @@ pub(crate) async fn complete(
     let manifest = Arc::new(manifest);
     let manifest_sha256 = if state.phase == PushPhase::Upload {
         check_part_count(&manifest, partitions(&app, &state.store)?)?;
+        if let Some(team) = actor.caller().team()
+            && is_only_of_others(&app, team, &manifest.artifact_id)?
+        {
+            // Parts that are there already are taken from whoever pushes the same data, not from who only knows its digests.
+            app.uploads().require_sent(&push, &manifest).await?;
+        }
         app.uploads().complete(&push, &manifest).await?
     } else {
         // Complete already, ended, or not so far: which of them is the operation's to say.
@@ -129,6 +136,25 @@ pub(crate) async fn complete(
         tracing::warn!(push, %error, "what is left of an upload could not be removed; the clean-up will");
     }
     answer(&app, &push, &completed)
+}
+
+/// Whether an artifact is that of versions of stores of which none is the team's.
+fn is_only_of_others(app: &App, team: &str, artifact: &str) -> ApiResult<bool> {
+    let snapshot = app.state().snapshot();
+    let mut is_of_others = false;
+    for item in snapshot.all::<Store>() {
+        let (place, store) = item.map_err(ApiError::internal)?;
+        for item in snapshot.children::<Version>(&place) {
+            let (_, version) = item.map_err(ApiError::internal)?;
+            if matches!(&version.data, VersionData::Complete { artifact: has, .. } if has == artifact) {
+                if store.team.as_deref() == Some(team) {
+                    return Ok(false);
+                }
+                is_of_others = true;
+            }
+        }
+    }
+    Ok(is_of_others)
 }
 
 fn partitions(app: &App, store: &str) -> ApiResult<u32> {

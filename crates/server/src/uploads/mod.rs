@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use axum::body::BodyDataStream;
-use tidegate_api::manifest::Manifest;
+use tidegate_api::manifest::{Manifest, Part};
 use tidegate_api::{PartSentRequest, PartUploadRequest, PartUploadView, PartView, PartsView};
 use tidegate_dataset::artifact::{ArtifactStore, check_manifest};
 
@@ -100,6 +100,19 @@ impl Uploads {
             Self::Folder(_) => Err(other_way("Send it with PUT …/parts/{part}.")),
             Self::Bucket(uploads) => Ok(uploads),
         }
+    }
+
+    /// Refuses an artifact of whose parts one was not sent under this push.
+    pub(crate) async fn require_sent(&self, push: &str, manifest: &Manifest) -> ApiResult<()> {
+        let sent = self.list(push).await?.parts;
+        let is_missing = |part: &&Part| !sent.iter().any(|sent| sent.name == part.name && sent.sha256 == part.sha256);
+        let missing: Vec<(String, String)> = manifest
+            .parts
+            .iter()
+            .filter(is_missing)
+            .map(|part| (part.name.clone(), "was not sent under this push".to_owned()))
+            .collect();
+        if missing.is_empty() { Ok(()) } else { Err(refusals::parts_missing(&missing)) }
     }
 
     /// Puts an artifact together of parts that have arrived, and writes its manifest last. Its SHA-256. May be

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use tidegate_client::api::{PushStart, Role, StoreCreate, StorePatch, TokenCreate, TokenStatus, code};
+use tidegate_client::api::{
+    PushPhase, PushStart, PushStatus, Role, StoreCreate, StorePatch, TokenCreate, TokenStatus, code,
+};
 use tidegate_lifecycle::{Function, Pause, Verdict};
 use tidegate_server::access::table::{Rule, Scope, TABLE, Who, rule};
 use tidegate_state::{Path, Ref, Timestamp, TransactionError};
@@ -315,6 +317,35 @@ async fn a_team_sees_and_changes_its_own_stores_and_learns_of_no_other() {
     let given_up = StorePatch { team: Some(String::new()), ..StorePatch::default() };
     assert_eq!(world.client.update_store("new", &given_up).await.unwrap().team, None);
     assert_eq!(team.update_store("new", &patch).await.unwrap_err().code(), Some(code::FORBIDDEN));
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn to_know_the_digests_of_anothers_artifact_is_not_to_have_it() {
+    let world = furnished().await;
+    world.store().await;
+    let rows = world.rows("rows.csv", 5, "secret");
+    let built = world.upload("p1", &rows).await;
+    world.put_all("p1", &built).await;
+    world.client.complete_push("p1", &built.manifest).await.unwrap();
+    world.until("p1", |state| state.status == PushStatus::Completed).await;
+
+    let team = world.client_with(&world.token("team one", Role::Team, Some("t1")).await.secret);
+    let create = StoreCreate { name: "own".to_owned(), key_columns: vec!["k".to_owned()], ..StoreCreate::default() };
+    team.create_store(&create).await.unwrap();
+    let start = PushStart { id: "q1".to_owned(), store: "own".to_owned(), ..PushStart::default() };
+    team.start_push(&start).await.unwrap();
+    world.until("q1", |state| state.phase == PushPhase::Build).await;
+    team.put_schema("q1", built.manifest.schema.clone()).await.unwrap();
+    world.until("q1", |state| state.phase == PushPhase::Upload).await;
+    let error = team.complete_push("q1", &built.manifest).await.unwrap_err();
+    assert_eq!(error.code(), Some(code::PARTS_MISSING), "{error}");
+    // Who has the data may push it, whoever else has.
+    for part in &built.manifest.parts {
+        team.put_part("q1", &part.name, &part.sha256, &built.folder.join(&part.name)).await.unwrap();
+    }
+    team.complete_push("q1", &built.manifest).await.unwrap();
+    world.until("q1", |state| state.status == PushStatus::Completed).await;
     world.end().await;
 }
 
