@@ -309,6 +309,7 @@ fn a_part_that_holds_a_key_twice_is_refused() {
     (part.rows, part.bytes) = (2, bytes.len() as u64);
     part.sha256 = hex::encode(sha2::Sha256::digest(&bytes));
     manifest.record_count = 2;
+    manifest.bytes = manifest.parts.iter().map(|part| part.bytes).sum();
     manifest.data_bytes *= 2;
     let error = IndexBuilder::new(world.path("node/index"))
         .build(&artifact.folder, &manifest, &quiet, &Cancel::new())

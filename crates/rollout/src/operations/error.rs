@@ -51,7 +51,7 @@ pub enum OperationError {
         on_new_push: OnNewPush,
     },
     /// The id is that of a push of another store.
-    #[error("push id {push:?} belongs to a push of another store")]
+    #[error("push id {push:?} belongs to a push of store {store:?}")]
     PushIdTaken {
         /// The id.
         push: String,
@@ -340,8 +340,9 @@ impl OperationError {
                     }
                 },
             ),
-            // Whose it is the caller may have no business to know.
-            Self::PushIdTaken { .. } => text("The push was not started", "Choose another id.".into()),
+            Self::PushIdTaken { store, .. } => {
+                text("The push was not started", format!("Choose another id, or push to store {store}."))
+            }
             Self::InputDiffers { .. } => text("The push was not started", "Choose another id for other input.".into()),
             Self::PushEnded { .. } => text("The request was refused", "Start a new push with a new id.".into()),
             Self::GoingBack { .. } => text("The request was refused", "Wait until it has ended.".into()),

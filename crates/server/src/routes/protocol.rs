@@ -5,15 +5,15 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use tidegate_api::{
     ClientPhase, ErrorBody, FailRequest, HeartbeatRequest, InputFault, KillRequest, ProceedRequest, PushAccepted,
-    PushStart, PushState, RegisterSchemaRequest, RegisteredSchema,
+    PushStart, PushState, RegisterSchemaRequest, RegisteredSchema, code,
 };
 use tidegate_rollout::entities::{self, BuildProgress, Push, Store};
-use tidegate_rollout::operations::StartPush;
+use tidegate_rollout::operations::{OperationError, StartPush};
 use tidegate_state::Ref;
 
-use crate::access::Caller;
+use crate::access::{Asked, Caller};
 use crate::app::App;
-use crate::http::errors::ApiResult;
+use crate::http::errors::{ApiError, ApiResult, NOTHING_CHANGED};
 use crate::http::extract::{Actor, Body, Path};
 use crate::views::push::push_state;
 use crate::views::store::VALUE_BYTES_MAX_DEFAULT;
@@ -31,6 +31,7 @@ const HEARTBEAT_INTERVAL_MS: u64 = 10_000;
 pub(crate) async fn start(
     State(app): State<App>,
     actor: Actor,
+    asked: Asked,
     Body(request): Body<PushStart>,
 ) -> ApiResult<(StatusCode, Json<PushAccepted>)> {
     let id = request.id.clone();
@@ -55,7 +56,16 @@ pub(crate) async fn start(
             from_version: request.from_version,
             overrides: request.overrides,
         })
-        .await?;
+        .await
+        .map_err(|error| match error {
+            // Whose it is is not for a team to know, unless it is its own.
+            OperationError::PushIdTaken { push, store: other }
+                if !asked.sees_store(&other, &app.state().snapshot()) =>
+            {
+                id_taken(&push)
+            }
+            error => error.into(),
+        })?;
     app.caught_up().await;
     let settings = &accepted.store;
     // The silence limit is told halved where it is short, so that two heartbeats fit into it.
@@ -75,6 +85,19 @@ pub(crate) async fn start(
     };
     let status = if accepted.created { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(answer)))
+}
+
+fn id_taken(push: &str) -> ApiError {
+    ApiError::new(
+        StatusCode::CONFLICT,
+        ErrorBody::new(
+            code::PUSH_ID_TAKEN,
+            "The push was not started.",
+            format!("Push id \"{push}\" is another push's."),
+            NOTHING_CHANGED,
+            "Choose another id.",
+        ),
+    )
 }
 
 /// Says that the push client is alive, and how far it is. The answer says how the push stands.

@@ -331,7 +331,9 @@ async fn to_know_the_digests_of_anothers_artifact_is_not_to_have_it() {
     world.until("p1", |state| state.status == PushStatus::Completed).await;
 
     let team = world.client_with(&world.token("team one", Role::Team, Some("t1")).await.secret);
-    let create = StoreCreate { name: "own".to_owned(), key_columns: vec!["k".to_owned()], ..StoreCreate::default() };
+    let partitions = Some(world.client.store("s").await.unwrap().partitions);
+    let create =
+        StoreCreate { name: "own".to_owned(), key_columns: vec!["k".to_owned()], partitions, ..StoreCreate::default() };
     team.create_store(&create).await.unwrap();
     let start = PushStart { id: "q1".to_owned(), store: "own".to_owned(), ..PushStart::default() };
     team.start_push(&start).await.unwrap();
