@@ -10,6 +10,7 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use proptest::prelude::*;
 use serde_json::json;
 use sha2::Digest;
+use tidegate_api::manifest::Manifest;
 use tidegate_dataset::artifact::{ArtifactError, ArtifactStore};
 use tidegate_dataset::build::BuiltArtifact;
 use tidegate_dataset::index::{
@@ -311,9 +312,15 @@ fn a_part_that_holds_a_key_twice_is_refused() {
     manifest.record_count = 2;
     manifest.bytes = manifest.parts.iter().map(|part| part.bytes).sum();
     manifest.data_bytes *= 2;
-    let error = IndexBuilder::new(world.path("node/index"))
-        .build(&artifact.folder, &manifest, &quiet, &Cancel::new())
-        .unwrap_err();
+    let build = |manifest: &Manifest| {
+        IndexBuilder::new(world.path("node/index"))
+            .build(&artifact.folder, manifest, &quiet, &Cancel::new())
+            .unwrap_err()
+    };
+    // An artifact is named by its parts; the refusal of a wrong name says the right one.
+    let refused = build(&manifest).to_string();
+    manifest.artifact_id = refused.rsplit(' ').next().unwrap().to_owned();
+    let error = build(&manifest);
     assert!(matches!(error, IndexError::DuplicateKey { .. }), "{error}");
 }
 
