@@ -7,10 +7,10 @@ use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::fmt;
 use std::hash::{Hash, Hasher};
-use std::sync::Arc;
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use smol_str::SmolStr;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The longest id, in bytes before percent-encoding.
@@ -23,12 +23,12 @@ const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'/').add(b'%').add(b'?').add
 
 /// Names a place in the tree. Cheap to clone; equality and hashing use the carried hash first.
 #[derive(Clone)]
-pub struct Path(
-    /// The hash, then the text: one place in memory to look at, and few bytes in the maps that have paths as keys.
-    Arc<[u8]>,
-);
-
-const HASH_BYTES: usize = 8;
+pub struct Path {
+    hash: u64,
+    /// A short one lies here itself, and not behind a pointer: to compare two paths then looks at no further place in
+    /// memory, which is what a look-up among many waits for.
+    text: SmolStr,
+}
 
 /// Why a text is not a path, or a path is not of the type that was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -112,10 +112,7 @@ impl Path {
     }
 
     fn from_text(text: &str) -> Path {
-        let mut bytes = Vec::with_capacity(HASH_BYTES + text.len());
-        bytes.extend_from_slice(&xxh3_64(text.as_bytes()).to_le_bytes());
-        bytes.extend_from_slice(text.as_bytes());
-        Path(bytes.into())
+        Path { hash: xxh3_64(text.as_bytes()), text: text.into() }
     }
 
     /// The path of a child of this one.
@@ -187,8 +184,7 @@ impl Path {
     /// The text form.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        // SAFETY: behind the hash stands a whole `str`, put there by `from_text`, the only place that makes the bytes.
-        unsafe { std::str::from_utf8_unchecked(&self.0[HASH_BYTES..]) }
+        &self.text
     }
 
     /// How many pairs of collection and id it has; 0 for the root.
@@ -200,8 +196,7 @@ impl Path {
     /// The hash that it carries: xxh3 of the text form, the same everywhere.
     #[must_use]
     pub fn hash_code(&self) -> u64 {
-        let hash = self.0.first_chunk().expect("the bytes begin with the hash");
-        u64::from_le_bytes(*hash)
+        self.hash
     }
 
     /// The path above, or none for the root.
@@ -276,7 +271,7 @@ fn check_collection(name: &str, segment: usize) -> Result<(), PathError> {
 
 impl PartialEq for Path {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0) || self.0 == other.0
+        self.hash == other.hash && self.text == other.text
     }
 }
 impl Eq for Path {}

@@ -72,7 +72,7 @@ impl Snapshot {
     pub fn get<E: Entity>(&self, entity: &Ref<E>) -> Result<Option<&E>, ReadError> {
         match self.0.tree.get(entity.path()) {
             None => Ok(None),
-            Some(node) => node.document.get().map(Some).map_err(|reason| unreadable(entity.path(), &reason)),
+            Some(node) => node.get().map(Some).map_err(|reason| unreadable(entity.path(), &reason)),
         }
     }
 
@@ -144,7 +144,7 @@ impl Snapshot {
             Ok(entity) => entity,
             Err(error) => return Some(Err(unreadable(path, &error.to_string()))),
         };
-        Some(match node.document.get() {
+        Some(match node.get() {
             Ok(value) => Ok((entity, value)),
             Err(reason) => Err(unreadable(path, &reason)),
         })

@@ -3,29 +3,33 @@
 //! Invariants: a node's parent is there (kept by transactions, which refuse a write under an absent parent and delete
 //! whole subtrees); `children` lists exactly the paths of `nodes`, per parent and collection, in id order.
 //!
-//! A node is its own key: behind one pointer lie its path and its document, so that the map's entries are small, and what
-//! finds a node brings its document along.
+//! A node is its own key: its document knows its path, so that the map's entries are small. What was read once is pointed to
+//! from the entry as well, so that a look-up waits for the path that it compares and for the value at the same time.
 //!
 //! Order of ids: canonical decimal numbers (`7`, not `07`) come first, as numbers; then all other ids, by the bytes of
 //! their text. This needs no entity type, so it is the same on servers that do not know a collection. A listing by a
 //! type whose ids are text puts number-like ids at their place by bytes.
 
+use std::any::Any;
 use std::borrow::{Borrow, Cow};
 use std::cmp::Ordering;
 use std::hash::{BuildHasherDefault, Hash, Hasher};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use imbl::shared_ptr::DefaultSharedPtr;
 use imbl::{GenericHashMap, OrdSet};
 
 use crate::document::Document;
+use crate::entity::Entity;
 use crate::path::Path;
 use crate::revision::Revision;
 
 /// What stands under a path.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Node {
     pub(crate) document: Document,
+    /// The document's value, once it was read through this node.
+    read: OnceLock<Arc<dyn Any + Send + Sync>>,
 }
 
 impl PartialEq for Node {
@@ -46,6 +50,26 @@ impl Borrow<Path> for Node {
 }
 
 impl Node {
+    fn new(document: Document) -> Node {
+        Node { document, read: OnceLock::new() }
+    }
+
+    /// The value, decoded at most once; the error is the reason.
+    pub(crate) fn get<E: Entity>(&self) -> Result<&E, Arc<str>> {
+        match self.read.get().and_then(|value| value.downcast_ref()) {
+            Some(value) => Ok(value),
+            None => self.first_get(),
+        }
+    }
+
+    #[cold]
+    fn first_get<E: Entity>(&self) -> Result<&E, Arc<str>> {
+        let value = self.document.get_arc::<E>()?;
+        // Where another type read it first, it stays with the document alone.
+        self.read.get_or_init(|| value);
+        self.document.get()
+    }
+
     /// The revision that last changed it.
     pub(crate) fn changed_at(&self) -> Revision {
         self.document.written_at()
@@ -177,7 +201,7 @@ impl Tree {
     /// Sets a node; its parent is the caller's concern.
     pub(crate) fn insert(&mut self, document: Document) {
         let path = &document.path().clone();
-        if self.nodes.insert(Node { document }, ()).is_none() {
+        if self.nodes.insert(Node::new(document), ()).is_none() {
             let Some(parent) = path.parent() else { return };
             let collections = self.children.get(&parent).map_or(&[][..], |collections| collections);
             let updated = with_member(collections, path);

@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use tidegate_api::manifest::{Manifest, Part};
 
-use super::format::{BODY_HEADER_BYTES, ENTRY_BYTES, HEAD_BYTES, HEADER_BYTES, LINE_BYTES, bucket_count, line_count};
+use super::format::{
+    BODY_HEADER_BYTES, HEAD_BYTES, HEADER_BYTES, LINE_BYTES, RECORD_ALIGNMENT, bucket_count, line_count,
+};
 use super::write::{IndexWriter, compressor};
 use super::{Damaged, Index, OpenError, VALUE_BYTES_MAX};
 use crate::artifact::{ArtifactError, ArtifactStore, check_manifest};
@@ -127,11 +129,12 @@ pub fn bytes_estimate(manifest: &Manifest) -> u64 {
     let records = manifest.record_count;
     let buckets = bucket_count(records);
     let fields = manifest.schema.fields.len() as u64;
-    let record_bytes = (BODY_HEADER_BYTES + ENTRY_BYTES) as u64 + fields.div_ceil(8) + fields;
+    let record_bytes = (BODY_HEADER_BYTES + RECORD_ALIGNMENT) as u64 + fields.div_ceil(8) + fields;
     // A manifest says what its writer likes: too much stays too much.
     (HEADER_BYTES as u64)
         .saturating_add(line_count(buckets).saturating_mul(LINE_BYTES as u64))
-        .saturating_add(buckets.saturating_mul(HEAD_BYTES as u64))
+        // A head, and on average half of one that fills the bucket up.
+        .saturating_add(buckets.saturating_mul((HEAD_BYTES + HEAD_BYTES / 2) as u64))
         .saturating_add(records.saturating_mul(record_bytes))
         .saturating_add(manifest.data_bytes)
         .saturating_add(64 * fields)

@@ -1,20 +1,33 @@
 //! The bytes of an index file. See the [module above](super) for the layout.
 
-use crc32c::{crc32c, crc32c_append};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 pub(super) const MAGIC: [u8; 8] = *b"TGINDEX\n";
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
 
 pub(super) const HEADER_BYTES: usize = 256;
 pub(super) const LINE_BYTES: usize = 64;
-/// How many buckets one line speaks of.
-pub(super) const LINE_BUCKETS: u64 = 13;
+/// How many buckets one line speaks of, a byte for each: so few bytes that the lines stay in the processor's cache, and that
+/// their pages stay known to it, where the records can't.
+pub(super) const LINE_BUCKETS: u64 = 52;
+const LINE_SIZES: usize = LINE_BUCKETS as usize;
+/// A line whose first number has this bit is a pointer to a wide one, since one of its buckets is too large for a byte.
+const WIDE: u64 = 1 << 63;
+/// The largest bucket that a line has a byte for.
+const NARROW_BUCKET_BYTES_MAX: u64 = u8::MAX as u64 * HEAD_BYTES as u64;
+/// Where 52 buckets begin and end, with eight bytes each, and a checksum.
+pub(super) const WIDE_LINE_BYTES: usize = 8 * (LINE_SIZES + 1) + 4;
 /// How many records a bucket has on average.
 pub(super) const BUCKET_RECORDS: u64 = 4;
-/// Checksum and count of a bucket's head, before its entries.
-pub(super) const HEAD_BYTES: usize = 4 + 2;
-/// Fingerprint and length of a record.
-pub(super) const ENTRY_BYTES: usize = 4 + 4;
+/// A bucket begins at a multiple of this, and its head is a multiple of it long: nearly always one line of the
+/// processor's cache, whatever the number of records, so that nothing has to be guessed before it is there.
+pub(super) const HEAD_BYTES: usize = 64;
+/// Fingerprint and end of a record. The first place of a head is that of its checksum and of the first record's begin.
+const ENTRY_BYTES: usize = 4 + 4;
+/// How many records one line of a head speaks of, less the place of the checksum in the first.
+const HEAD_PLACES: usize = HEAD_BYTES / ENTRY_BYTES;
+/// A record begins at a multiple of this, for its checksum to be computed word by word.
+pub(super) const RECORD_ALIGNMENT: usize = 8;
 /// Checksum, flags and key length of a record, before key and value.
 pub(super) const BODY_HEADER_BYTES: usize = 4 + 1 + 2;
 pub(super) const FLAG_COMPRESSED: u8 = 1;
@@ -38,6 +51,26 @@ pub(super) fn fingerprint(hash: u64) -> u32 {
     hash as u32
 }
 
+/// Under which seed the checksums of each kind of thing are, so that none is taken for one of another kind. Lines and heads
+/// add their number to it, and are right at one place only.
+const RECORD_SEED: u64 = 0;
+const LINE_SEED: u64 = 1 << 60;
+const WIDE_SEED: u64 = 2 << 60;
+const HEAD_SEED: u64 = 3 << 60;
+const FRAME_SEED: u64 = 4 << 60;
+
+/// xxh3 by its lower half: for pieces as short as these it takes fewer instructions than a CRC, which count where look-ups
+/// are to wait for memory side by side.
+#[inline(always)]
+fn checksum(seed: u64, bytes: &[u8]) -> u32 {
+    xxh3_64_with_seed(bytes, seed) as u32
+}
+
+/// The checksum of what is in the file once: header, description, dictionary.
+pub(super) fn frame_checksum(bytes: &[u8]) -> u32 {
+    checksum(FRAME_SEED, bytes)
+}
+
 #[inline(always)]
 fn read_u32(bytes: &[u8], position: usize) -> Option<u32> {
     let bytes = bytes.get(position..position + 4)?;
@@ -56,6 +89,7 @@ pub(super) struct Header {
     pub(super) record_count: u64,
     pub(super) bucket_count: u64,
     pub(super) records_bytes: u64,
+    pub(super) wide_bytes: u64,
     pub(super) description_bytes: u64,
     pub(super) dictionary_bytes: u64,
     pub(super) description_checksum: u32,
@@ -89,8 +123,9 @@ impl Header {
         bytes.extend(self.dictionary_checksum.to_le_bytes());
         bytes.extend(self.content_digest);
         bytes.extend(self.artifact_id);
+        bytes.extend(self.wide_bytes.to_le_bytes());
         bytes.resize(HEADER_BYTES - 4, 0);
-        bytes.extend(crc32c(&bytes).to_le_bytes());
+        bytes.extend(frame_checksum(&bytes).to_le_bytes());
         let mut header = [0; HEADER_BYTES];
         header.copy_from_slice(&bytes);
         header
@@ -104,7 +139,7 @@ impl Header {
         let damaged = HeaderError::Damaged;
         let format = read_u32(bytes, 8).ok_or(damaged)?;
         let checksum = read_u32(bytes, HEADER_BYTES - 4).ok_or(damaged)?;
-        if checksum != crc32c(&bytes[..HEADER_BYTES - 4]) {
+        if checksum != frame_checksum(&bytes[..HEADER_BYTES - 4]) {
             return Err(damaged);
         }
         if format != FORMAT {
@@ -121,6 +156,7 @@ impl Header {
             dictionary_checksum: read_u32(bytes, 56).ok_or(damaged)?,
             content_digest: bytes[60..76].try_into().map_err(|_| damaged)?,
             artifact_id: bytes[76..108].try_into().map_err(|_| damaged)?,
+            wide_bytes: number(108)?,
         })
     }
 
@@ -133,104 +169,254 @@ impl Header {
     pub(super) fn file_bytes(&self) -> Option<u64> {
         self.records_start()?
             .checked_add(self.records_bytes)?
+            .checked_add(self.wide_bytes)?
             .checked_add(self.description_bytes)?
             .checked_add(self.dictionary_bytes)
     }
 }
 
-/// Where the buckets of one line are. The checksum ties in the line's number.
-pub(super) fn line_to_bytes(number: u64, base: u64, ends: &[u32; LINE_BUCKETS as usize]) -> [u8; LINE_BYTES] {
-    let mut line = [0; LINE_BYTES];
-    line[..8].copy_from_slice(&base.to_le_bytes());
-    for (end, slot) in ends.iter().zip(line[8..60].chunks_exact_mut(4)) {
-        slot.copy_from_slice(&end.to_le_bytes());
+/// Where the buckets of one line begin, and how large each is, in bytes. Sizes are multiples of [`HEAD_BYTES`].
+pub(super) struct LineSizes {
+    pub(super) number: u64,
+    pub(super) base: u64,
+    pub(super) sizes: [u64; LINE_SIZES],
+}
+
+impl LineSizes {
+    /// The line. Where a size is too large for it, its wide line goes to the end of `wide`. The checksums tie in the line's
+    /// number.
+    pub(super) fn to_bytes(&self, wide: &mut Vec<u8>) -> [u8; LINE_BYTES] {
+        let mut line = [0; LINE_BYTES];
+        if self.sizes.iter().all(|size| *size <= NARROW_BUCKET_BYTES_MAX) {
+            line[..8].copy_from_slice(&self.base.to_le_bytes());
+            for (place, size) in line[8..60].iter_mut().zip(&self.sizes) {
+                *place = (size / HEAD_BYTES as u64) as u8;
+            }
+        } else {
+            line[..8].copy_from_slice(&(WIDE | wide.len() as u64).to_le_bytes());
+            let start = wide.len();
+            let mut end = self.base;
+            wide.extend(end.to_le_bytes());
+            for size in &self.sizes {
+                end += size;
+                wide.extend(end.to_le_bytes());
+            }
+            let sum = checksum(WIDE_SEED | self.number, &wide[start..]);
+            wide.extend(sum.to_le_bytes());
+        }
+        let sum = checksum(LINE_SEED | self.number, &line[..60]);
+        line[60..].copy_from_slice(&sum.to_le_bytes());
+        line
     }
-    let checksum = line_checksum(number, &line);
-    line[60..].copy_from_slice(&checksum.to_le_bytes());
-    line
 }
 
+/// Whether a line, that of this bucket, is as it was written.
 #[inline]
-fn line_checksum(number: u64, line: &[u8]) -> u32 {
-    crc32c_append(number as u32 ^ (number >> 32) as u32, &line[..60])
-}
-
-/// Where a bucket begins and ends among the records; `None` if the line is damaged.
-#[inline]
-pub(super) fn bucket_range(line: &[u8], bucket: u64) -> Option<(u64, u64)> {
+pub(super) fn is_line_of(line: &[u8], bucket: u64) -> bool {
     let number = bucket / LINE_BUCKETS;
-    if read_u32(line, 60)? != line_checksum(number, line) {
+    line.get(..60)
+        .zip(read_u32(line, 60))
+        .is_some_and(|(content, found)| found == checksum(LINE_SEED | number, content))
+}
+
+/// Where a bucket begins and ends among the records, as its line says; `None` if that makes no sense.
+///
+/// It does not check the line. Nobody is led astray by a damaged one: a record is known by its key and its checksum, and the
+/// head of a bucket by the bucket's number, wherever they are found. Only that there is no record at all has nothing but the
+/// line to show for it, see [`is_line_of`].
+#[inline(always)]
+pub(super) fn bucket_range(line: &[u8], wide: &[u8], bucket: u64) -> Option<(u64, u64)> {
+    let slot = (bucket % LINE_BUCKETS) as u8;
+    let base = read_u64(line, 0)?;
+    if base & WIDE != 0 {
+        return wide_range(wide, base & !WIDE, bucket);
+    }
+    let before = sum_before(line.get(8..LINE_BYTES)?.first_chunk()?, usize::from(slot));
+    let size = u64::from(*line.get(8 + usize::from(slot))?);
+    let start = base.checked_add(before * HEAD_BYTES as u64)?;
+    Some((start, start.checked_add(size * HEAD_BYTES as u64)?))
+}
+
+/// The bytes of a line behind its first number: the sizes, and the checksum.
+const SIZE_WORDS: usize = (LINE_BYTES - 8) / 8;
+
+/// For each slot, which of the bytes are those before it.
+static BEFORE: [[u64; SIZE_WORDS]; LINE_SIZES] = {
+    let mut masks = [[0; SIZE_WORDS]; LINE_SIZES];
+    let mut slot = 0;
+    while slot < LINE_SIZES {
+        let mut byte = 0;
+        while byte < slot {
+            masks[slot][byte / 8] |= 0xff << (byte % 8 * 8);
+            byte += 1;
+        }
+        slot += 1;
+    }
+    masks
+};
+
+/// The sum of the bytes before a slot. All are added up, masked, whichever is asked for: the processor adds several at
+/// once, and has nothing to guess.
+#[inline(always)]
+fn sum_before(bytes: &[u8; LINE_BYTES - 8], slot: usize) -> u64 {
+    const EVERY_OTHER: u64 = 0x00ff_00ff_00ff_00ff;
+    let (words, _) = bytes.as_chunks::<8>();
+    let mut lanes = 0u64;
+    for (word, mask) in words.iter().zip(&BEFORE[slot]) {
+        let word = u64::from_le_bytes(*word) & mask;
+        // Four lanes of 16 bits, of which none overflows: each is the sum of at most fourteen bytes.
+        lanes = lanes.wrapping_add(word & EVERY_OTHER).wrapping_add((word >> 8) & EVERY_OTHER);
+    }
+    lanes.wrapping_mul(0x0001_0001_0001_0001) >> 48
+}
+
+#[cold]
+fn wide_range(wide: &[u8], position: u64, bucket: u64) -> Option<(u64, u64)> {
+    let position = usize::try_from(position).ok()?;
+    let line = wide.get(position..position.checked_add(WIDE_LINE_BYTES)?)?;
+    let (ends, sum) = line.split_at(WIDE_LINE_BYTES - 4);
+    if read_u32(sum, 0)? != checksum(WIDE_SEED | (bucket / LINE_BUCKETS), ends) {
         return None;
     }
     let slot = (bucket % LINE_BUCKETS) as usize;
-    let base = read_u64(line, 0)?;
-    let start = if slot == 0 { 0 } else { read_u32(line, 4 + 4 * slot)? };
-    let end = read_u32(line, 8 + 4 * slot)?;
-    Some((base.checked_add(u64::from(start))?, base.checked_add(u64::from(end))?))
+    Some((read_u64(ends, 8 * slot)?, read_u64(ends, 8 * (slot + 1))?))
 }
 
-/// The head of a bucket: how many records it has, and for each its fingerprint and length.
+/// The head of a bucket: where its first record begins, and for each its fingerprint and where it ends, all counted from the
+/// bucket's begin. Unused places repeat the last end. `lengths` are those of the records without what fills them up.
 pub(super) fn write_head(bucket: u64, entries: &[(u32, u32)], out: &mut Vec<u8>) {
+    let lines = (entries.len() + 1).div_ceil(HEAD_PLACES);
     let start = out.len();
+    let mut end = (lines * HEAD_BYTES) as u32;
     out.extend([0; 4]);
-    out.extend((entries.len() as u16).to_le_bytes());
+    out.extend(end.to_le_bytes());
     for (fingerprint, length) in entries {
+        end = aligned(end as usize) as u32 + length;
         out.extend(fingerprint.to_le_bytes());
-        out.extend(length.to_le_bytes());
+        out.extend(end.to_le_bytes());
+    }
+    while out.len() - start < lines * HEAD_BYTES {
+        out.extend(0u32.to_le_bytes());
+        out.extend(end.to_le_bytes());
     }
     let checksum = head_checksum(bucket, &out[start + 4..]);
     out[start..start + 4].copy_from_slice(&checksum.to_le_bytes());
 }
 
-#[inline]
-fn head_checksum(bucket: u64, head: &[u8]) -> u32 {
-    crc32c_append(!(bucket as u32 ^ (bucket >> 32) as u32), head)
+/// The next position at which a record may begin; positions are those within a bucket, far from what overflows.
+#[inline(always)]
+pub(super) fn aligned(position: usize) -> usize {
+    // Not `next_multiple_of`, which is a branch that depends on the record.
+    (position + (RECORD_ALIGNMENT - 1)) & !(RECORD_ALIGNMENT - 1)
 }
 
-/// A bucket whose head was found to be right.
+#[inline]
+fn head_checksum(bucket: u64, head: &[u8]) -> u32 {
+    checksum(HEAD_SEED | bucket, head)
+}
+
+/// A bucket. Its head is believed as far as it leads to a record, which has a checksum of its own and the key that was asked
+/// for; that there is no such record is true only if [`Bucket::is_right`].
 pub(super) struct Bucket<'a> {
-    entries: &'a [u8],
-    bodies: &'a [u8],
+    number: u64,
+    bytes: &'a [u8],
+    head_bytes: usize,
 }
 
 impl<'a> Bucket<'a> {
-    /// `None` if the head is damaged.
+    /// `None` if the head can't be one. A bucket without records has no bytes at all.
     #[inline]
-    pub(super) fn parse(bucket: u64, bytes: &'a [u8]) -> Option<Self> {
+    pub(super) fn parse(number: u64, bytes: &'a [u8]) -> Option<Self> {
         if bytes.is_empty() {
-            return Some(Self { entries: &[], bodies: &[] });
+            return Some(Self { number, bytes, head_bytes: 0 });
         }
-        let count = bytes.get(4..HEAD_BYTES)?;
-        let count = usize::from(u16::from_le_bytes([count[0], count[1]]));
-        let head_end = HEAD_BYTES + count * ENTRY_BYTES;
-        let head = bytes.get(4..head_end)?;
-        if read_u32(bytes, 0)? != head_checksum(bucket, head) {
-            return None;
-        }
-        Some(Self { entries: &bytes[HEAD_BYTES..head_end], bodies: &bytes[head_end..] })
+        let head_bytes = read_u32(bytes, 4)? as usize;
+        let is_possible = head_bytes.is_multiple_of(HEAD_BYTES) && (HEAD_BYTES..=bytes.len()).contains(&head_bytes);
+        is_possible.then_some(Self { number, bytes, head_bytes })
     }
 
-    /// Fingerprint and bytes of each record; `None` in place of one that is not there.
+    /// Whether the head is as it was written, for this bucket.
+    pub(super) fn is_right(&self) -> bool {
+        match self.bytes.get(..self.head_bytes) {
+            Some([]) => true,
+            Some(head) => read_u32(head, 0).is_some_and(|checksum| checksum == head_checksum(self.number, &head[4..])),
+            None => false,
+        }
+    }
+
+    /// The record with this fingerprint that `is_wanted`. Which of the places match is found without a branch: what a
+    /// processor would have to guess there keeps it from going on to the next look-up while this one waits for memory.
     #[inline]
-    pub(super) fn records(&self) -> impl Iterator<Item = Option<(u32, &'a [u8])>> + use<'a> {
-        let bodies = self.bodies;
-        let mut position = 0usize;
-        self.entries.chunks_exact(ENTRY_BYTES).map(move |entry| {
-            let fingerprint = read_u32(entry, 0)?;
-            let end = position.checked_add(read_u32(entry, 4)? as usize)?;
-            let body = bodies.get(position..end)?;
-            position = end;
-            Some((fingerprint, body))
+    pub(super) fn find(
+        &self,
+        fingerprint: u32,
+        is_wanted: impl Fn(&Body<'a>) -> bool,
+    ) -> Result<Option<Body<'a>>, BadRecord> {
+        let head = &self.bytes[..self.head_bytes];
+        let (lines, _) = head.as_chunks::<HEAD_BYTES>();
+        for (number, line) in lines.iter().enumerate() {
+            let (places, _) = line.as_chunks::<ENTRY_BYTES>();
+            let mut matching = 0u32;
+            for (at, place) in places.iter().enumerate() {
+                let found = u32::from_le_bytes([place[0], place[1], place[2], place[3]]);
+                matching |= u32::from(found == fingerprint) << at;
+            }
+            // The first place of the first line is the checksum's.
+            matching &= if number == 0 { !1 } else { !0 };
+            while matching != 0 {
+                let place = number * HEAD_PLACES + matching.trailing_zeros() as usize;
+                matching &= matching - 1;
+                if let Some(bytes) = self.record(place)? {
+                    let body = Body::parse(bytes).ok_or(BadRecord)?;
+                    if is_wanted(&body) {
+                        return Ok(Some(body));
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// The record that a place of the head, counted from 1, points to; none if the place is unused.
+    #[inline(always)]
+    fn record(&self, place: usize) -> Result<Option<&'a [u8]>, BadRecord> {
+        let end_of = |place: usize| read_u32(self.bytes, place * ENTRY_BYTES + 4).map(|end| end as usize);
+        let (before, end) = end_of(place - 1).zip(end_of(place)).ok_or(BadRecord)?;
+        if before == end {
+            return Ok(None);
+        }
+        self.bytes.get(aligned(before)..end).map(Some).ok_or(BadRecord)
+    }
+
+    /// Fingerprint and bytes of each record.
+    pub(super) fn records(&self) -> impl Iterator<Item = Result<(u32, &'a [u8]), BadRecord>> + '_ {
+        (1..self.head_bytes / ENTRY_BYTES).filter_map(|place| {
+            let record = self.record(place).transpose()?;
+            let fingerprint = read_u32(self.bytes, place * ENTRY_BYTES).ok_or(BadRecord);
+            Some(record.and_then(|bytes| Ok((fingerprint?, bytes))))
         })
     }
 
-    /// Whether the records fill the bucket exactly.
+    /// Whether the records fill the bucket, with nothing but zeros between and behind them.
     pub(super) fn is_filled(&self) -> bool {
-        let total: u64 =
-            self.entries.chunks_exact(ENTRY_BYTES).filter_map(|entry| read_u32(entry, 4).map(u64::from)).sum();
-        total == self.bodies.len() as u64
+        let is_zero =
+            |from: usize, to: usize| self.bytes.get(from..to).is_some_and(|filling| filling.iter().all(|b| *b == 0));
+        let mut end = self.head_bytes;
+        for record in self.records() {
+            let Ok((_, record)) = record else { return false };
+            let start = aligned(end);
+            if !is_zero(end, start) {
+                return false;
+            }
+            end = start + record.len();
+        }
+        self.bytes.len() == end.next_multiple_of(HEAD_BYTES) && is_zero(end, self.bytes.len())
     }
 }
+
+/// A record that is not where its bucket's head says, or is damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct BadRecord;
 
 /// A record: its key, and its value as stored.
 pub(super) struct Body<'a> {
@@ -244,7 +430,7 @@ impl<'a> Body<'a> {
     #[inline]
     pub(super) fn parse(bytes: &'a [u8]) -> Option<Self> {
         let checked = bytes.get(4..)?;
-        if read_u32(bytes, 0)? != crc32c(checked) {
+        if read_u32(bytes, 0)? != checksum(RECORD_SEED, checked) {
             return None;
         }
         let (header, rest) = checked.split_first_chunk::<3>()?;
@@ -259,8 +445,8 @@ impl<'a> Body<'a> {
         out.extend((self.key.len() as u16).to_le_bytes());
         out.extend_from_slice(self.key);
         out.extend_from_slice(self.value);
-        let checksum = crc32c(&out[start + 4..]);
-        out[start..start + 4].copy_from_slice(&checksum.to_le_bytes());
+        let sum = checksum(RECORD_SEED, &out[start + 4..]);
+        out[start..start + 4].copy_from_slice(&sum.to_le_bytes());
     }
 }
 
@@ -273,6 +459,7 @@ mod tests {
             record_count: 10,
             bucket_count: 3,
             records_bytes: 1000,
+            wide_bytes: 0,
             description_bytes: 7,
             dictionary_bytes: 8,
             description_checksum: 1,
@@ -296,15 +483,44 @@ mod tests {
 
     #[test]
     fn a_line_is_known_by_its_number() {
-        let ends = std::array::from_fn(|slot| slot as u32 * 10 + 10);
-        let line = line_to_bytes(2, 5000, &ends);
-        assert_eq!(bucket_range(&line, 26), Some((5000, 5010)));
-        assert_eq!(bucket_range(&line, 38), Some((5120, 5130)));
-        assert_eq!(bucket_range(&line, 39), None);
+        let sizes = std::array::from_fn(|slot| slot as u64 % 3 * 64);
+        let mut wide = Vec::new();
+        let line = LineSizes { number: 2, base: 6400, sizes }.to_bytes(&mut wide);
+        assert_eq!((bucket_range(&line, &[], 104), wide.len()), (Some((6400, 6400)), 0));
+        assert_eq!(bucket_range(&line, &[], 105), Some((6400, 6464)));
+        assert_eq!(bucket_range(&line, &[], 109), Some((6400 + 64 * 4, 6400 + 64 * 6)));
+        assert_eq!(bucket_range(&line, &[], 155), Some((6400 + 64 * 51, 6400 + 64 * 51)));
+        assert!(is_line_of(&line, 104) && is_line_of(&line, 155) && !is_line_of(&line, 156));
+        let full = LineSizes { number: 0, base: 0, sizes: [NARROW_BUCKET_BYTES_MAX; LINE_SIZES] }.to_bytes(&mut wide);
+        for slot in 0..LINE_BUCKETS {
+            let start = slot * NARROW_BUCKET_BYTES_MAX;
+            assert_eq!(bucket_range(&full, &[], slot), Some((start, start + NARROW_BUCKET_BYTES_MAX)));
+        }
         for position in 0..LINE_BYTES {
             let mut damaged = line;
             damaged[position] ^= 0x10;
-            assert_eq!(bucket_range(&damaged, 30), None, "byte {position}");
+            assert!(!is_line_of(&damaged, 110), "byte {position}");
         }
+    }
+
+    #[test]
+    fn a_bucket_that_is_too_large_for_a_byte_is_found_by_a_wide_line() {
+        let mut sizes = [64; LINE_SIZES];
+        let mut wide = vec![7; WIDE_LINE_BYTES];
+        sizes[3] = NARROW_BUCKET_BYTES_MAX;
+        LineSizes { number: 1, base: 0, sizes }.to_bytes(&mut wide);
+        assert_eq!(wide.len(), WIDE_LINE_BYTES, "the largest that a byte is enough for");
+        sizes[3] += 64;
+        let line = LineSizes { number: 1, base: 6400, sizes }.to_bytes(&mut wide);
+        assert_eq!(wide.len(), 2 * WIDE_LINE_BYTES);
+        assert_eq!(bucket_range(&line, &wide, 52 + 3), Some((6592, 6592 + sizes[3])));
+        assert_eq!(bucket_range(&line, &wide, 52 + 4), Some((6592 + sizes[3], 6656 + sizes[3])));
+        assert_eq!(bucket_range(&line, &wide, 2 * 52 + 4), None, "it is another line's");
+        for position in WIDE_LINE_BYTES..wide.len() {
+            let mut damaged = wide.clone();
+            damaged[position] ^= 0x10;
+            assert_eq!(bucket_range(&line, &damaged, 52 + 4), None, "byte {position}");
+        }
+        assert_eq!(bucket_range(&line, &wide[..wide.len() - 1], 52 + 4), None);
     }
 }

@@ -6,18 +6,22 @@
 //!
 //! ```text
 //! header       256 bytes: format, counts, sizes, artifact id, content digest, checksum
-//! lines        64 bytes for 13 buckets: where they begin and end, checksum
-//! records      buckets in order: head (count; fingerprint and length of each record; checksum),
-//!              then the records: checksum, flags, key length, key, value
+//! lines        64 bytes for 52 buckets: where the first begins, how large each is, checksum
+//! records      buckets in order, each at a multiple of 64 bytes: head (checksum; begin of the
+//!              first record; fingerprint and end of each; a multiple of 64 bytes), then the
+//!              records, each at a multiple of 8: checksum, flags, key length, key, value
+//! wide lines   for those lines that have a bucket of more than 16 KiB: where each begins, checksum
 //! description  schema and key columns as JSON (checksum in the header)
 //! dictionary   for compressed values, may be empty (checksum in the header)
 //! ```
 //!
 //! Invariants:
-//! - **no wrong answer**: a look-up checks the line, the bucket's head and the record that it
-//!   answers with, so that a damaged byte gives [`Damaged`], never another value, and never a miss
-//!   for a key that is there. What look-ups don't come by is found by [`Index::scrub_step`];
-//! - every byte of the file is under a checksum;
+//! - **no wrong answer**: a look-up checks the record that it answers with, key and all. That there
+//!   is none it says only after it has checked the bucket's head, or the line if that says that the
+//!   bucket is empty; both are right for one bucket at one place only. So a damaged byte gives
+//!   [`Damaged`], never another value, and never a miss for a key that is there. What look-ups
+//!   don't come by is found by [`Index::scrub_step`];
+//! - every byte of the file is under a checksum, or fills up and has to be zero;
 //! - a file under its final name is whole: it was flushed to the disk, then renamed, and is never
 //!   written again;
 //! - the same artifact gives the same bytes.
@@ -46,8 +50,8 @@ pub use scrub::{ScrubPosition, ScrubStep, VerifiedContent};
 use crate::key::{KeyBytes, KeyCodec, KeyError};
 use crate::value::{decode_varint, json};
 use format::{
-    Body, Bucket, FLAG_COMPRESSED, HEADER_BYTES, Header, HeaderError, LINE_BYTES, bucket_count, bucket_of,
-    bucket_range, fingerprint,
+    BadRecord, Body, Bucket, FLAG_COMPRESSED, HEADER_BYTES, Header, HeaderError, LINE_BYTES, bucket_count, bucket_of,
+    bucket_range, fingerprint, frame_checksum, is_line_of,
 };
 
 /// The largest value that is unpacked, in bytes; larger ones are never written.
@@ -116,6 +120,8 @@ pub struct Index {
     header: Header,
     records_start: usize,
     records_end: usize,
+    wide_end: usize,
+    has_small_buckets: bool,
     schema: Schema,
     keys: KeyCodec,
     dictionary: Option<Dictionary>,
@@ -176,16 +182,17 @@ impl Index {
         }
         let records_start = header.records_start().ok_or_else(cut)? as usize;
         let records_end = records_start + header.records_bytes as usize;
-        let description_end = records_end + header.description_bytes as usize;
-        let description = &map[records_end..description_end];
-        if crc32c::crc32c(description) != header.description_checksum {
+        let wide_end = records_end + header.wide_bytes as usize;
+        let description_end = wide_end + header.description_bytes as usize;
+        let description = &map[wide_end..description_end];
+        if frame_checksum(description) != header.description_checksum {
             return Err(damaged("its description").into());
         }
         let Description { schema, key_columns } =
             serde_json::from_slice(description).map_err(|_| damaged("its description"))?;
         let keys = KeyCodec::new(&schema, &key_columns).map_err(|_| damaged("its description"))?;
         let dictionary = &map[description_end..];
-        if crc32c::crc32c(dictionary) != header.dictionary_checksum {
+        if frame_checksum(dictionary) != header.dictionary_checksum {
             return Err(damaged("its dictionary").into());
         }
         let dictionary = if dictionary.is_empty() {
@@ -194,7 +201,19 @@ impl Index {
             let created = zstd_safe::DDict::try_create(dictionary);
             Some(Dictionary(created.ok_or_else(|| damaged("its dictionary"))?))
         };
-        Ok(Self { path, map, header, records_start, records_end, schema, keys, dictionary })
+        let has_small_buckets = header.records_bytes / header.bucket_count <= 64 * PREFETCH_LINES_FEW as u64;
+        Ok(Self {
+            path,
+            map,
+            header,
+            records_start,
+            records_end,
+            wide_end,
+            has_small_buckets,
+            schema,
+            keys,
+            dictionary,
+        })
     }
 
     /// The file.
@@ -274,7 +293,7 @@ impl Index {
             for (place, key) in places.iter_mut().zip(keys) {
                 let hash = key.hash();
                 *place = (hash, bucket_of(hash, self.header.bucket_count));
-                prefetch(self.line(place.1));
+                prefetch::<1>(self.line(place.1));
             }
             for (bytes, (_, bucket)) in buckets.iter_mut().zip(&places[..keys.len()]) {
                 *bytes = self.bucket_bytes(*bucket)?;
@@ -295,18 +314,12 @@ impl Index {
         bytes: &'a [u8],
     ) -> Result<Option<EncodedValue<'a>>, Damaged> {
         let damaged = || self.damaged_bucket(bucket);
-        let wanted = fingerprint(hash);
-        for record in Bucket::parse(bucket, bytes).ok_or_else(damaged)?.records() {
-            let (fingerprint, bytes) = record.ok_or_else(damaged)?;
-            if fingerprint != wanted {
-                continue;
-            }
-            let body = Body::parse(bytes).ok_or_else(damaged)?;
-            if body.key == key.as_bytes() {
-                return Ok(Some(self.unpack(&body)?));
-            }
+        let parsed = Bucket::parse(bucket, bytes).ok_or_else(damaged)?;
+        match parsed.find(fingerprint(hash), |body| body.key == key.as_bytes()) {
+            Ok(Some(body)) => self.unpack(&body).map(Some),
+            Ok(None) if parsed.is_right() => Ok(None),
+            Ok(None) | Err(BadRecord) => Err(damaged()),
         }
-        Ok(None)
     }
 
     /// Looks a key up and gives the record as a JSON object of all fields, key columns included.
@@ -335,27 +348,40 @@ impl Index {
         &self.map[start..start + LINE_BYTES]
     }
 
-    /// The bytes of a bucket, after its line was checked.
+    /// The bytes of a bucket. What is to be found there checks itself; that there are none is checked here.
     #[inline]
     fn bucket_bytes(&self, bucket: u64) -> Result<&[u8], Damaged> {
         let records = &self.map[self.records_start..self.records_end];
-        let bytes = bucket_range(self.line(bucket), bucket).and_then(|(start, end)| {
+        let wide = &self.map[self.records_end..self.wide_end];
+        let bytes = bucket_range(self.line(bucket), wide, bucket).and_then(|(start, end)| {
             let start = usize::try_from(start).ok()?;
             records.get(start..usize::try_from(end).ok()?)
         });
-        prefetch(bytes.unwrap_or_default());
-        bytes.ok_or_else(|| self.damaged_bucket(bucket))
+        let bytes = bytes
+            .filter(|bytes| !bytes.is_empty() || is_line_of(self.line(bucket), bucket))
+            .ok_or_else(|| self.damaged_bucket(bucket))?;
+        if self.has_small_buckets {
+            prefetch::<PREFETCH_LINES_FEW>(bytes);
+        } else {
+            prefetch::<PREFETCH_LINES>(bytes);
+        }
+        Ok(bytes)
     }
 
+    /// A bucket whose line and head are right.
     fn bucket(&self, bucket: u64) -> Result<Bucket<'_>, Damaged> {
         let bytes = self.bucket_bytes(bucket)?;
-        Bucket::parse(bucket, bytes).ok_or_else(|| self.damaged_bucket(bucket))
+        Bucket::parse(bucket, bytes)
+            .filter(|parsed| parsed.is_right() && is_line_of(self.line(bucket), bucket))
+            .ok_or_else(|| self.damaged_bucket(bucket))
     }
 
+    #[inline]
     fn unpack<'a>(&self, body: &Body<'a>) -> Result<EncodedValue<'a>, Damaged> {
-        if body.flags & FLAG_COMPRESSED == 0 {
-            return Ok(Cow::Borrowed(body.value));
-        }
+        if body.flags & FLAG_COMPRESSED == 0 { Ok(Cow::Borrowed(body.value)) } else { self.decompress(body) }
+    }
+
+    fn decompress<'a>(&self, body: &Body<'a>) -> Result<EncodedValue<'a>, Damaged> {
         let failed = || self.damaged(String::from("a compressed value does not unpack"));
         let dictionary = self.dictionary.as_ref().ok_or_else(failed)?;
         let mut position = 0;
@@ -384,19 +410,22 @@ impl Index {
     }
 }
 
-/// Asks for the beginning of these bytes, so that records are on their way while the bucket's head
-/// is checked.
+/// How many lines of the processor's cache are asked for ahead: a bucket of four records with values of a hundred bytes.
+const PREFETCH_LINES: usize = 9;
+/// The same where buckets take no more than this on average.
+const PREFETCH_LINES_FEW: usize = 3;
+
+/// Asks for so many lines from the beginning of these bytes on, be they fewer or more: a number that differs from bucket
+/// to bucket would be one more thing for the processor to guess.
 #[inline(always)]
-fn prefetch(bytes: &[u8]) {
-    /// Enough for a bucket of four records with values of a hundred bytes.
-    const BYTES_MAX: usize = 576;
+fn prefetch<const LINES: usize>(bytes: &[u8]) {
     #[cfg(target_arch = "x86_64")]
-    for line in bytes[..bytes.len().min(BYTES_MAX)].chunks(64) {
+    for line in 0..LINES {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         // SAFETY: prefetching has no effect on memory, whatever the address; SSE, which it belongs
         // to, is part of x86-64.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(line * 64).cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (bytes, BYTES_MAX);
+    let _ = bytes;
 }

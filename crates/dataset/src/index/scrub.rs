@@ -1,6 +1,6 @@
 //! Reading an index through, to find damage before a look-up does.
 
-use super::format::{Body, FLAG_COMPRESSED, HEADER_BYTES, Header, bucket_of, fingerprint};
+use super::format::{Body, FLAG_COMPRESSED, HEADER_BYTES, Header, bucket_of, fingerprint, frame_checksum};
 use super::{Damaged, Index};
 use crate::digest::ContentDigest;
 use crate::key::hash;
@@ -78,11 +78,11 @@ impl Index {
         if Header::parse(&self.map).as_ref() != Ok(&self.header) {
             return Err(self.damaged(String::from("its header")));
         }
-        let (description, dictionary) = self.map[self.records_end..].split_at(self.header.description_bytes as usize);
-        if crc32c::crc32c(description) != self.header.description_checksum {
+        let (description, dictionary) = self.map[self.wide_end..].split_at(self.header.description_bytes as usize);
+        if frame_checksum(description) != self.header.description_checksum {
             return Err(self.damaged(String::from("its description")));
         }
-        if crc32c::crc32c(dictionary) != self.header.dictionary_checksum {
+        if frame_checksum(dictionary) != self.header.dictionary_checksum {
             return Err(self.damaged(String::from("its dictionary")));
         }
         // The lines' checksums are checked with their buckets, unused places in the last one too.
@@ -97,7 +97,7 @@ impl Index {
         }
         let mut bytes = super::LINE_BYTES as u64 / super::format::LINE_BUCKETS;
         for record in parsed.records() {
-            let (expected, stored) = record.ok_or_else(|| self.damaged_bucket(bucket))?;
+            let (expected, stored) = record.map_err(|_| self.damaged_bucket(bucket))?;
             let body = Body::parse(stored).ok_or_else(|| self.damaged_bucket(bucket))?;
             let hash = hash(body.key);
             let is_here = bucket_of(hash, self.header.bucket_count) == bucket

@@ -10,8 +10,8 @@ use tidegate_api::manifest::Manifest;
 use super::Description;
 use super::build::{IndexError, disk_error};
 use super::format::{
-    BUCKET_RECORDS, Body, FLAG_COMPRESSED, HEADER_BYTES, Header, LINE_BUCKETS, LINE_BYTES, bucket_count, bucket_of,
-    fingerprint, line_count, line_to_bytes, write_head,
+    BUCKET_RECORDS, Body, FLAG_COMPRESSED, HEAD_BYTES, HEADER_BYTES, Header, LINE_BUCKETS, LINE_BYTES, LineSizes,
+    aligned, bucket_count, bucket_of, fingerprint, frame_checksum, line_count, write_head,
 };
 use crate::artifact::ArtifactError;
 use crate::digest::ContentDigest;
@@ -21,7 +21,7 @@ const COMPRESSION_LEVEL: i32 = 3;
 /// A value shorter than this is stored as it is.
 const COMPRESSED_VALUE_BYTES_MIN: usize = 16;
 
-const _: () = assert!(BUCKET_RECORDS > 0 && LINE_BUCKETS as usize * 4 + 12 == LINE_BYTES);
+const _: () = assert!(BUCKET_RECORDS > 0 && LINE_BUCKETS as usize + 12 == LINE_BYTES);
 
 pub(super) fn compressor<'a>(dictionary: &[u8], path: &Path) -> Result<zstd::bulk::Compressor<'a>, IndexError> {
     zstd::bulk::Compressor::with_dictionary(COMPRESSION_LEVEL, dictionary)
@@ -63,10 +63,10 @@ impl IndexWriter {
         file.seek(std::io::SeekFrom::Start(records_start)).map_err(error)?;
         let lines = LineWriter {
             file: file.try_clone().map_err(error)?,
-            number: 0,
-            base: 0,
-            ends: [0; LINE_BUCKETS as usize],
+            line: LineSizes { number: 0, base: 0, sizes: [0; LINE_BUCKETS as usize] },
+            position: 0,
             filled: 0,
+            wide: Vec::new(),
             buffer: Vec::new(),
             flushed: HEADER_BYTES as u64,
         };
@@ -117,7 +117,8 @@ impl IndexWriter {
                 body.value = &self.packed;
             }
         }
-        let start = self.bodies.len();
+        let start = aligned(self.bodies.len());
+        self.bodies.resize(start, 0);
         body.write(&mut self.bodies);
         let length = (self.bodies.len() - start) as u32;
         self.entries.push((fingerprint(hash), length));
@@ -129,6 +130,7 @@ impl IndexWriter {
         if !self.entries.is_empty() {
             self.head.clear();
             write_head(self.bucket, &self.entries, &mut self.head);
+            self.bodies.resize(self.bodies.len().next_multiple_of(HEAD_BYTES), 0);
             self.records
                 .write_all(&self.head)
                 .and_then(|()| self.records.write_all(&self.bodies))
@@ -148,12 +150,13 @@ impl IndexWriter {
         }
         let path = self.path.clone();
         let error = |source| disk_error(&path, source);
-        self.lines.finish().map_err(error)?;
+        let wide = self.lines.finish().map_err(error)?;
         let description = serde_json::to_vec(&Description {
             schema: manifest.schema.clone(),
             key_columns: manifest.key_columns.clone(),
         })
         .map_err(|cause| error(cause.into()))?;
+        self.records.write_all(&wide).map_err(error)?;
         self.records.write_all(&description).map_err(error)?;
         self.records.write_all(&self.dictionary).map_err(error)?;
         let file = self.records.into_inner().map_err(|cause| error(cause.into_error()))?;
@@ -162,10 +165,11 @@ impl IndexWriter {
             record_count: self.written,
             bucket_count: self.buckets,
             records_bytes: self.position,
+            wide_bytes: wide.len() as u64,
             description_bytes: description.len() as u64,
             dictionary_bytes: self.dictionary.len() as u64,
-            description_checksum: crc32c::crc32c(&description),
-            dictionary_checksum: crc32c::crc32c(&self.dictionary),
+            description_checksum: frame_checksum(&description),
+            dictionary_checksum: frame_checksum(&self.dictionary),
             content_digest: [0; 16],
             artifact_id: [0; 32],
         };
@@ -179,32 +183,31 @@ impl IndexWriter {
 /// Writes the lines, which come before the records in the file and are known after them.
 struct LineWriter {
     file: File,
-    number: u64,
-    base: u64,
-    ends: [u32; LINE_BUCKETS as usize],
+    line: LineSizes,
+    /// Where the next bucket begins.
+    position: u64,
     filled: usize,
     buffer: Vec<u8>,
     flushed: u64,
+    /// The wide lines, which come after the records. Each stands for at least a thousand times its size.
+    wide: Vec<u8>,
 }
 
 impl LineWriter {
     /// The present bucket ends at this position among the records.
     fn end_bucket(&mut self, position: u64) -> std::io::Result<()> {
-        let end = u32::try_from(position - self.base)
-            .map_err(|_| std::io::Error::other("the records of a few buckets take more than 4 GiB"))?;
-        self.ends[self.filled..].fill(end);
+        self.line.sizes[self.filled] = position - self.position;
+        self.position = position;
         self.filled += 1;
-        if self.filled == LINE_BUCKETS as usize {
-            self.end_line(position)?;
+        if self.filled == self.line.sizes.len() {
+            self.end_line()?;
         }
         Ok(())
     }
 
-    fn end_line(&mut self, position: u64) -> std::io::Result<()> {
-        let line = line_to_bytes(self.number, self.base, &self.ends);
-        self.buffer.extend(line);
-        self.number += 1;
-        self.base = position;
+    fn end_line(&mut self) -> std::io::Result<()> {
+        self.buffer.extend(self.line.to_bytes(&mut self.wide));
+        self.line = LineSizes { number: self.line.number + 1, base: self.position, sizes: [0; LINE_BUCKETS as usize] };
         self.filled = 0;
         if self.buffer.len() >= 64 * 1024 {
             self.flush()?;
@@ -219,10 +222,12 @@ impl LineWriter {
         Ok(())
     }
 
-    fn finish(&mut self) -> std::io::Result<()> {
+    /// Answers the wide lines.
+    fn finish(&mut self) -> std::io::Result<Vec<u8>> {
         if self.filled > 0 {
-            self.end_line(self.base)?;
+            self.end_line()?;
         }
-        self.flush()
+        self.flush()?;
+        Ok(std::mem::take(&mut self.wide))
     }
 }

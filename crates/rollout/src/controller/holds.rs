@@ -123,7 +123,10 @@ fn gate_holds(view: &PushView, facts: &PushFacts, now: Timestamp) -> Vec<Hold> {
     let mut holds = Vec::new();
     for gate in facts.gates.values() {
         let state = &gate.gate.state;
-        if state.function.outcomes() == Outcomes::None || state.is_decided() {
+        // A gate that a region has left behind it undecided holds nothing any more.
+        let region = state.region.as_ref().and_then(|region| facts.push.regions.get(region));
+        let is_past = region.is_some_and(|region| region.state.is_at_rest());
+        if state.function.outcomes() == Outcomes::None || state.is_decided() || is_past {
             continue;
         }
         let mut state = state.clone();

@@ -20,11 +20,12 @@ impl PushStep<'_> {
             return Some(refusal);
         }
         let function = Function::PreStoreVersionSwap;
+        // Each gate is opened by its own name only.
+        if !self.embedded_open(name) {
+            return None;
+        }
         let overridden = self.facts.push.overrides.contains_key(&crate::entities::Gate::id(function, Some(name)));
         if !overridden {
-            if !self.embedded_open(name) {
-                return None;
-            }
             if let Some(message) = self.too_many_dead(name) {
                 self.fail(name, FailureKind::TooManyDeadInstances, message);
                 return None;

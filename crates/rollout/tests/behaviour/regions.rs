@@ -293,6 +293,23 @@ fn e3_the_embedded_gate_holds_clients_and_the_swap_but_not_ingestion() {
 }
 
 #[test]
+fn e3_each_gate_is_opened_by_hand_by_its_own_name_only() {
+    let mut world = Simulator::new();
+    world.enable(&["x"]);
+    world.always("x", EMBEDDED, "b", Reply::Wait);
+    world.always("x", SWAP, "b", Reply::Wait);
+    let push = world.push();
+    world.advance(MINUTE);
+    world.open_by_hand(&push, "pre-swap@b");
+    world.advance(MINUTE);
+    assert_eq!(world.serving(), [Some(2), Some(1), Some(2)], "the embedded gate still holds the swap");
+    world.open_by_hand(&push, "pre-embedded@b");
+    world.advance(MINUTE);
+    assert_eq!(world.status(&push), PushStatus::Completed);
+    assert!(tidegate_rollout::controller::holds(&world.view, &push, world.now).is_empty());
+}
+
+#[test]
 fn e4_no_client_serves_what_its_regions_gate_has_not_let() {
     let mut world = Simulator::new();
     world.enable(&["order"]);

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use tidegate_api::{
-    ArtifactView, ClientView, EmbeddedCounts, GateView, Progress, PushRegionView, PushState, PushSummary, PushView,
-    RegionFailure, RegionStage,
+    ArtifactView, ClientView, EmbeddedCounts, GateStatus, GateView, Progress, PushRegionView, PushState, PushSummary,
+    PushView, RegionFailure, RegionStage,
 };
 use tidegate_lifecycle::{Function, HooksConfiguration};
 use tidegate_rollout::controller::{GateFacts, PushFacts, PushView as StoreFacts, gather};
@@ -303,7 +303,13 @@ fn stage(found: &Found, push: &RegionPush, gates: &[GateView], embedded: &Embedd
         RegionState::Ingesting { .. } => RegionStage::Ingestion,
         RegionState::Ingested { .. } => {
             let asked = gates.iter().any(|gate| gate.gate == "pre-swap");
-            if !asked && embedded.alive > 0 { RegionStage::Embedded } else { RegionStage::SwapGate }
+            let embedded_gate_waits =
+                gates.iter().any(|gate| gate.gate.ends_with("-embedded") && gate.status != GateStatus::Open);
+            if !asked && (embedded.alive > 0 || embedded_gate_waits) {
+                RegionStage::Embedded
+            } else {
+                RegionStage::SwapGate
+            }
         }
         RegionState::Swapping { .. } => RegionStage::Swapping,
         RegionState::Baking { .. } => RegionStage::Bake,

@@ -88,7 +88,7 @@ async fn restored(case: &Case) -> Restored {
     for value in 0..49 {
         world.set(0, key(value), LOST + value).await;
     }
-    probe.until("what will be lost has run", |probe| (0..20).all(|number| runs_end(probe, &key(number), LOST))).await;
+    probe.until("what will be lost has run", |probe| (29..49).all(|value| has_run(probe, LOST + value))).await;
     probe.hold("running");
     let lost = SubmissionId::random();
     let write = world.cluster.server(0).transaction().submission(lost);
@@ -107,11 +107,10 @@ async fn restored(case: &Case) -> Restored {
     Restored { world, probe, resource, old_epoch, old_head, lost }
 }
 
-/// Whether every run of the key has ended, and one for a value of this kind was among them.
-fn runs_end(probe: &Probe, key: &str, kind: u64) -> bool {
-    let seen = probe.seen_of(key);
-    let of_kind = seen.iter().any(|seen| seen.after.is_some_and(|value| value / 1_000 == kind / 1_000));
-    of_kind && probe.ended_of(key) == seen.len()
+/// Whether a run for this value, the last of its key, was there, and every run of the key has ended.
+fn has_run(probe: &Probe, value: u64) -> bool {
+    let seen = probe.seen_of(&key(value));
+    seen.iter().any(|seen| seen.after == Some(value)) && probe.ended_of(&key(value)) == seen.len()
 }
 
 /// D35: after a restore no hook runs for what was lost, what was pending at the backup runs, and what had run before it
