@@ -130,7 +130,7 @@
 //! cluster: thousands to tens of thousands of transactions a second, depending on the disk's flush and on how many wait
 //! together. A closure runs under the cluster's lock, so it has a time budget (250 ms by default; aim at microseconds). A
 //! document has at most 8 MiB, a record 32 MiB, a transaction 64 MiB and 100 000 changes, attributes 64 KiB, an id 256
-//! bytes, a path [`DEPTH_MAX`] levels.
+//! bytes, a path [`DEPTH_MAX`] levels and [`PATH_BYTES_MAX`] bytes, an entry in an index of records [`INDEX_KEY_BYTES_MAX`].
 //!
 //! # When something else is the better choice
 //!
@@ -177,8 +177,10 @@ pub use error::{OpenError, QueryError, ReadError, WaitError, WriteError};
 pub use feed::{Feed, FeedItem};
 pub use local_hook::{BoxError, LocalCall, LocalHook, LocalHookError, LocalHookHandle, Scope};
 pub use metrics::StateMetrics;
-pub use path::{DEPTH_MAX, ID_BYTES_MAX, Path, PathError};
-pub use record::{IndexDeclaration, IndexKey, Record, RecordCursor, RecordPage, RecordQuery, Retain, Retention};
+pub use path::{DEPTH_MAX, ID_BYTES_MAX, PATH_BYTES_MAX, Path, PathError};
+pub use record::{
+    INDEX_KEY_BYTES_MAX, IndexDeclaration, IndexKey, Record, RecordCursor, RecordPage, RecordQuery, Retain, Retention,
+};
 pub use record_search::{PAGE_MAX, RecordPageOf, RecordSearch, Stored};
 pub use revision::{Attributes, Epoch, Revision, SubmissionId, Timestamp};
 pub use snapshot::Snapshot;

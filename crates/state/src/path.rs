@@ -21,6 +21,9 @@ pub const DEPTH_MAX: usize = 16;
 
 const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'/').add(b'%').add(b'?').add(b'#').add(b'"').add(b'<').add(b'>');
 
+/// The longest text of a path, in bytes: what the indexes of every database still take.
+pub const PATH_BYTES_MAX: usize = 2_600;
+
 /// Names a place in the tree. Cheap to clone; equality and hashing use the carried hash first.
 #[derive(Clone)]
 pub struct Path {
@@ -99,6 +102,12 @@ pub enum PathError {
         /// The id.
         id: String,
     },
+    /// The text is too long.
+    #[error("the path has {bytes} bytes; a path has at most {PATH_BYTES_MAX}")]
+    TooLong {
+        /// The text's length in bytes, ids percent-encoded.
+        bytes: usize,
+    },
     /// The path is too deep.
     #[error("the path has more than {DEPTH_MAX} pairs of collection and id")]
     TooDeep,
@@ -138,6 +147,9 @@ impl Path {
         text.push_str(collection);
         text.push('/');
         text.extend(utf8_percent_encode(id, ENCODED));
+        if text.len() > PATH_BYTES_MAX {
+            return Err(PathError::TooLong { bytes: text.len() });
+        }
         Ok(Path::from_text(&text))
     }
 
@@ -334,6 +346,18 @@ mod tests {
         assert_eq!(error.to_string(), "the id in collection \"stores\" is empty; an id has 1 to 256 bytes");
         let error = Path::root().child("stores", &"x".repeat(257)).unwrap_err();
         assert_eq!(error.to_string(), "the id in collection \"stores\" has 257 bytes; an id has at most 256");
+    }
+
+    #[test]
+    fn s04_a_path_of_the_limits_length_is_one_and_a_longer_one_is_not() {
+        let wide = "é".repeat(128);
+        let deep = |id: &str| {
+            let three = (0..3).try_fold(Path::root(), |path, _| path.child("stores", &wide))?;
+            three.child("stores", id)
+        };
+        let room = PATH_BYTES_MAX - 3 * (8 + 6 * 128) - 8;
+        assert_eq!(deep(&"x".repeat(room)).unwrap().as_str().len(), PATH_BYTES_MAX);
+        assert_eq!(deep(&"x".repeat(room + 1)), Err(PathError::TooLong { bytes: PATH_BYTES_MAX + 1 }));
     }
 
     #[test]

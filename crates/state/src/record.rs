@@ -70,6 +70,9 @@ pub struct IndexDeclaration {
     pub retain: Retain,
 }
 
+/// The longest entry in an index, in bytes, encoded: what the indexes of every database still take.
+pub const INDEX_KEY_BYTES_MAX: usize = 2_600;
+
 /// An entry in an index: parts that compare one after the other, encoded so that the order of bytes is the order of
 /// entries, the same on every driver and collation.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]

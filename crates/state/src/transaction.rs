@@ -13,7 +13,7 @@ use crate::driver::{HookNumber, LogEntry, RecordId, RecordRow, RecordWrite, Requ
 use crate::entity::{Entity, EntityId, Parent, Ref, Root};
 use crate::error::ReadError;
 use crate::path::{Path, PathError};
-use crate::record::Record;
+use crate::record::{INDEX_KEY_BYTES_MAX, IndexKey, Record};
 use crate::revision::{Attributes, Revision, Timestamp};
 use crate::snapshot::unreadable;
 use crate::tree::{CarriedHash, Node, Tree, compare_paths, compare_paths_children_first};
@@ -406,13 +406,18 @@ impl Transaction {
             return Err(TransactionError::TooLarge { what, size: json.len(), limit: RECORD_BYTES_MAX });
         }
         self.grow(json.len())?;
+        let keys: Vec<Vec<u8>> = record.index_keys().into_iter().map(IndexKey::into_bytes).collect();
+        if let Some(size) = keys.iter().map(Vec::len).find(|size| *size > INDEX_KEY_BYTES_MAX) {
+            let what = format!("an index entry of a record of kind {}, in bytes,", R::KIND);
+            return Err(TransactionError::TooLarge { what, size, limit: INDEX_KEY_BYTES_MAX });
+        }
         Ok(RecordRow {
             kind: R::KIND.into(),
             id,
             closed,
             at: self.now,
             document: StoredDocument { format: R::FORMAT, json: json.into() },
-            keys: record.index_keys().into_iter().map(crate::record::IndexKey::into_bytes).collect(),
+            keys,
         })
     }
 

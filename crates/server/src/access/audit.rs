@@ -118,7 +118,8 @@ impl AuditEntry {
             request,
             route: format!("{} {}", rule.method.to_uppercase(), rule.path),
             target: target.chars().take(TARGET_CHARS_MAX).collect(),
-            store,
+            // A longer name is no store's; what was asked for is in the target.
+            store: store.filter(|store| store.len() <= tidegate_state::ID_BYTES_MAX),
             is_with_change: AtomicBool::new(false),
         }
     }

@@ -12,7 +12,7 @@ use super::{Case, Written, agree, within};
 use crate::driver::RecordId;
 use crate::entity::Ref;
 use crate::error::{QueryError, WriteError};
-use crate::record::{IndexKey, Record};
+use crate::record::{INDEX_KEY_BYTES_MAX, IndexKey, Record};
 use crate::record_search::{RecordPageOf, RecordSearch, Stored};
 use crate::state::State;
 use crate::testing::points::name as point;
@@ -278,11 +278,29 @@ pub async fn r08_large_values_and_many_records(case: Case) {
     let refused = cluster.server(0).write(move |tx: &mut Transaction| tx.append(&too_large)).await;
     let error = refused.unwrap_err().to_string();
     assert!(error.contains("execution") && error.contains(&(32 << 20).to_string()), "{error}");
+    // Noise, so that nobody makes an index entry of it short by compressing it.
+    let noise = |length: usize| -> String {
+        let mut state = 7_u64;
+        let mut letter = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            char::from(b'!' + u8::try_from((state >> 33) % 90).unwrap())
+        };
+        (0..length).map(|_| letter()).collect()
+    };
+    let (long, too_long) = (noise(INDEX_KEY_BYTES_MAX - 10), noise(INDEX_KEY_BYTES_MAX));
+    let record = execution(&long, 1, "");
+    cluster.server(0).write(move |tx: &mut Transaction| tx.append(&record)).await.unwrap();
+    let refused = execution(&too_long, 1, "");
+    let refused = cluster.server(0).write(move |tx: &mut Transaction| tx.append(&refused)).await;
+    let error = refused.unwrap_err().to_string();
+    assert!(error.contains("index entry") && error.contains(&INDEX_KEY_BYTES_MAX.to_string()), "{error}");
     cluster.restart_store().await;
     cluster.restart(1).await;
     let search = |store: &str| RecordSearch::by("by-store").prefix(IndexKey::new().text(store)).limit(1_000);
     let page: RecordPageOf<Execution> = cluster.server(1).records(search("large")).await.unwrap();
     assert!(page.items.len() == 1 && *page.items[0].value.as_ref().unwrap() == large, "byte for byte");
+    let page: RecordPageOf<Execution> = cluster.server(1).records(search(&long)).await.unwrap();
+    assert_eq!(page.items.len(), 1, "the longest index entry there may be");
     let mut count = 0;
     let mut cursor = None;
     loop {
