@@ -10,7 +10,7 @@ use super::parse_duration;
 pub(crate) struct PushArguments {
     #[command(subcommand)]
     pub(crate) command: Option<PushCommand>,
-    /// The store.
+    /// The store. One whose name is a subcommand is pushed to after two dashes: `push -- list data.csv`.
     #[arg(required = true)]
     pub(crate) store: Option<String>,
     /// Files, folders of part files, or patterns such as 'data/part-*.csv.zst'.

@@ -8,7 +8,8 @@ use clap::Subcommand;
 pub(crate) enum StoreCommand {
     /// Make a store.
     Create {
-        /// Its name. Letters, digits, dashes and underscores never need quoting; other characters are taken, too.
+        /// Its name. Letters, digits, dashes and underscores never need quoting; other characters are taken, too. What
+        /// `push` has as a subcommand (`list`, `status`, …) is refused.
         name: String,
         /// The columns that name a record.
         #[arg(long = "key", required = true, value_name = "COLUMN", value_delimiter = ',')]
@@ -73,6 +74,11 @@ pub(crate) enum StoreCommand {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum HooksCommand {
+    /// The hook settings that the store has of its own, and all that are in force for it.
+    Show {
+        /// The store.
+        store: String,
+    },
     /// Set hook settings: `store hooks set airports region-order.order=a,b,c`.
     Set {
         /// The store.
@@ -93,6 +99,11 @@ pub(crate) enum HooksCommand {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum SchemaCommand {
+    /// The schemas that the store knows, the newest last.
+    List {
+        /// The store.
+        store: String,
+    },
     /// Register a schema before a push brings it.
     Add {
         /// The store.

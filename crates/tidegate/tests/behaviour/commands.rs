@@ -239,3 +239,75 @@ fn a_server_refuses_to_listen_beyond_loopback_unless_told_so_by_name() {
         assert!(String::from_utf8_lossy(&output.stderr).contains(named), "{named}: {}", describe(&output));
     }
 }
+
+#[test]
+fn d16_one_changed_record_is_one_record() {
+    let folder = tempfile::tempdir().unwrap();
+    let (before, after) = (folder.path().join("before.csv"), folder.path().join("after.csv"));
+    std::fs::write(&before, "id,amount\na,1\n").unwrap();
+    std::fs::write(&after, "id,amount\na,2\n").unwrap();
+    let output = tidegate().arg("diff").args([&before, &after]).args(["--key", "id"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("before.csv: 1 record, ") && said.contains("changed in 1 record\n"), "{said}");
+}
+
+#[test]
+fn f11_a_value_of_another_kind_is_refused_with_what_is_expected_and_an_example() {
+    let output = tidegate().args(["store", "set", "things", "limits.push_ms=soon"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", describe(&output));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("90s, 15m, 2h") && said.contains("Write for instance limits.push_ms=2h."), "{said}");
+}
+
+#[test]
+fn a_store_is_not_given_a_name_that_push_has_as_a_command() {
+    let server = Server::start();
+    for name in ["list", "status", "kill"] {
+        let refused = server.run(&["store", "create", name, "--key", "id"]);
+        assert_eq!(refused.status.code(), Some(2), "{}", describe(&refused));
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(said.contains(&format!("tidegate push -- {name} PATH")), "{said}");
+    }
+    assert_eq!(server.json(&["store", "list"]), serde_json::json!([]));
+    // One that was made otherwise can be pushed to as the help says.
+    let input = server.scratch().join("things.csv");
+    write_csv(&input, 10, 0);
+    let unknown = server.run(&["push", "--", "list", input.to_str().unwrap()]);
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("There is no store `list`"), "{}", describe(&unknown));
+}
+
+#[test]
+fn what_schemas_and_hook_settings_a_store_has_can_be_listed() {
+    let server = Server::start();
+    let input = server.scratch().join("things.csv");
+    write_csv(&input, 10, 0);
+    server.json(&["store", "create", "things", "--key", "id"]);
+    let none = server.run(&["store", "schema", "list", "things"]);
+    assert!(String::from_utf8_lossy(&none.stdout).starts_with("no schema"), "{}", describe(&none));
+    server.json(&["push", "things", input.to_str().unwrap(), "--id", "p1"]);
+    let known = server.json(&["store", "schema", "list", "things"]);
+    assert_eq!((&known[0]["id"], &known[0]["push"]), (&1.into(), &"p1".into()), "{known:#}");
+    let text = server.run(&["store", "schema", "list", "things"]);
+    let text = String::from_utf8_lossy(&text.stdout);
+    assert!(text.contains("by push p1") && text.contains("id      string, never null"), "{text}");
+
+    server.json(&["store", "hooks", "set", "things", "region-order.delay=30s"]);
+    let shown = server.json(&["store", "hooks", "show", "things"]);
+    assert_eq!(shown["overrides"]["region-order.delay"], "30s", "{shown:#}");
+    let text = server.run(&["store", "hooks", "show", "things"]);
+    let text = String::from_utf8_lossy(&text.stdout);
+    assert_eq!(text.matches("region-order.delay = 30s").count(), 2, "{text}");
+}
+
+#[test]
+fn f11_marking_a_region_needs_a_reason_and_says_what_follows() {
+    let server = Server::start();
+    let refused = server.run(&["region", "mark", "a", "--unavailable"]);
+    assert_eq!(refused.status.code(), Some(2), "{}", describe(&refused));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("--reason"), "{}", describe(&refused));
+    let marked = server.run(&["region", "mark", "a", "--unavailable", "--reason", "moving house"]);
+    let said = String::from_utf8_lossy(&marked.stdout);
+    assert!(said.contains("region a is unavailable: moving house; pushes leave it out"), "{said}");
+    let marked = server.run(&["region", "mark", "a", "--available"]);
+    assert!(String::from_utf8_lossy(&marked.stdout).contains("region a is available"), "{}", describe(&marked));
+}
