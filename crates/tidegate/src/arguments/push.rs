@@ -31,7 +31,8 @@ pub(crate) struct PushArguments {
     /// Do not follow: end once the server has the whole artifact.
     #[arg(long, conflicts_with = "watch")]
     pub(crate) detach: bool,
-    /// How long to follow; exit code 14 when the push has not ended by then.
+    /// How long all of it may take, waiting for a server that does not answer included; exit code 14 when the push has not
+    /// ended by then, 3 when no server has taken it in.
     #[arg(long, value_parser = parse_duration, value_name = "DURATION", conflicts_with = "detach")]
     pub(crate) timeout: Option<Duration>,
     /// Accept an input without rows.
