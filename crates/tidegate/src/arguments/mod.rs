@@ -22,7 +22,7 @@ pub(crate) use backup::{BackupArguments, PlaceArguments, RestoreArguments};
 pub(crate) use demo::{DemoApplicationArguments, DemoArguments};
 pub(crate) use push::{ProceedArguments, PushArguments, PushCommand};
 pub(crate) use server::{ConfigCommand, QueueCommand, RegionCommand, ServerArguments};
-pub(crate) use store::{HooksCommand, SchemaCommand, StoreCommand};
+pub(crate) use store::{HooksCommand, RollbackArguments, SchemaCommand, StoreCommand};
 
 /// Releases data: versioned datasets, pushed region by region, with hooks around every step.
 #[derive(Debug, Parser)]

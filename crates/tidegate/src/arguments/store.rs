@@ -1,8 +1,11 @@
 //! `tidegate store …`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
+
+use super::parse_duration;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum StoreCommand {
@@ -46,22 +49,7 @@ pub(crate) enum StoreCommand {
     #[command(subcommand)]
     Schema(SchemaCommand),
     /// Go back to what was served before the newest version.
-    Rollback {
-        /// The store.
-        name: String,
-        /// In this region alone.
-        #[arg(long)]
-        region: Option<String>,
-        /// To this version; without it each region that serves the newest one goes to what it served before.
-        #[arg(long, value_name = "VERSION")]
-        to: Option<u64>,
-        /// Why, for the record.
-        #[arg(long)]
-        reason: String,
-        /// Do not ask.
-        #[arg(long, short)]
-        yes: bool,
-    },
+    Rollback(RollbackArguments),
     /// Delete a store and, after a grace time, its data.
     Delete {
         /// The store.
@@ -70,6 +58,31 @@ pub(crate) enum StoreCommand {
         #[arg(long, short)]
         yes: bool,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RollbackArguments {
+    /// The store.
+    pub(crate) name: String,
+    /// In this region alone.
+    #[arg(long)]
+    pub(crate) region: Option<String>,
+    /// To this version; without it each region that serves the newest one goes to what it served before.
+    #[arg(long, value_name = "VERSION")]
+    pub(crate) to: Option<u64>,
+    /// Why, for the record.
+    #[arg(long)]
+    pub(crate) reason: String,
+    /// Follow until every region serves what it goes back to: exit code 1 where one does not, or not within the store's limit
+    /// on the confirmation of a rollback.
+    #[arg(long, short)]
+    pub(crate) watch: bool,
+    /// How long all of it may take; exit code 14 when a region is not there by then.
+    #[arg(long, value_parser = parse_duration, value_name = "DURATION", requires = "watch")]
+    pub(crate) timeout: Option<Duration>,
+    /// Do not ask.
+    #[arg(long, short)]
+    pub(crate) yes: bool,
 }
 
 #[derive(Debug, Subcommand)]

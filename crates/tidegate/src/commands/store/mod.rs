@@ -1,14 +1,13 @@
 //! `tidegate store …`.
 
+mod rollback;
 mod settings;
 
 use std::collections::BTreeMap;
 
 use clap::Subcommand;
 use serde_json::Value;
-use tidegate_api::{
-    OverridesUpdate, OverridesView, RollbackRequest, SchemaView, StoreCreate, StorePatch, StoreView, VersionView,
-};
+use tidegate_api::{OverridesUpdate, OverridesView, SchemaView, StoreCreate, StorePatch, StoreView, VersionView};
 use tidegate_client::Client;
 
 use super::{confirm, name_and_value};
@@ -104,19 +103,7 @@ pub(super) async fn run(command: StoreCommand, client: &Client, output: Output) 
                 format!("{} schema {} is registered", style.mark(Paint::Good), schema.id)
             })?;
         }
-        StoreCommand::Rollback { name, region, to, reason, yes } => {
-            let place = region.as_deref().map_or("all regions".to_owned(), |region| format!("region {region}"));
-            let target = to.map_or("what was served before".to_owned(), |version| format!("version {version}"));
-            confirm(&format!("Roll {} back in {place} to {target}?", plain(&name)), yes)?;
-            let answer = client.roll_back_store(&name, &RollbackRequest { region, version: to, reason }).await?;
-            output.result(&answer, |answer, style| {
-                let line = |(region, version): (&String, &Option<u64>)| {
-                    let version = version.map_or("no version".to_owned(), |version| format!("version {version}"));
-                    format!("{} {} goes back to {version}\n", style.mark(Paint::Good), plain(region))
-                };
-                answer.regions.iter().map(line).collect()
-            })?;
-        }
+        StoreCommand::Rollback(arguments) => return rollback::run(arguments, client, output).await,
         StoreCommand::Delete { name, yes } => {
             confirm(&format!("Delete store {} and, after a grace time, its data?", plain(&name)), yes)?;
             client.delete_store(&name).await?;
