@@ -25,10 +25,12 @@ impl Steps {
             self.phase = Some(view.state.phase);
             lines.push(format!("{} {name}: {}", style.mark(Paint::Going), view.state.phase.word().replace('_', " ")));
         }
-        self.gates("", &view.gates, style, &mut lines);
+        // Of a push that has ended, nothing waits any more, whatever its hooks said last.
+        let waits = !view.state.status.is_terminal();
+        self.gates("", &view.gates, waits, style, &mut lines);
         for region in &view.regions {
             let place = plain(&region.region);
-            self.gates(&place, &region.gates, style, &mut lines);
+            self.gates(&place, &region.gates, waits, style, &mut lines);
             if self.stages.insert(region.region.clone(), region.stage) == Some(region.stage) {
                 continue;
             }
@@ -65,10 +67,10 @@ impl Steps {
         lines
     }
 
-    fn gates(&mut self, region: &str, gates: &[GateView], style: Style, lines: &mut Vec<String>) {
+    fn gates(&mut self, region: &str, gates: &[GateView], waits: bool, style: Style, lines: &mut Vec<String>) {
         for gate in gates {
             for hook in &gate.hooks {
-                let Some(verdict) = hook.verdict else { continue };
+                let Some(verdict) = hook.verdict.filter(|verdict| waits || *verdict != Verdict::Wait) else { continue };
                 let asked = (region.to_owned(), gate.gate.clone(), hook.hook.clone());
                 let answer = (verdict, hook.reason.clone());
                 if self.answers.insert(asked, answer.clone()) == Some(answer) || verdict == Verdict::Proceed {
@@ -116,6 +118,14 @@ mod tests {
             [".. region b pre-swap: region-order says wait: waits for a: 2 s of 3 s"]
         );
         assert!(later("waits for a: 2 s of 3 s").is_empty());
+    }
+
+    #[test]
+    fn r11_nothing_waits_any_more_once_the_push_has_ended() {
+        let mut ended = view();
+        ended.state.status = tidegate_api::PushStatus::Killed;
+        let lines = Steps::default().lines(&ended, Style::PLAIN);
+        assert!(lines.iter().all(|line| !line.contains("says wait")), "{lines:?}");
     }
 
     #[test]

@@ -70,7 +70,7 @@ impl Kind {
             Kind::Percent => "a whole number of percent, up to 100".to_owned(),
             Kind::Bytes => "a whole number of bytes".to_owned(),
             Kind::Time => "a time: milliseconds, or a number with a unit such as 90s, 15m, 2h or 1h30m".to_owned(),
-            Kind::Keys => "keys as a JSON array of texts".to_owned(),
+            Kind::Keys => "a list of keys, as a JSON array of texts".to_owned(),
             Kind::OneOf(words) => format!("one of {}", words.join(", ")),
         }
     }
