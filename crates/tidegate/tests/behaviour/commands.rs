@@ -336,6 +336,7 @@ fn b11_a_rollback_is_followed_until_every_region_serves_the_older_version() {
 fn b11_a_rollback_whose_region_is_away_says_so_within_its_timeout_and_a_second_one_is_refused() {
     let mut server = Server::start();
     server.json(&["store", "create", "things", "--key", "id"]);
+    server.json(&["store", "set", "things", "retention=3"]);
     for generation in [0, 1, 2] {
         let input = server.scratch().join(format!("{generation}.csv"));
         write_csv(&input, 100, generation);
