@@ -252,7 +252,7 @@ fn d16_one_changed_record_is_one_record() {
 }
 
 #[test]
-fn f11_a_value_of_another_kind_is_refused_with_what_is_expected_and_an_example() {
+fn a_value_of_another_kind_is_refused_with_what_is_expected_and_an_example() {
     let output = tidegate().args(["store", "set", "things", "limits.push_ms=soon"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2), "{}", describe(&output));
     let said = String::from_utf8_lossy(&output.stderr);
@@ -300,7 +300,7 @@ fn what_schemas_and_hook_settings_a_store_has_can_be_listed() {
 }
 
 #[test]
-fn f11_marking_a_region_needs_a_reason_and_says_what_follows() {
+fn marking_a_region_needs_a_reason_and_says_what_follows() {
     let server = Server::start();
     let refused = server.run(&["region", "mark", "a", "--unavailable"]);
     assert_eq!(refused.status.code(), Some(2), "{}", describe(&refused));
@@ -313,7 +313,7 @@ fn f11_marking_a_region_needs_a_reason_and_says_what_follows() {
 }
 
 #[test]
-fn b11_a_rollback_is_followed_until_every_region_serves_the_older_version() {
+fn b8_a_rollback_is_followed_until_every_region_serves_the_older_version() {
     let server = Server::start();
     server.json(&["store", "create", "things", "--key", "id"]);
     for generation in [0, 1] {
@@ -333,7 +333,7 @@ fn b11_a_rollback_is_followed_until_every_region_serves_the_older_version() {
 }
 
 #[test]
-fn b11_a_rollback_whose_region_is_away_says_so_within_its_timeout_and_a_second_one_is_refused() {
+fn b8_a_rollback_whose_region_is_away_says_so_within_its_timeout_and_a_second_one_is_refused() {
     let mut server = Server::start();
     server.json(&["store", "create", "things", "--key", "id"]);
     server.json(&["store", "set", "things", "retention=3"]);
@@ -365,7 +365,7 @@ fn b11_a_rollback_whose_region_is_away_says_so_within_its_timeout_and_a_second_o
 }
 
 #[test]
-fn f12_other_input_under_a_used_id_is_refused_before_anything_reads_as_done() {
+fn d10_other_input_under_a_used_id_is_refused_before_anything_reads_as_done() {
     let server = Server::start();
     server.json(&["store", "create", "things", "--key", "id"]);
     let (first, second) = (server.scratch().join("1.csv"), server.scratch().join("2.csv"));

@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn b11_a_region_is_there_on_its_way_or_never_comes() {
+    fn b8_a_region_is_there_on_its_way_or_never_comes() {
         let stands = |region: &RegionView| standing(Some(region), "s", Some(1));
         assert_eq!(stands(&region("a", 1, 1)), Standing::There);
         assert!(matches!(stands(&region("a", 1, 2)), Standing::OnItsWay(Some(why)) if why.contains("nobody hosts it")));
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn b11_a_second_rollback_is_told_from_one_that_goes_back_further() {
+    fn b8_a_second_rollback_is_told_from_one_that_goes_back_further() {
         let going = [region("a", 2, 2), region("b", 2, 3)];
         let found = going_back(&going, "s", None, None);
         assert_eq!(found, Some([("b".to_owned(), (2, 3))].into()));
