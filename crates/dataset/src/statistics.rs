@@ -297,7 +297,8 @@ impl FieldAccumulator {
             min: bound(false),
             max: bound(true),
             mean: is_number.then(|| mean(&self.sum, self.count - self.nans)).flatten(),
-            distinct: self.distinct.estimate(),
+            // It is an estimate, and may come out above the number of values that there are.
+            distinct: self.distinct.estimate().min(self.count),
             nans: self.nans,
             vectors: self.data_type.is_vector().then(|| self.vectors.finish()),
             bytes: self.bytes,
@@ -393,6 +394,20 @@ mod tests {
         assert_eq!(vectors.with_nan, 1);
         assert_eq!((vectors.length_min, vectors.length_max), (2, 3));
         assert_eq!((found.bytes, found.distinct, found.min), (28, 3, None));
+    }
+
+    #[test]
+    fn there_are_never_more_distinct_values_than_values() {
+        let mut accumulator = FieldAccumulator::new(FieldType::LONG);
+        let field = Field::nullable("f", FieldType::LONG);
+        let mut over = 0;
+        for value in 0..5_000 {
+            accumulator.add(&Cell::Scalar(Scalar::Long(value)));
+            over += u64::from(accumulator.distinct.estimate() > accumulator.count);
+            let found = accumulator.finish(&field);
+            assert!(found.distinct <= found.count, "{} of {}", found.distinct, found.count);
+        }
+        assert!(over > 0, "the estimate alone never was above it");
     }
 
     #[test]

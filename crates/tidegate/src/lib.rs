@@ -29,8 +29,8 @@ use clap::Parser;
 pub use exit::Exit;
 pub use tidegate_lifecycle::Registry;
 
-use crate::arguments::Arguments;
-use crate::output::{Output, say};
+use crate::arguments::{Arguments, ColorChoice, usage};
+use crate::output::{Output, Style, say};
 use crate::parent::Parent;
 
 /// Runs the command line with these hooks, and gives the code to end with.
@@ -38,10 +38,16 @@ use crate::parent::Parent;
 pub fn run(registry: Registry) -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        Err(error) => {
-            // Help and version are no errors, and go to standard output.
+        // Help and version are no errors, and go to standard output.
+        Err(error) if !error.use_stderr() => {
             let _ = error.print();
-            return if error.use_stderr() { Exit::Usage.into() } else { Exit::Done.into() };
+            return Exit::Done.into();
+        }
+        Err(error) => {
+            let style = Style::for_stream(ColorChoice::Auto, &std::io::stderr());
+            let words: Vec<_> = std::env::args_os().collect();
+            say(&usage::explain(&error, &words, style.rich));
+            return Exit::Usage.into();
         }
     };
     start_log(if arguments.is_order_to_agent() { "error" } else { "warn" });

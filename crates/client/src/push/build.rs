@@ -8,6 +8,8 @@ use tidegate_dataset::build::{BuildError, BuildOptions, Builder, BuiltArtifact};
 use tidegate_dataset::input::InputError;
 use tidegate_dataset::{Cancel, InferredSchema, OnProgress, Phase, infer_schema_against};
 
+use super::{PushError, advice};
+
 /// What is being done with the input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BuildPhase {
@@ -35,7 +37,7 @@ pub(super) enum BuildFailed {
     /// The push has ended, and the work was stopped.
     Cancelled,
     /// The input, or this machine.
-    Failed { kind: InputFault, message: String },
+    Failed { kind: InputFault, message: String, to_do: String },
 }
 
 /// What is to be built, and where.
@@ -84,9 +86,8 @@ impl Plan {
         if inferred.rows == 0 && !self.allow_empty {
             return Err(BuildFailed::Failed {
                 kind: InputFault::Input,
-                message: "the input is empty: it has no record. Push with --allow-empty, or let the \
-                          store allow it, if that is meant"
-                    .to_owned(),
+                message: "the input is empty: it has no record".to_owned(),
+                to_do: advice::about_emptiness(),
             });
         }
         Ok(inferred)
@@ -140,7 +141,7 @@ fn input_failed(error: InputError) -> BuildFailed {
         InputError::Disk { .. } => InputFault::Fault,
         _ => InputFault::Input,
     };
-    BuildFailed::Failed { kind, message: error.to_string() }
+    BuildFailed::Failed { kind, message: error.to_string(), to_do: advice::about_input(&error) }
 }
 
 fn build_failed(error: BuildError) -> BuildFailed {
@@ -152,10 +153,11 @@ fn build_failed(error: BuildError) -> BuildFailed {
         }
         _ => InputFault::Input,
     };
-    BuildFailed::Failed { kind, message: error.to_string() }
+    BuildFailed::Failed { kind, message: error.to_string(), to_do: advice::about_build(&error) }
 }
 
 /// Finds the input files, so that a path that names nothing is told before a push is started.
-pub(super) fn discover(paths: &[PathBuf]) -> Result<(), String> {
-    tidegate_dataset::input::discover(paths).map(|_| ()).map_err(|error| error.to_string())
+pub(super) fn discover(paths: &[PathBuf]) -> Result<(), PushError> {
+    let found = tidegate_dataset::input::discover(paths).map(|_| ());
+    found.map_err(|error| PushError::Input { message: error.to_string(), to_do: advice::about_input(&error) })
 }

@@ -23,6 +23,9 @@ pub(super) struct Known {
     pub(super) lost: Option<Arc<Error>>,
     /// Why the server can't be reached at the moment.
     pub(super) unreachable: Option<String>,
+    /// Whether the push is one of this job's input, as far as that can be told: how another one's goes is no news of
+    /// this job.
+    pub(super) confirmed: bool,
 }
 
 /// The knowledge, shared by the job's tasks. What is for good is never taken back.
@@ -30,8 +33,13 @@ pub(super) struct Known {
 pub(super) struct Shared(watch::Sender<Known>);
 
 impl Shared {
-    pub(super) fn new(state: PushState) -> Self {
-        Self(watch::Sender::new(Known { state, view: None, lost: None, unreachable: None }))
+    pub(super) fn new(state: PushState, confirmed: bool) -> Self {
+        Self(watch::Sender::new(Known { state, view: None, lost: None, unreachable: None, confirmed }))
+    }
+
+    /// Takes note that the push is of this job's input.
+    pub(super) fn confirm(&self) {
+        self.0.send_modify(|known| known.confirmed = true);
     }
 
     pub(super) fn subscribe(&self) -> watch::Receiver<Known> {
@@ -218,7 +226,7 @@ mod tests {
 
     #[tokio::test]
     async fn f15_an_end_that_is_known_is_never_taken_back() {
-        let shared = Shared::new(state(PushStatus::Started, PushPhase::Build));
+        let shared = Shared::new(state(PushStatus::Started, PushPhase::Build), true);
         shared.note(&state(PushStatus::Killed, PushPhase::Ended));
         // An older answer that was late on its way.
         shared.note(&state(PushStatus::Started, PushPhase::Upload));

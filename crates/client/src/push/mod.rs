@@ -15,9 +15,11 @@
 //!
 //! Every step can be repeated: a client that was killed and is run again with the same id goes on
 //! where it was. Input that can't be made into a version ends the push as ERROR (input), with the
-//! reason kept on the server. The work folder goes when the push has no more use for it; what a
+//! reason kept on the server. A push that is found with all of its data is not told of before the
+//! input is known to be the one that it was made from. The work folder goes when the push has no more use for it; what a
 //! client left that never came back is swept by later ones.
 
+mod advice;
 mod build;
 mod folder;
 mod known;
@@ -67,7 +69,8 @@ pub struct PushOptions {
     /// Whether the push is followed to its end. Otherwise the job is done once the artifact is
     /// complete.
     pub follow: bool,
-    /// When to give up following, counted from the start. The push itself goes on.
+    /// When to give up, counted from the start: waiting for a server that does not answer, and following. A push that was
+    /// accepted goes on. Absent: a server that does not answer is tried for the client's own patience.
     pub timeout: Option<Duration>,
     /// How long a server that can't be reached is waited for once the push was accepted.
     pub patience: Duration,
@@ -167,6 +170,8 @@ pub struct PushOutcome {
     pub view: Option<PushView>,
     /// Whether [`PushOptions::timeout`] ran out first.
     pub timed_out: bool,
+    /// What can be done about it, where this client found what is wrong with the input.
+    pub to_do: Option<String>,
 }
 
 impl PushOutcome {
@@ -187,6 +192,8 @@ pub enum PushError {
     Input {
         /// Which path, and what is wrong with it.
         message: String,
+        /// What can be done about it.
+        to_do: String,
     },
     /// The server refused, or could not be reached.
     #[error(transparent)]

@@ -1,13 +1,14 @@
 //! A push job from start to end.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use tidegate_api::{ClientPhase, HeartbeatRequest, InputFault, PushStart, PushState, PushView, code};
+use tidegate_api::{ClientPhase, HeartbeatRequest, InputFault, PushAccepted, PushStart, PushState, PushView, code};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::folder::KeptFolder;
-use super::known::{Known, Pulse, Shared, beat, follow};
+use super::known::{Known, Pulse, Shared, beat, follow, needs_client};
 use super::work::{Events, Stopped, Work};
 use super::{PushError, PushEvent, PushJob, PushObserver, PushOutcome, build};
 use crate::client::Client;
@@ -15,6 +16,9 @@ use crate::error::Error;
 
 /// How many events may wait for the observer.
 const EVENTS_MAX: usize = 64;
+
+/// How long an answer may take that is asked for at the end of the time.
+const LAST_ANSWER: Duration = Duration::from_millis(250);
 
 /// The shortest and longest time between heartbeats, whatever the server says.
 const HEARTBEAT_MIN: Duration = Duration::from_millis(100);
@@ -28,13 +32,13 @@ impl PushJob {
     /// [`PushError::Server`] if the push was refused or the server was lost. A push that ended
     /// otherwise than hoped is no error: the outcome says how it ended.
     pub async fn run(self, client: &Client, observer: &mut dyn PushObserver) -> Result<PushOutcome, PushError> {
+        let deadline = self.options.timeout.map(|timeout| Instant::now() + timeout);
         let paths = self.paths.clone();
         // Data that is there already needs no input.
         if self.options.from_version.is_none() {
-            tokio::task::spawn_blocking(move || build::discover(&paths))
-                .await
-                .unwrap_or_else(|error| Err(error.to_string()))
-                .map_err(|message| PushError::Input { message })?;
+            tokio::task::spawn_blocking(move || build::discover(&paths)).await.unwrap_or_else(|error| {
+                Err(PushError::Input { message: error.to_string(), to_do: "Push again.".to_owned() })
+            })?;
         }
         let start = PushStart {
             id: self.id.clone(),
@@ -46,17 +50,18 @@ impl PushJob {
             from_version: self.options.from_version,
             overrides: self.options.overrides.clone(),
         };
-        let accepted = client.start_push(&start).await?;
+        let accepted = let_in(client, &start, self.options.timeout).await?;
         observer.event(PushEvent::Accepted(Box::new(accepted.clone())));
 
         let patient = client.with_patience(self.options.patience);
-        let shared = Shared::new(accepted.state.clone());
+        // One that has all of its data already may have been made of other input.
+        let confirmed = accepted.created || needs_client(&accepted.state) || start.from_version.is_some();
+        let shared = Shared::new(accepted.state.clone(), confirmed);
         let pulse = Pulse::new(HeartbeatRequest { phase: ClientPhase::Waiting, bytes: 0, of: None, records: 0 });
         let follower = follow(client, &self.id, &shared, self.options.patience);
         let every = Duration::from_millis(accepted.heartbeat_interval_ms).clamp(HEARTBEAT_MIN, HEARTBEAT_MAX);
         let heart = beat(client, &self.id, &shared, &pulse, every);
         let (sender, receiver) = mpsc::channel(EVENTS_MAX);
-        let timeout = self.options.timeout;
         let is_followed = self.options.follow;
         let work = Work {
             client: patient,
@@ -66,6 +71,7 @@ impl PushJob {
             pulse,
             events: Events::new(sender),
             folder: KeptFolder::default(),
+            to_do: OnceLock::new(),
         };
         let folder = work.folder.clone();
         let steps = async {
@@ -73,7 +79,7 @@ impl PushJob {
             drop(heart);
             finish(&work, done, is_followed).await
         };
-        let done = observe(steps, receiver, &shared, observer, timeout).await;
+        let done = observe(steps, receiver, &shared, observer, deadline).await;
         drop(follower);
         let known = shared.now();
         if known.state.status.is_terminal() {
@@ -87,7 +93,8 @@ impl PushJob {
             }
             None => true,
         };
-        Ok(outcome(client, known, timed_out).await)
+        let (state, view) = latest(client, known, timed_out).await;
+        Ok(PushOutcome { state, view, timed_out, to_do: work.to_do.into_inner() })
     }
 }
 
@@ -97,7 +104,8 @@ async fn finish(work: &Work, done: Result<(), Stopped>, is_followed: bool) -> Re
         Ok(()) if !is_followed => return Ok(()),
         // The watch stream tells how it ended.
         Ok(()) | Err(Stopped::Ended) => {}
-        Err(Stopped::Failed { kind, message }) => {
+        Err(Stopped::Failed { kind, message, to_do }) => {
+            work.to_do.get_or_init(|| to_do);
             let state = work.give_up(kind, message.clone()).await;
             ended(work, state, message)?;
         }
@@ -114,6 +122,9 @@ async fn finish(work: &Work, done: Result<(), Stopped>, is_followed: bool) -> Re
                     Some(code::PART_DAMAGED | code::PARTS_MISSING) => InputFault::Fault,
                     _ => InputFault::Input,
                 };
+                if let Some(body) = error.body() {
+                    work.to_do.get_or_init(|| body.countermeasures.clone());
+                }
                 let message = error.to_string();
                 let state = work.give_up(kind, message.clone()).await;
                 ended(work, state, message)?;
@@ -148,14 +159,14 @@ async fn observe(
     mut events: mpsc::Receiver<PushEvent>,
     shared: &Shared,
     observer: &mut dyn PushObserver,
-    timeout: Option<Duration>,
+    deadline: Option<Instant>,
 ) -> Option<Result<(), PushError>> {
     let mut known = shared.subscribe();
     let mut told = Told::default();
     tokio::pin!(steps);
     let deadline = async {
-        match timeout {
-            Some(timeout) => tokio::time::sleep(timeout).await,
+        match deadline {
+            Some(deadline) => tokio::time::sleep_until(deadline).await,
             None => std::future::pending().await,
         }
     };
@@ -196,7 +207,7 @@ impl Told {
             Some(_) => {}
             None => self.unreachable = false,
         }
-        if let Some(view) = &known.view {
+        if let Some(view) = known.view.as_ref().filter(|_| known.confirmed) {
             let is_new = self.view.as_ref().is_none_or(|told| !Arc::ptr_eq(told, view));
             if is_new {
                 self.view = Some(Arc::clone(view));
@@ -206,11 +217,34 @@ impl Told {
     }
 }
 
-/// The outcome, with a view that is not older than what is known.
-async fn outcome(client: &Client, known: Known, timed_out: bool) -> PushOutcome {
+/// Lets the push in. With a limit on the whole job, a server that is away is tried for as long, and one that takes the
+/// request and says nothing is not waited for much longer.
+async fn let_in(client: &Client, start: &PushStart, limit: Option<Duration>) -> Result<PushAccepted, Error> {
+    let Some(limit) = limit else { return client.start_push(start).await };
+    let patient = client.with_patience(limit);
+    // A request that gives up by itself knows better why, so it gets the chance to.
+    match tokio::time::timeout(limit.saturating_add(LAST_ANSWER), patient.start_push(start)).await {
+        Ok(answer) => answer,
+        Err(_) => Err(Error::Unreachable {
+            url: client.url().to_owned(),
+            tried_for: limit,
+            reason: "the server did not answer".to_owned(),
+            surely_not_sent: false,
+        }),
+    }
+}
+
+/// State and view at the end, not older than what is known.
+async fn latest(client: &Client, known: Known, timed_out: bool) -> (PushState, Option<PushView>) {
     let told = known.view.filter(|view| view.state == known.state);
     let view = match told {
         Some(view) => Some(PushView::clone(&view)),
+        // The time is over: an answer is taken if it comes at once.
+        None if timed_out => {
+            let impatient = client.with_patience(Duration::ZERO);
+            let answer = tokio::time::timeout(LAST_ANSWER, impatient.push(&known.state.push)).await;
+            answer.ok().and_then(Result::ok)
+        }
         None => client.push(&known.state.push).await.ok(),
     };
     let state = match &view {
@@ -218,5 +252,5 @@ async fn outcome(client: &Client, known: Known, timed_out: bool) -> PushOutcome 
         Some(view) if !known.state.status.is_terminal() => view.state.clone(),
         _ => known.state,
     };
-    PushOutcome { state, view, timed_out }
+    (state, view)
 }

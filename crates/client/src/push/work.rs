@@ -1,7 +1,7 @@
 //! The steps of a push, from being let in to the complete artifact.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tidegate_api::{
     ClientPhase, FailRequest, HeartbeatRequest, InputFault, PushAccepted, PushPhase, PushStart, PushState, code,
@@ -42,7 +42,7 @@ pub(super) enum Stopped {
     /// The push has ended.
     Ended,
     /// The client can't go on with this input, on this machine.
-    Failed { kind: InputFault, message: String },
+    Failed { kind: InputFault, message: String, to_do: String },
     /// The server refused, or was lost.
     Server(Arc<Error>),
 }
@@ -80,6 +80,8 @@ pub(super) struct Work {
     pub(super) events: Events,
     /// The folder that the artifact is built in, while it is held.
     pub(super) folder: KeptFolder,
+    /// What can be done about what was wrong, once it is known.
+    pub(super) to_do: OnceLock<String>,
 }
 
 impl Work {
@@ -176,11 +178,12 @@ impl Work {
         let inferred = self
             .blocking_regardless(ClientPhase::Inspecting, move |progress, cancel| plan.inspect(progress, cancel))
             .await;
-        match inferred {
-            Ok(inferred) => self.tell_digest(&inferred.input_digest).await,
-            // What can't be read now may have been read then: how the push stands is what counts.
-            Err(_) => Ok(()),
+        // What can't be read now may have been read then: how the push stands is what counts.
+        if let Ok(inferred) = inferred {
+            self.tell_digest(&inferred.input_digest).await?;
         }
+        self.shared.confirm();
+        Ok(())
     }
 
     async fn tell_digest(&self, digest: &str) -> Result<(), Stopped> {
@@ -238,10 +241,11 @@ impl Work {
         match done {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(BuildFailed::Cancelled)) => Err(Stopped::Ended),
-            Ok(Err(BuildFailed::Failed { kind, message })) => Err(Stopped::Failed { kind, message }),
+            Ok(Err(BuildFailed::Failed { kind, message, to_do })) => Err(Stopped::Failed { kind, message, to_do }),
             Err(error) => Err(Stopped::Failed {
                 kind: InputFault::Fault,
                 message: format!("the client's work was interrupted: {error}"),
+                to_do: "Push again.".to_owned(),
             }),
         }
     }
@@ -260,5 +264,6 @@ fn alive(state: &PushState) -> Result<(), Stopped> {
 }
 
 fn local(error: Error) -> Stopped {
-    Stopped::Failed { kind: InputFault::Fault, message: error.to_string() }
+    let to_do = "See that the client can write there, and push again.".to_owned();
+    Stopped::Failed { kind: InputFault::Fault, message: error.to_string(), to_do }
 }

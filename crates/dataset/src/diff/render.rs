@@ -21,6 +21,12 @@ fn grouped(number: u64) -> String {
     text
 }
 
+/// `1 record`, `28 298 records`.
+fn counted(number: u64, thing: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{} {thing}{plural}", grouped(number))
+}
+
 fn percent(part: u64, whole: u64) -> String {
     if whole == 0 {
         return String::from("–");
@@ -72,9 +78,9 @@ impl fmt::Display for DiffReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (letter, side) in [("A", &self.a), ("B", &self.b)] {
             let DiffSide { name, records, duplicates, data_bytes } = side;
-            write!(f, "{letter}  {name}: {} records, {} bytes", grouped(*records), grouped(*data_bytes))?;
+            write!(f, "{letter}  {name}: {}, {}", counted(*records, "record"), counted(*data_bytes, "byte"))?;
             if *duplicates > 0 {
-                write!(f, ", {} repeated rows", grouped(*duplicates))?;
+                write!(f, ", {}", counted(*duplicates, "repeated row"))?;
             }
             writeln!(f)?;
         }
@@ -96,7 +102,7 @@ impl fmt::Display for DiffReport {
             let types = if type_a == type_b { type_a } else { format!("{type_a} → {type_b}") };
             write!(f, "{:<width$}  {types}", field.name)?;
             if field.changed > 0 {
-                write!(f, ", changed in {} records", grouped(field.changed))?;
+                write!(f, ", changed in {}", counted(field.changed, "record"))?;
             }
             for (name, a, b) in figures(field) {
                 let arrow = if a == b { String::new() } else { format!(" → {b}") };

@@ -193,13 +193,18 @@ impl Counts {
         budget.max.filter(|max| *count >= *max).map(|max| (kind, *count, max, budget.outcome))
     }
 
-    /// The last findings, with what was asked named once where it was the same.
+    /// The last findings: each once where the same comes again and again, and what was asked once where it was the same.
     fn quoted(&self) -> String {
         let mut quoted = Vec::with_capacity(self.findings.len());
         let mut before = None;
-        for finding in &self.findings {
+        for same in self.findings.chunk_by(|one, next| one == next) {
+            let [finding, ..] = same else { continue };
             let (asked, said) = finding.split_once(' ').unwrap_or(("", finding));
-            quoted.push(if before == Some(asked) { said } else { finding });
+            let said = if before == Some(asked) { said } else { finding };
+            quoted.push(match same.len() {
+                1 => said.to_owned(),
+                times => format!("{said} ({times} times)"),
+            });
             before = Some(asked);
         }
         quoted.join("; ")

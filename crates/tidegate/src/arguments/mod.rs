@@ -9,6 +9,7 @@ mod deploy_tests;
 mod push;
 mod server;
 mod store;
+pub(crate) mod usage;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -21,7 +22,7 @@ pub(crate) use backup::{BackupArguments, PlaceArguments, RestoreArguments};
 pub(crate) use demo::{DemoApplicationArguments, DemoArguments};
 pub(crate) use push::{ProceedArguments, PushArguments, PushCommand};
 pub(crate) use server::{ConfigCommand, QueueCommand, RegionCommand, ServerArguments};
-pub(crate) use store::{HooksCommand, SchemaCommand, StoreCommand};
+pub(crate) use store::{HooksCommand, RollbackArguments, SchemaCommand, StoreCommand};
 
 /// Releases data: versioned datasets, pushed region by region, with hooks around every step.
 #[derive(Debug, Parser)]
@@ -43,6 +44,7 @@ impl Arguments {
 
 /// What every command takes.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Global options")]
 pub(crate) struct GlobalArguments {
     /// The server's address.
     #[arg(long, global = true, env = "TIDEGATE_URL", default_value = "http://127.0.0.1:7600", value_name = "URL")]
@@ -192,6 +194,21 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn what_every_command_takes_stands_under_its_own_heading() {
+        let mut command = Arguments::command();
+        command.build();
+        let create = command.find_subcommand_mut("store").unwrap().find_subcommand_mut("create").unwrap();
+        let help = create.render_long_help().to_string();
+        let (own, global) = help.split_once("Global options:").unwrap_or_else(|| panic!("{help}"));
+        for option in ["--key", "--partitions", "--on-new-push"] {
+            assert!(own.contains(option), "{option}: {help}");
+        }
+        for option in ["--url", "--token-file", "--ca", "--output", "--color"] {
+            assert!(global.contains(option) && !own.contains(&format!("{option} <")), "{option}: {help}");
+        }
     }
 
     #[test]

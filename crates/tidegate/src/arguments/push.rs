@@ -10,7 +10,7 @@ use super::parse_duration;
 pub(crate) struct PushArguments {
     #[command(subcommand)]
     pub(crate) command: Option<PushCommand>,
-    /// The store.
+    /// The store. One whose name is a subcommand is pushed to after two dashes: `push -- list data.csv`.
     #[arg(required = true)]
     pub(crate) store: Option<String>,
     /// Files, folders of part files, or patterns such as 'data/part-*.csv.zst'.
@@ -31,7 +31,8 @@ pub(crate) struct PushArguments {
     /// Do not follow: end once the server has the whole artifact.
     #[arg(long, conflicts_with = "watch")]
     pub(crate) detach: bool,
-    /// How long to follow; exit code 14 when the push has not ended by then.
+    /// How long all of it may take, waiting for a server that does not answer included; exit code 14 when the push has not
+    /// ended by then, 3 when no server has taken it in.
     #[arg(long, value_parser = parse_duration, value_name = "DURATION", conflicts_with = "detach")]
     pub(crate) timeout: Option<Duration>,
     /// Accept an input without rows.

@@ -74,19 +74,20 @@ pub(crate) enum RegionCommand {
         #[arg(long, short)]
         yes: bool,
     },
-    /// Take a region out of pushes, or back in.
+    /// Say that pushes leave a region out (--unavailable), or that they go there again (--available). It serves what it has
+    /// all the while.
     Mark {
         /// The region.
         region: String,
-        /// It takes part in pushes.
+        /// Pushes go there again; what it missed is brought to it.
         #[arg(long, conflicts_with = "unavailable", required_unless_present = "unavailable")]
         available: bool,
-        /// It takes no part in pushes.
-        #[arg(long)]
+        /// Pushes leave it out, from now on; needs a --reason.
+        #[arg(long, requires = "reason")]
         unavailable: bool,
         /// Why, for the record.
-        #[arg(long, default_value = "")]
-        reason: String,
+        #[arg(long)]
+        reason: Option<String>,
     },
 }
 

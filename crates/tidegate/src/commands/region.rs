@@ -31,11 +31,23 @@ pub(super) async fn run(command: RegionCommand, client: &Client, output: Output)
         }
         // clap requires one of the two flags.
         RegionCommand::Mark { region, available, unavailable: _, reason } => {
+            let reason = reason.unwrap_or_default();
             let region = client.mark_region(&region, &AvailabilityRequest { available, reason }).await?;
-            output.result(&region, |region, style| list(std::slice::from_ref(region), style))?;
+            output.result(&region, marked)?;
         }
     }
     Ok(Exit::Done)
+}
+
+/// What marking it has led to.
+fn marked(region: &RegionView, style: Style) -> String {
+    let name = plain(&region.name);
+    let said = match (region.available, region.host.as_ref().is_some_and(|host| !host.lapsed)) {
+        (false, _) => format!("{}; pushes leave it out, and it goes on serving what it has", availability(region)),
+        (true, true) => "available; pushes go there, and what it missed is brought to it".to_owned(),
+        (true, false) => "available; pushes go there, but nobody hosts it at the moment".to_owned(),
+    };
+    format!("{} region {name} is {said}", style.mark(if region.available { Paint::Good } else { Paint::Held }))
 }
 
 fn availability(region: &RegionView) -> String {

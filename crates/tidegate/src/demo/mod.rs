@@ -42,6 +42,9 @@ use crate::parent::Parent;
 /// Any free port of this machine.
 const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
+/// The server's folder below the demo's.
+const SERVER: &str = "server";
+
 /// Tells the story; afterwards stays up until it is interrupted, unless it was to be told once.
 pub(crate) async fn run(arguments: DemoArguments, registry: Registry, output: Output) -> Result<Exit, Failure> {
     let mut temporary = None;
@@ -52,6 +55,7 @@ pub(crate) async fn run(arguments: DemoArguments, registry: Registry, output: Ou
             temporary.insert(made).path().to_owned()
         }
     };
+    refuse_begun(&folder)?;
     std::fs::create_dir_all(&folder)?;
     // Other processes are told of it, and URLs are made of it.
     let folder = std::fs::canonicalize(folder)?;
@@ -71,6 +75,33 @@ pub(crate) async fn run(arguments: DemoArguments, registry: Registry, output: Ou
         say(&format!("what the processes said is in {}", processes::logs(&folder).display()));
     }
     ended
+}
+
+/// Refuses a folder that has an earlier demo's data: the story begins with nothing.
+fn refuse_begun(folder: &Path) -> Result<(), Failure> {
+    let Some(data) =
+        [SERVER, processes::FIRST_SERVER].map(|name| folder.join(name)).into_iter().find(|path| path.exists())
+    else {
+        return Ok(());
+    };
+    let place = folder.display();
+    // A server in a database of its own, or among processes, needs more than its folder.
+    let keeps = data.ends_with(SERVER) && data.join("state.sqlite").exists();
+    let or_serve = if keeps {
+        format!(" `tidegate server --data {}` serves what the earlier one has left.", data.display())
+    } else {
+        String::new()
+    };
+    let data = data.display();
+    Err(Failure::new(
+        format!("the demo can't begin in {place}"),
+        format!("It has the data of an earlier demo, in {data}, and the story begins with nothing."),
+        "Nothing was changed.",
+        &format!(
+            "Remove the folder (`rm -r {place}`), or name another with --data; without --data the demo makes one that goes \
+             with it.{or_serve}"
+        ),
+    ))
 }
 
 /// The reading application as a process of its own.
@@ -101,7 +132,7 @@ async fn within(
     inputs: &data::Inputs,
     output: Output,
 ) -> Result<Exit, Failure> {
-    let mut options = Options::new(folder.join("server"));
+    let mut options = Options::new(folder.join(SERVER));
     options.listen = Some(arguments.listen);
     options.registry = registry;
     options.database = arguments.database;

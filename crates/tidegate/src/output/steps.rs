@@ -11,7 +11,8 @@ use super::{Paint, Style, plain, tree};
 pub(crate) struct Steps {
     phase: Option<PushPhase>,
     stages: BTreeMap<String, RegionStage>,
-    verdicts: BTreeMap<(String, String, String), Verdict>,
+    /// By region, gate and hook: a verdict that stands may get another reason, which is news.
+    answers: BTreeMap<(String, String, String), (Verdict, Option<String>)>,
     ended: bool,
 }
 
@@ -24,10 +25,12 @@ impl Steps {
             self.phase = Some(view.state.phase);
             lines.push(format!("{} {name}: {}", style.mark(Paint::Going), view.state.phase.word().replace('_', " ")));
         }
-        self.gates("", &view.gates, style, &mut lines);
+        // Of a push that has ended, nothing waits any more, whatever its hooks said last.
+        let waits = !view.state.status.is_terminal();
+        self.gates("", &view.gates, waits, style, &mut lines);
         for region in &view.regions {
             let place = plain(&region.region);
-            self.gates(&place, &region.gates, style, &mut lines);
+            self.gates(&place, &region.gates, waits, style, &mut lines);
             if self.stages.insert(region.region.clone(), region.stage) == Some(region.stage) {
                 continue;
             }
@@ -64,17 +67,18 @@ impl Steps {
         lines
     }
 
-    fn gates(&mut self, region: &str, gates: &[GateView], style: Style, lines: &mut Vec<String>) {
+    fn gates(&mut self, region: &str, gates: &[GateView], waits: bool, style: Style, lines: &mut Vec<String>) {
         for gate in gates {
             for hook in &gate.hooks {
-                let Some(verdict) = hook.verdict else { continue };
+                let Some(verdict) = hook.verdict.filter(|verdict| waits || *verdict != Verdict::Wait) else { continue };
                 let asked = (region.to_owned(), gate.gate.clone(), hook.hook.clone());
-                if self.verdicts.insert(asked, verdict) == Some(verdict) || verdict == Verdict::Proceed {
+                let answer = (verdict, hook.reason.clone());
+                if self.answers.insert(asked, answer.clone()) == Some(answer) || verdict == Verdict::Proceed {
                     continue;
                 }
                 let paint = if verdict == Verdict::Wait { Paint::Held } else { Paint::Bad };
                 let place = if region.is_empty() { String::new() } else { format!("region {region} ") };
-                let reason = hook.reason.as_deref().map(|reason| format!(": {}", plain(reason))).unwrap_or_default();
+                let reason = tree::reason_beside(hook.reason.as_deref(), &hook.hook, gate.region.as_deref());
                 lines.push(format!(
                     "{} {place}{}: {} says {}{reason}",
                     style.mark(paint),
@@ -89,4 +93,47 @@ impl Steps {
 
 fn version(serving: Option<u64>) -> String {
     serving.map_or("none".to_owned(), |version| version.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::tree::tests::view;
+
+    /// The same push, whose waiting hook now gives this reason.
+    fn with_reason(reason: &str) -> PushView {
+        let mut view = view();
+        view.regions[1].gates[0].hooks[0].reason = Some(reason.to_owned());
+        view
+    }
+
+    #[test]
+    fn r11_a_gate_that_still_waits_tells_its_new_reason_and_each_reason_once() {
+        let mut steps = Steps::default();
+        steps.lines(&with_reason("waits for a: 1 s of 3 s"), Style::PLAIN);
+        let mut later = |reason: &str| steps.lines(&with_reason(reason), Style::PLAIN);
+        assert!(later("waits for a: 1 s of 3 s").is_empty());
+        assert_eq!(
+            later("waits for a: 2 s of 3 s"),
+            [".. region b pre-swap: region-order says wait: waits for a: 2 s of 3 s"]
+        );
+        assert!(later("waits for a: 2 s of 3 s").is_empty());
+    }
+
+    #[test]
+    fn r11_nothing_waits_any_more_once_the_push_has_ended() {
+        let mut ended = view();
+        ended.state.status = tidegate_api::PushStatus::Killed;
+        let lines = Steps::default().lines(&ended, Style::PLAIN);
+        assert!(lines.iter().all(|line| !line.contains("says wait")), "{lines:?}");
+    }
+
+    #[test]
+    fn r11_a_reason_that_names_its_hook_and_its_region_is_told_without_them() {
+        let lines = Steps::default().lines(&with_reason("region-order: b: 3 checks were bad"), Style::PLAIN);
+        assert!(
+            lines.contains(&".. region b pre-swap: region-order says wait: 3 checks were bad".to_owned()),
+            "{lines:?}"
+        );
+    }
 }

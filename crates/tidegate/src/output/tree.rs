@@ -200,10 +200,23 @@ fn hook_lines(gate: &GateView, style: Style) -> Vec<String> {
             (None, None) if hook.asking => "is asked".to_owned(),
             (None, None) => continue,
         };
-        let reason = hook.reason.as_deref().map(|reason| format!(": {}", plain(reason))).unwrap_or_default();
+        let reason = reason_beside(hook.reason.as_deref(), &hook.hook, gate.region.as_deref());
         lines.push(format!("{} {said}{reason}", style.paint(Paint::Strong, &plain(&hook.hook))));
     }
     lines
+}
+
+/// What follows a hook's answer: its reason after a colon, without the names of the hook and of the region where it begins
+/// with them, as they stand before it already.
+pub(super) fn reason_beside(reason: Option<&str>, hook: &str, region: Option<&str>) -> String {
+    let Some(reason) = reason else { return String::new() };
+    let reason = without_name(reason, hook);
+    let reason = region.map_or(reason, |region| without_name(reason, region));
+    format!(": {}", plain(reason))
+}
+
+fn without_name<'text>(text: &'text str, name: &str) -> &'text str {
+    text.strip_prefix(name).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(text)
 }
 
 /// One line for something that holds: who, since when, why, until when, and what then.
@@ -220,9 +233,10 @@ pub(crate) fn hold_text(hold: &HoldView, now: u64, style: Style) -> String {
         (None, None) => String::new(),
     };
     let by = hold.by.as_deref().map(|by| format!("{} ", style.paint(Paint::Strong, &plain(by)))).unwrap_or_default();
-    // A hook that names itself at the beginning of its reason is named once.
-    let named = hold.by.as_deref().and_then(|by| hold.reason.strip_prefix(by)?.strip_prefix(": "));
-    let reason = plain(named.unwrap_or(&hold.reason));
+    // What stands before it is named once.
+    let names = [hold.by.as_deref(), hold.region.as_deref()];
+    let reason = names.into_iter().flatten().fold(hold.reason.as_str(), without_name);
+    let reason = plain(reason);
     let since = hold.since.map(|since| format!(", for {}", elapsed(difference(now, since)))).unwrap_or_default();
     let until = match hold.until {
         Some(until) if until > now => format!("; in {}: {}", elapsed(difference(until, now)), plain(&hold.then)),
@@ -249,12 +263,13 @@ fn difference(later: u64, earlier: u64) -> i64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use tidegate_api::{EndedBy, ExecutionStatus, HookAnswerView, Mode};
 
     use super::*;
 
-    fn view() -> PushView {
+    /// A push that region `a` serves and that `region-order` holds in `b`.
+    pub(in crate::output) fn view() -> PushView {
         let region = |name: &str, stage, serving| PushRegionView {
             region: name.to_owned(),
             stage,

@@ -239,3 +239,192 @@ fn a_server_refuses_to_listen_beyond_loopback_unless_told_so_by_name() {
         assert!(String::from_utf8_lossy(&output.stderr).contains(named), "{named}: {}", describe(&output));
     }
 }
+
+#[test]
+fn d16_one_changed_record_is_one_record() {
+    let folder = tempfile::tempdir().unwrap();
+    let (before, after) = (folder.path().join("before.csv"), folder.path().join("after.csv"));
+    std::fs::write(&before, "id,amount\na,1\n").unwrap();
+    std::fs::write(&after, "id,amount\na,2\n").unwrap();
+    let output = tidegate().arg("diff").args([&before, &after]).args(["--key", "id"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("before.csv: 1 record, ") && said.contains("changed in 1 record\n"), "{said}");
+}
+
+#[test]
+fn a_value_of_another_kind_is_refused_with_what_is_expected_and_an_example() {
+    let output = tidegate().args(["store", "set", "things", "limits.push_ms=soon"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", describe(&output));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("90s, 15m, 2h") && said.contains("Write for instance limits.push_ms=2h."), "{said}");
+}
+
+#[test]
+fn a_store_is_not_given_a_name_that_push_has_as_a_command() {
+    let server = Server::start();
+    for name in ["list", "status", "kill"] {
+        let refused = server.run(&["store", "create", name, "--key", "id"]);
+        assert_eq!(refused.status.code(), Some(2), "{}", describe(&refused));
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(said.contains(&format!("tidegate push -- {name} PATH")), "{said}");
+    }
+    assert_eq!(server.json(&["store", "list"]), serde_json::json!([]));
+    // One that was made otherwise can be pushed to as the help says.
+    let input = server.scratch().join("things.csv");
+    write_csv(&input, 10, 0);
+    let unknown = server.run(&["push", "--", "list", input.to_str().unwrap()]);
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("there is no store \"list\""), "{}", describe(&unknown));
+}
+
+#[test]
+fn what_schemas_and_hook_settings_a_store_has_can_be_listed() {
+    let server = Server::start();
+    let input = server.scratch().join("things.csv");
+    write_csv(&input, 10, 0);
+    server.json(&["store", "create", "things", "--key", "id"]);
+    let none = server.run(&["store", "schema", "list", "things"]);
+    assert!(String::from_utf8_lossy(&none.stdout).starts_with("no schema"), "{}", describe(&none));
+    server.json(&["push", "things", input.to_str().unwrap(), "--id", "p1"]);
+    let known = server.json(&["store", "schema", "list", "things"]);
+    assert_eq!((&known[0]["id"], &known[0]["push"]), (&1.into(), &"p1".into()), "{known:#}");
+    let text = server.run(&["store", "schema", "list", "things"]);
+    let text = String::from_utf8_lossy(&text.stdout);
+    assert!(text.contains("by push p1") && text.contains("id      string, never null"), "{text}");
+
+    server.json(&["store", "hooks", "set", "things", "region-order.delay=30s"]);
+    let shown = server.json(&["store", "hooks", "show", "things"]);
+    assert_eq!(shown["overrides"]["region-order.delay"], "30s", "{shown:#}");
+    let text = server.run(&["store", "hooks", "show", "things"]);
+    let text = String::from_utf8_lossy(&text.stdout);
+    assert_eq!(text.matches("region-order.delay = 30s").count(), 2, "{text}");
+}
+
+#[test]
+fn marking_a_region_needs_a_reason_and_says_what_follows() {
+    let server = Server::start();
+    let refused = server.run(&["region", "mark", "a", "--unavailable"]);
+    assert_eq!(refused.status.code(), Some(2), "{}", describe(&refused));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("--reason"), "{}", describe(&refused));
+    let marked = server.run(&["region", "mark", "a", "--unavailable", "--reason", "moving house"]);
+    let said = String::from_utf8_lossy(&marked.stdout);
+    assert!(said.contains("region a is unavailable: moving house; pushes leave it out"), "{said}");
+    let marked = server.run(&["region", "mark", "a", "--available"]);
+    assert!(String::from_utf8_lossy(&marked.stdout).contains("region a is available"), "{}", describe(&marked));
+}
+
+#[test]
+fn b8_a_rollback_is_followed_until_every_region_serves_the_older_version() {
+    let server = Server::start();
+    server.json(&["store", "create", "things", "--key", "id"]);
+    for generation in [0, 1] {
+        let input = server.scratch().join(format!("{generation}.csv"));
+        write_csv(&input, 100, generation);
+        server.json(&["push", "things", input.to_str().unwrap(), "--id", &format!("p{generation}")]);
+    }
+    let back = server.run(&["store", "rollback", "things", "--reason", "off", "--yes", "--watch"]);
+    assert_eq!(back.status.code(), Some(0), "{}", describe(&back));
+    assert!(String::from_utf8_lossy(&back.stdout).contains("c serves version 1 again"), "{}", describe(&back));
+    for region in ["a", "b", "c"] {
+        assert_eq!(server.json(&["get", "things", "k7", "--region", region])["version"], 1);
+    }
+    // There is nothing that it could wait for without being told to watch.
+    let wrong = server.run(&["store", "rollback", "things", "--reason", "off", "--yes", "--timeout", "1s"]);
+    assert_eq!(wrong.status.code(), Some(2), "{}", describe(&wrong));
+}
+
+#[test]
+fn b8_a_rollback_whose_region_is_away_says_so_within_its_timeout_and_a_second_one_is_refused() {
+    let mut server = Server::start();
+    server.json(&["store", "create", "things", "--key", "id"]);
+    server.json(&["store", "set", "things", "retention=3"]);
+    for generation in [0, 1, 2] {
+        let input = server.scratch().join(format!("{generation}.csv"));
+        write_csv(&input, 100, generation);
+        server.json(&["push", "things", input.to_str().unwrap(), "--id", &format!("p{generation}")]);
+    }
+    // From the next start on, region c is an agent's, and there is none.
+    server.json(&["region", "add", "c"]);
+    server.kill();
+    server.restart();
+    let back = ["store", "rollback", "things", "--reason", "off", "--yes"];
+    let followed = server.run(&[&back[..], &["--watch", "--timeout", "2s"]].concat());
+    assert_eq!(followed.status.code(), Some(14), "{}", describe(&followed));
+    let said = String::from_utf8_lossy(&followed.stderr);
+    // Whoever hosted it counts as its host for a while yet.
+    assert!(said.contains("why: c ") && said.contains("The rollback goes on"), "{said}");
+    let second = server.run(&back);
+    assert_eq!(second.status.code(), Some(1), "{}", describe(&second));
+    let said = String::from_utf8_lossy(&second.stderr);
+    assert!(
+        said.contains("c is told to serve version 2 and serves version 3 still") && said.contains("--to"),
+        "{said}"
+    );
+    // Going back further is another order.
+    let further = server.run(&[&back[..], &["--to", "1"]].concat());
+    assert_eq!(further.status.code(), Some(0), "{}", describe(&further));
+}
+
+#[test]
+fn d10_other_input_under_a_used_id_is_refused_before_anything_reads_as_done() {
+    let server = Server::start();
+    server.json(&["store", "create", "things", "--key", "id"]);
+    let (first, second) = (server.scratch().join("1.csv"), server.scratch().join("2.csv"));
+    write_csv(&first, 100, 0);
+    write_csv(&second, 100, 1);
+    server.json(&["push", "things", first.to_str().unwrap(), "--id", "p1"]);
+    let other = server.run(&["push", "things", second.to_str().unwrap(), "--id", "p1"]);
+    assert_eq!(other.status.code(), Some(1), "{}", describe(&other));
+    let said = String::from_utf8_lossy(&other.stderr);
+    assert!(said.contains("has other input"), "{said}");
+    for done in ["COMPLETED", "serves version", "built", "has all of it"] {
+        assert!(!said.contains(done), "{done} in {said}");
+    }
+    let same = server.run(&["push", "things", first.to_str().unwrap(), "--id", "p1"]);
+    assert_eq!(same.status.code(), Some(0), "{}", describe(&same));
+    assert!(String::from_utf8_lossy(&same.stderr).contains("COMPLETED"), "{}", describe(&same));
+}
+
+#[test]
+fn f11_input_that_is_wrong_says_what_follows_and_what_to_do_and_its_reason_once() {
+    let server = Server::start();
+    server.json(&["store", "create", "things", "--key", "id"]);
+    for (name, content, reason, to_do) in [
+        ("no-key.csv", "name,amount\na,1\n", "there is no key column `id`", "key columns"),
+        ("twice.csv", "id,amount\nk1,1\nk1,3\n", "appears more than once", "one row of each key"),
+        ("ragged.csv", "id,amount\nk1,1\nk2,2,3\n", "3 cells where the header has 2", "as many cells as the header"),
+        ("empty.csv", "id,amount\n", "the input is empty", "--allow-empty"),
+        ("cut.parquet", "PAR1", "not readable as Parquet", "Write the file anew"),
+        ("things.jsonl", "{}", "unknown format", ".parquet"),
+    ] {
+        let path = server.scratch().join(name);
+        std::fs::write(&path, content).unwrap();
+        let output = server.run(&["push", "things", path.to_str().unwrap()]);
+        let all = describe(&output);
+        assert_eq!(all.matches(reason).count(), 1, "{all}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        for part in ["error: ", "why: ", "what follows: No ", "what to do: "] {
+            assert!(said.contains(part), "{part} in {said}");
+        }
+        let advice = said.split("what to do: ").nth(1).unwrap_or_default();
+        assert!(advice.contains(to_do), "{to_do} in {advice}");
+    }
+}
+
+#[test]
+fn f11_timeout_bounds_a_push_and_its_status_where_no_server_answers() {
+    // One that takes connections and never says anything, and one that is not there.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("things.csv");
+    write_csv(&input, 10, 0);
+    let silent = format!("http://{}", silent.local_addr().unwrap());
+    for url in [silent.as_str(), "http://127.0.0.1:9"] {
+        for command in [vec!["push", "things", input.to_str().unwrap()], vec!["push", "status", "p1", "--watch"]] {
+            let began = Instant::now();
+            let output = tidegate().args(&command).args(["--timeout", "300ms", "--url", url]).output().unwrap();
+            assert_eq!(output.status.code(), Some(3), "{command:?}: {}", describe(&output));
+            // Their own patience is ten seconds, and thirty where a server is silent.
+            assert!(began.elapsed() < Duration::from_secs(9), "{command:?} took {:?}", began.elapsed());
+        }
+    }
+}

@@ -24,6 +24,18 @@ fn the_demo_tells_the_same_story_on_postgresql_in_one_process_and_in_many() {
     check_story(&tell(&["demo", "--once", "--processes", "--database", &database]));
 }
 
+#[test]
+fn a_second_demo_in_the_same_folder_is_told_which_folder_and_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("demo");
+    std::fs::create_dir_all(data.join("server")).unwrap();
+    let output = tidegate().args(["demo", "--once", "--data"]).arg(&data).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", describe(&output));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("earlier demo") && said.contains(&format!("rm -r {}", data.display())), "{said}");
+    assert!(!data.join("inputs").exists(), "nothing was written");
+}
+
 /// The facts of a demo that has to end well.
 fn tell(arguments: &[&str]) -> Value {
     let output = tidegate().args(arguments).args(["--output", "json"]).output().unwrap();

@@ -71,6 +71,16 @@ fn g10_a_success_resets_the_count_and_the_third_failure_in_a_row_rolls_back_at_o
 }
 
 #[test]
+fn g10_a_finding_that_comes_again_and_again_is_quoted_once_with_its_count() {
+    let mut bake = Bake::new(&[]);
+    let asked = |said: &str| Finding::Bad(format!("http://h/ {said}"));
+    bake.outcome(&asked("answered 503"));
+    bake.outcome(&asked("answered 500"));
+    let Four::Rollback { reason } = bake.outcome(&asked("answered 500")) else { panic!("no rollback") };
+    assert!(reason.ends_with("last: http://h/ answered 503; answered 500 (2 times)"), "{reason}");
+}
+
+#[test]
 fn g11_a_healthy_region_waits_to_the_end_of_its_bake_and_then_proceeds() {
     let mut bake = Bake::new(&[("interval", "7m")]);
     let mut times = Vec::new();

@@ -1,17 +1,22 @@
-//! Following a push to its end: what is shown meanwhile, and the exit code that its end is.
+//! Following a push to its end, and what is shown meanwhile.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use tidegate_api::{PushPhase, PushRegionView, PushStatus, PushView, VersionStatus};
+use tidegate_api::{PushPhase, PushView};
 use tidegate_client::Client;
 use tidegate_client::push::{BuildPhase, PushError, PushEvent, PushJob, PushOptions, PushOutcome};
+use tokio::time::Instant;
 
+use super::end;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::live::Live;
 use crate::output::{Output, Paint, Style, bytes, counted, elapsed, plain, say, tree};
+
+/// How long an answer may take that is asked for at the end of the time.
+const LAST_ANSWER: Duration = Duration::from_millis(250);
 
 /// Runs a job to its end, showing it. Ctrl-C ends the command and not the push, and says how the push stands.
 pub(super) async fn run(client: &Client, job: PushJob, redraw: bool, output: Output) -> Result<PushOutcome, Failure> {
@@ -90,12 +95,9 @@ impl LeftBehind {
 fn failure_of(error: PushError) -> Failure {
     match error {
         PushError::Server(error) => error.into(),
-        PushError::Input { message } => Failure::new(
-            "the input can't be pushed",
-            message,
-            "No push was started.",
-            "Name files, folders of part files, or patterns of CSV or Parquet, plain, .gz or .zst.",
-        ),
+        PushError::Input { message, to_do } => {
+            Failure::new("the input can't be pushed", message, "No push was started.", &to_do)
+        }
         other => Failure::new(
             "the push could not be followed",
             other.to_string(),
@@ -131,69 +133,6 @@ pub(crate) async fn follow_push(
     Ok(client.push(id).await?)
 }
 
-/// The end of a followed push: the whole tree where there is one.
-pub(super) fn print_end(outcome: &PushOutcome, output: Output) -> Result<(), Failure> {
-    match &outcome.view {
-        // On one terminal the reason is told once, below.
-        Some(view) if output.style.terminal && output.error_style.terminal && exit_of(outcome, true) != Exit::Done => {
-            output.result(view, tree::without_reason)?;
-        }
-        Some(view) => output.result(view, tree::push)?,
-        None => output.result(&outcome.state, |state, style| {
-            format!("push {}: {}", plain(&state.push), tree::status(state, style))
-        })?,
-    }
-    if !output.is_json() && exit_of(outcome, true) != Exit::Done {
-        tell_end(outcome, output.error_style);
-    }
-    Ok(())
-}
-
-fn tell_end(outcome: &PushOutcome, style: Style) {
-    let (state, timed_out) = (&outcome.state, outcome.timed_out);
-    let reason = plain(state.reason.as_deref().unwrap_or("no reason is known"));
-    let said = match (timed_out, state.status) {
-        (true, _) => return,
-        (_, PushStatus::Error) => format!("the push ended with an error: {reason}"),
-        (_, PushStatus::Aborted) => format!("a gate stopped the push: {reason}"),
-        (_, PushStatus::RolledBack) => format!("the push was rolled back: {reason}"),
-        (_, PushStatus::Killed) => format!("the push was killed: {reason}"),
-        (_, PushStatus::Completed | PushStatus::Started | PushStatus::Queued | PushStatus::Unknown) => return,
-    };
-    match outcome.view.as_ref().filter(|view| view.version_status == Some(VersionStatus::PartiallyOnline)) {
-        Some(view) => {
-            let served = who_serves_what(view);
-            say(&format!("{} {said}; {served}", style.paint(Paint::Bad, "released in part:")));
-        }
-        None => say(&format!("{} {said}", style.paint(Paint::Bad, "not released:"))),
-    }
-}
-
-/// `a serves version 2, b serves version 1, c serves nothing`.
-fn who_serves_what(view: &PushView) -> String {
-    let of = |region: &PushRegionView| {
-        let serving = region.serving.map_or("nothing".to_owned(), |version| format!("version {version}"));
-        format!("{} serves {serving}", plain(&region.region))
-    };
-    view.regions.iter().map(of).collect::<Vec<_>>().join(", ")
-}
-
-/// The exit code that an end is.
-pub(super) fn exit_of(outcome: &PushOutcome, followed: bool) -> Exit {
-    if outcome.timed_out {
-        return Exit::PushTimedOut;
-    }
-    match outcome.state.status {
-        PushStatus::Completed => Exit::Done,
-        PushStatus::Error => Exit::PushError,
-        PushStatus::Aborted => Exit::PushAborted,
-        PushStatus::RolledBack => Exit::PushRolledBack,
-        PushStatus::Killed => Exit::PushKilled,
-        PushStatus::Queued | PushStatus::Started if !followed => Exit::Done,
-        PushStatus::Queued | PushStatus::Started | PushStatus::Unknown => Exit::Failed,
-    }
-}
-
 /// `push status`: once, or until it has ended.
 pub(super) async fn status(
     client: &Client,
@@ -202,46 +141,59 @@ pub(super) async fn status(
     timeout: Option<Duration>,
     output: Output,
 ) -> Result<Exit, Failure> {
-    let mut view = client.push(id).await?;
+    let started = Instant::now();
+    // The time that is given is for all of it, a server that does not answer included.
+    let client = &timeout.map_or_else(|| client.clone(), |limit| client.with_patience(limit));
+    let mut view = match timeout {
+        Some(limit) => match tokio::time::timeout(limit.saturating_add(LAST_ANSWER), client.push(id)).await {
+            Ok(answer) => answer?,
+            Err(_) => return Err(unanswered(client, id)),
+        },
+        None => client.push(id).await?,
+    };
+    if !watch {
+        output.result(&view, tree::push)?;
+        return Ok(Exit::Done);
+    }
     let mut timed_out = false;
-    if watch {
-        let mut live = Live::new(output, true);
-        let following = async {
-            let mut events = client.watch_push(id);
-            while let Some(next) = events.next().await? {
-                live.show(&next);
-                let ended = next.state.status.is_terminal();
-                view = next;
-                if ended {
-                    break;
-                }
+    let mut live = Live::new(output, true);
+    let following = async {
+        let mut events = client.watch_push(id);
+        while let Some(next) = events.next().await? {
+            live.show(&next);
+            let ended = next.state.status.is_terminal();
+            view = next;
+            if ended {
+                break;
             }
-            Ok::<(), tidegate_client::Error>(())
-        };
-        match timeout {
-            Some(limit) => match tokio::time::timeout(limit, following).await {
-                Ok(followed) => followed?,
-                Err(_) => timed_out = true,
-            },
-            None => following.await?,
         }
-        live.finish();
-        if timed_out && !output.is_json() {
-            let (mark, id) = (output.error_style.mark(Paint::Held), plain(id));
-            say(&format!(
-                "{mark} it has not ended within --timeout; `tidegate push explain {id}` says what it waits for"
-            ));
-        }
+        Ok::<(), tidegate_client::Error>(())
+    };
+    match timeout {
+        Some(limit) => match tokio::time::timeout_at(started + limit, following).await {
+            Ok(followed) => followed?,
+            Err(_) => timed_out = true,
+        },
+        None => following.await?,
     }
-    let outcome = PushOutcome { state: view.state.clone(), view: Some(view), timed_out };
-    if watch {
-        print_end(&outcome, output)?;
-        return Ok(exit_of(&outcome, true));
+    live.finish();
+    if timed_out && !output.is_json() {
+        let (mark, id) = (output.error_style.mark(Paint::Held), plain(id));
+        say(&format!("{mark} it has not ended within --timeout; `tidegate push explain {id}` says what it waits for"));
     }
-    if let Some(view) = &outcome.view {
-        output.result(view, tree::push)?;
-    }
-    Ok(Exit::Done)
+    let outcome = PushOutcome { state: view.state.clone(), view: Some(view), timed_out, to_do: None };
+    end::print(&outcome, output)?;
+    Ok(end::exit_of(&outcome, true))
+}
+
+fn unanswered(client: &Client, id: &str) -> Failure {
+    Failure::new(
+        format!("push {} could not be looked at", plain(id)),
+        format!("The server at {} did not answer within --timeout.", client.url()),
+        "Nothing was changed, and the push goes on.",
+        "Ask again with a longer --timeout, or name another server with --url.",
+    )
+    .with_exit(Exit::Unreachable)
 }
 
 /// What is shown while a job runs: bars for build and upload, then the push itself.
@@ -380,8 +332,6 @@ impl Shown {
 
 #[cfg(test)]
 mod tests {
-    use tidegate_api::PushState;
-
     use super::*;
 
     #[test]
@@ -398,33 +348,5 @@ mod tests {
         }
         assert!(words(Some(false)).contains("goes on without this command"));
         assert!(words(None).contains("not known"));
-    }
-
-    #[test]
-    fn f11_each_end_has_an_exit_code_of_its_own() {
-        let outcome = |status, timed_out| PushOutcome {
-            state: PushState {
-                push: "p".to_owned(),
-                store: "s".to_owned(),
-                version: None,
-                status,
-                phase: PushPhase::Ended,
-                ended_by: None,
-                reason: None,
-            },
-            view: None,
-            timed_out,
-        };
-        for (status, code) in [
-            (PushStatus::Completed, 0),
-            (PushStatus::Error, 10),
-            (PushStatus::Aborted, 11),
-            (PushStatus::RolledBack, 12),
-            (PushStatus::Killed, 13),
-        ] {
-            assert_eq!(exit_of(&outcome(status, false), true) as u8, code);
-        }
-        assert_eq!(exit_of(&outcome(PushStatus::Started, true), true) as u8, 14);
-        assert_eq!(exit_of(&outcome(PushStatus::Started, false), false) as u8, 0);
     }
 }

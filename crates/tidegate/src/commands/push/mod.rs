@@ -1,5 +1,6 @@
 //! `tidegate push …`.
 
+mod end;
 mod follow;
 
 use std::path::PathBuf;
@@ -76,8 +77,8 @@ async fn push(arguments: PushArguments, client: &Client, output: Output) -> Resu
         },
     };
     let outcome = follow::run(client, job, arguments.watch, output).await?;
-    follow::print_end(&outcome, output)?;
-    Ok(follow::exit_of(&outcome, !arguments.detach))
+    end::print(&outcome, output)?;
+    Ok(end::exit_of(&outcome, !arguments.detach))
 }
 
 fn list(pushes: &[PushSummary], style: Style) -> String {

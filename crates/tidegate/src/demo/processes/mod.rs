@@ -41,6 +41,9 @@ use crate::failure::Failure;
 use crate::output::{Output, Paint, say};
 use crate::parent::Parent;
 
+/// The first server's name, and its folder below the demo's.
+pub(super) const FIRST_SERVER: &str = "server-1";
+
 /// Where what the processes say is kept.
 pub(super) fn logs(folder: &Path) -> PathBuf {
     folder.join("logs")

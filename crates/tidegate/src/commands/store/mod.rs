@@ -1,22 +1,29 @@
 //! `tidegate store …`.
 
+mod rollback;
+mod settings;
+
 use std::collections::BTreeMap;
 
-use serde_json::{Map, Value};
-use tidegate_api::{OverridesUpdate, RollbackRequest, StoreCreate, StorePatch, StoreView, VersionView};
+use clap::Subcommand;
+use serde_json::Value;
+use tidegate_api::{OverridesUpdate, OverridesView, SchemaView, StoreCreate, StorePatch, StoreView, VersionView};
 use tidegate_client::Client;
 
 use super::{confirm, name_and_value};
-use crate::arguments::{HooksCommand, SchemaCommand, StoreCommand, parse_duration};
+use crate::arguments::{HooksCommand, PushCommand, SchemaCommand, StoreCommand};
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::output::{Output, Paint, Style, count, plain, table, tree};
+use crate::output::{Output, Paint, Style, count, moment, plain, table, tree};
 
 pub(super) async fn run(command: StoreCommand, client: &Client, output: Output) -> Result<Exit, Failure> {
     match command {
         StoreCommand::Create { name, key, partitions, team, on_new_push } => {
+            if PushCommand::has_subcommand(&name) {
+                return Err(taken_by_push(&name));
+            }
             let mut settings = match on_new_push {
-                Some(policy) => patch_of(&[("on_new_push".to_owned(), policy)])?,
+                Some(policy) => settings::patch_of(&[("on_new_push".to_owned(), policy)])?,
                 None => StorePatch::default(),
             };
             settings.team = team;
@@ -47,12 +54,17 @@ pub(super) async fn run(command: StoreCommand, client: &Client, output: Output) 
             }
         }
         StoreCommand::Set { name, settings } => {
-            let settings = settings.iter().map(|text| name_and_value(text)).collect::<Result<Vec<_>, _>>()?;
-            let store = client.update_store(&name, &patch_of(&settings)?).await?;
+            let changes = settings.iter().map(|text| name_and_value(text)).collect::<Result<Vec<_>, _>>()?;
+            let store = client.update_store(&name, &settings::patch_of(&changes)?).await?;
             output.result(&store, |store, style| show(store, &[], style))?;
         }
         StoreCommand::Hooks(command) => {
             let (store, update) = match command {
+                HooksCommand::Show { store } => {
+                    let overrides = client.overrides(&store).await?;
+                    output.result(&overrides, hooks)?;
+                    return Ok(Exit::Done);
+                }
                 HooksCommand::Set { store, settings } => {
                     let set = settings.iter().map(|text| name_and_value(text)).collect::<Result<_, _>>()?;
                     (store, OverridesUpdate { set, unset: Vec::new() })
@@ -73,6 +85,10 @@ pub(super) async fn run(command: StoreCommand, client: &Client, output: Output) 
                 overrides.overrides.iter().map(|(key, value)| format!("{} = {}\n", plain(key), plain(value))).collect()
             })?;
         }
+        StoreCommand::Schema(SchemaCommand::List { store }) => {
+            let known = client.schemas(&store).await?;
+            output.result(&known, |known, style| schemas(known, style))?;
+        }
         StoreCommand::Schema(SchemaCommand::Add { store, file }) => {
             let text = tokio::fs::read_to_string(&file).await?;
             let schema = serde_json::from_str(&text).map_err(|error| {
@@ -87,19 +103,7 @@ pub(super) async fn run(command: StoreCommand, client: &Client, output: Output) 
                 format!("{} schema {} is registered", style.mark(Paint::Good), schema.id)
             })?;
         }
-        StoreCommand::Rollback { name, region, to, reason, yes } => {
-            let place = region.as_deref().map_or("all regions".to_owned(), |region| format!("region {region}"));
-            let target = to.map_or("what was served before".to_owned(), |version| format!("version {version}"));
-            confirm(&format!("Roll {} back in {place} to {target}?", plain(&name)), yes)?;
-            let answer = client.roll_back_store(&name, &RollbackRequest { region, version: to, reason }).await?;
-            output.result(&answer, |answer, style| {
-                let line = |(region, version): (&String, &Option<u64>)| {
-                    let version = version.map_or("no version".to_owned(), |version| format!("version {version}"));
-                    format!("{} {} goes back to {version}\n", style.mark(Paint::Good), plain(region))
-                };
-                answer.regions.iter().map(line).collect()
-            })?;
-        }
+        StoreCommand::Rollback(arguments) => return rollback::run(arguments, client, output).await,
         StoreCommand::Delete { name, yes } => {
             confirm(&format!("Delete store {} and, after a grace time, its data?", plain(&name)), yes)?;
             client.delete_store(&name).await?;
@@ -111,36 +115,57 @@ pub(super) async fn run(command: StoreCommand, client: &Client, output: Output) 
     Ok(Exit::Done)
 }
 
-/// `limits.push_ms=3600000`, or `limits.push_ms=1h`, becomes `{"limits": {"push_ms": 3600000}}`; the server's own type then
-/// says what is allowed.
-fn patch_of(settings: &[(String, String)]) -> Result<StorePatch, Failure> {
-    let mut patch = Map::new();
-    for (name, text) in settings {
-        let duration = || parse_duration(text).ok().filter(|_| name.ends_with("_ms"));
-        let milliseconds = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        let value = serde_json::from_str(text).unwrap_or_else(|_| {
-            duration().map_or_else(|| Value::from(text.as_str()), |time| milliseconds(time).into())
-        });
-        match name.split_once('.') {
-            None => {
-                patch.insert(name.clone(), value);
-            }
-            Some((group, field)) => {
-                let group = patch.entry(group).or_insert_with(|| Value::Object(Map::new()));
-                if let Value::Object(fields) = group {
-                    fields.insert(field.to_owned(), value);
-                }
-            }
+/// `push list` lists pushes, so a store of that name is one that nobody can push to without knowing how.
+fn taken_by_push(name: &str) -> Failure {
+    Failure::usage(
+        format!("a store can't be called {name} here"),
+        format!(
+            "`tidegate push {name}` is a command of its own, so that pushing to the store would read `tidegate push -- {name} PATH`."
+        ),
+        "Choose another name.",
+    )
+}
+
+/// Hook settings: the store's own, then all that are in force.
+fn hooks(view: &OverridesView, style: Style) -> String {
+    let mut text = format!("{}\n", style.paint(Paint::Strong, "of its own"));
+    for (key, value) in &view.overrides {
+        text.push_str(&format!("  {} = {}\n", plain(key), plain(value)));
+    }
+    if view.overrides.is_empty() {
+        text.push_str("  nothing; the published settings hold\n");
+    }
+    text.push_str(&format!("{}\n", style.paint(Paint::Strong, "in force")));
+    for (hook, settings) in &view.effective {
+        for (key, value) in settings {
+            text.push_str(&format!("  {}.{} = {}\n", plain(hook), plain(key), plain(value)));
         }
     }
-    serde_json::from_value(Value::Object(patch)).map_err(|error| {
-        let named: Vec<&str> = settings.iter().map(|(name, _)| name.as_str()).collect();
-        Failure::usage(
-            format!("{} can't be set", named.join(", ")),
-            in_our_words(&error.to_string(), settings),
-            "There are team, schema_mode, auto_register_schemas, allow_empty, retention, keep_rejected_ms, grace_ms, keep_pushes, golden_keys, on_new_push, embedded_swap, embedded_dead_percent_max, limits.… and freshness.….",
-        )
-    })
+    if view.effective.is_empty() {
+        text.push_str("  nothing; no hook is configured\n");
+    }
+    text
+}
+
+/// Each schema with its fields.
+fn schemas(known: &[SchemaView], style: Style) -> String {
+    if known.is_empty() {
+        return "no schema; the first push brings one, or `tidegate store schema add`".to_owned();
+    }
+    let mut text = String::new();
+    for schema in known {
+        let at = schema.registered_at.map(|at| format!(" at {}", moment(at))).unwrap_or_default();
+        let by = schema.push.as_deref().map_or("by hand".to_owned(), |push| format!("by push {}", plain(push)));
+        let title = style.paint(Paint::Strong, &format!("schema {}", schema.id));
+        text.push_str(&format!("{title}  registered{at} {by}\n"));
+        let fields = &schema.schema.fields;
+        let width = fields.iter().map(|field| field.name.chars().count()).max().unwrap_or(0);
+        for field in fields {
+            let nullable = if field.nullable { "" } else { ", never null" };
+            text.push_str(&format!("  {:<width$}  {}{nullable}\n", plain(&field.name), field.data_type));
+        }
+    }
+    text
 }
 
 fn not_set(store: &str, key: &str, there: &BTreeMap<String, String>) -> Failure {
@@ -151,25 +176,6 @@ fn not_set(store: &str, key: &str, there: &BTreeMap<String, String>) -> Failure 
         format!("Store {store} has {}.", keys.join(", "))
     };
     Failure::new(format!("{key} is not set"), why, "Nothing was changed.", "Name settings that the store has.")
-}
-
-/// What the reader of JSON says about a setting, with the setting's name and value as they were typed.
-fn in_our_words(said: &str, settings: &[(String, String)]) -> String {
-    let quoted = said.split('`').nth(1).unwrap_or_default();
-    let field_is = |(name, _): &&(String, String)| name == quoted || name.rsplit('.').next() == Some(quoted);
-    if said.starts_with("unknown field") {
-        let name = settings.iter().find(field_is).map_or(quoted, |(name, _)| name);
-        return format!("There is no setting {name}.");
-    }
-    if said.starts_with("unknown variant") {
-        let allowed: Vec<&str> = said.split('`').skip(3).step_by(2).collect();
-        let name = settings.iter().find(|(_, value)| value == quoted).map_or("the setting", |(name, _)| name);
-        return format!("{name} can't be {quoted}; it is one of {}.", allowed.join(", "));
-    }
-    match settings {
-        [(name, value)] => format!("{name} can't be {value:?}: it is of another kind."),
-        _ => "One of the values is of another kind than its setting.".to_owned(),
-    }
 }
 
 fn list(stores: &[StoreView], style: Style) -> String {
@@ -257,42 +263,5 @@ fn word(value: &impl serde::Serialize) -> String {
     match serde_json::to_value(value) {
         Ok(Value::String(word)) => word,
         _ => "unknown".to_owned(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn setting(name: &str, value: &str) -> (String, String) {
-        (name.to_owned(), value.to_owned())
-    }
-
-    #[test]
-    fn settings_are_those_of_the_server() {
-        let patch =
-            patch_of(&[setting("retention", "3"), setting("limits.push_ms", "60000"), setting("on_new_push", "queue")]);
-        let patch = patch.unwrap_or_else(|_| panic!("refused"));
-        assert_eq!(patch.retention, Some(3));
-        assert_eq!(patch.limits.and_then(|limits| limits.push_ms), Some(60_000));
-        let patch = patch_of(&[setting("limits.push_ms", "1h30m"), setting("grace_ms", "2h")]);
-        let patch = patch.unwrap_or_else(|_| panic!("refused"));
-        assert_eq!(patch.limits.and_then(|limits| limits.push_ms), Some(5_400_000));
-        assert_eq!(patch.grace_ms, Some(7_200_000));
-        assert!(patch_of(&[setting("limits.push_ms", "soon")]).is_err());
-        assert!(patch_of(&[setting("retentoin", "3")]).is_err());
-        assert!(patch_of(&[setting("retention", "many")]).is_err());
-        let said = |name: &str, value: &str| {
-            let settings = [setting(name, value)];
-            let error = patch_of(&settings).err().unwrap();
-            error.why().to_owned()
-        };
-        assert_eq!(said("retentoin", "3"), "There is no setting retentoin.");
-        assert_eq!(said("limits.push", "3"), "There is no setting limits.push.");
-        assert_eq!(
-            said("on_new_push", "perhaps"),
-            "on_new_push can't be perhaps; it is one of refuse, queue, supersede."
-        );
-        assert_eq!(said("retention", "many"), "retention can't be \"many\": it is of another kind.");
     }
 }
