@@ -162,6 +162,35 @@ fn d7_each_flipped_byte_of_a_serving_index_is_found_and_never_answers_wrong() {
 }
 
 #[test]
+fn d7_values_of_very_different_sizes_are_found_and_what_says_where_they_are_is_checked() {
+    let world = world();
+    let value = |n: usize| "x".repeat(if n.is_multiple_of(7) { 20_000 + n } else { n });
+    let rows: String = (0..100).map(|n| format!("key{n},{}\n", value(n))).collect();
+    let artifact = world.build(&["k"], &[world.file("in.csv", format!("k,t\n{rows}"))]);
+    let serving = index(&world, &artifact);
+    let keys: Vec<_> = (0..120).map(|n| serving.key(&format!("key{n}")).unwrap()).collect();
+    let found = |n: usize| serving.get_json(&keys[n]).map(|found| found.map(|record| record["t"] == json!(value(n))));
+    for n in 0..120 {
+        assert_eq!(found(n).unwrap(), (n < 100).then_some(true), "{n}");
+    }
+    scrub(&serving, 1000).unwrap();
+    let bytes = std::fs::read(serving.path()).unwrap();
+    let description = b"{\"schema\":";
+    let wide_end = bytes.windows(description.len()).position(|w| w == description).unwrap();
+    let file = std::fs::File::options().write(true).open(serving.path()).unwrap();
+    // The line at the front, and the wide one at the end: 53 numbers and a checksum.
+    for position in (256..320).chain(wide_end - (53 * 8 + 4)..wide_end) {
+        file.write_all_at(&[bytes[position] ^ 0x20], position as u64).unwrap();
+        for n in 0..120 {
+            assert!(found(n).is_ok_and(|right| right == (n < 100).then_some(true)) || found(n).is_err(), "{position}");
+        }
+        assert!(scrub(&serving, u64::MAX).is_err(), "byte {position} was not found by a scrub");
+        file.write_all_at(&bytes[position..=position], position as u64).unwrap();
+    }
+    scrub(&serving, u64::MAX).unwrap();
+}
+
+#[test]
 fn d7_each_flipped_byte_of_a_part_is_found_before_it_is_loaded() {
     let world = world();
     let mut options = world.options(&["k"]);

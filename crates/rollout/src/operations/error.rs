@@ -147,6 +147,18 @@ pub enum OperationError {
         /// Why.
         why: String,
     },
+    /// A region has been told to go back and does not serve what it was told yet.
+    #[error("region {region} is told to serve version {told} and serves version {serving} still")]
+    AlreadyGoingBack {
+        /// The store.
+        store: String,
+        /// The region, the first of them.
+        region: String,
+        /// The version that it goes back to.
+        told: u64,
+        /// The version that it serves.
+        serving: u64,
+    },
     /// The version was rolled back and is never a target again.
     #[error("version {version} of store {store} was rolled back")]
     RolledBack {
@@ -260,7 +272,7 @@ impl OperationError {
             Self::ManifestRefused { .. } => code::MANIFEST_REFUSED,
             Self::SchemaIncompatible { .. } => code::SCHEMA_INCOMPATIBLE,
             Self::HookRefused(_) | Self::SchemaRefused { .. } => code::HOOK_REFUSED,
-            Self::BeingRemoved { .. } => code::CONFLICT,
+            Self::BeingRemoved { .. } | Self::AlreadyGoingBack { .. } => code::CONFLICT,
             Self::NoRegion { .. }
             | Self::NoWayBack { .. }
             | Self::RolledBack { .. }
@@ -298,6 +310,7 @@ impl OperationError {
             Self::StoreUnknown { store } | Self::StoreExists { store } | Self::NoWayBack { store, .. } => {
                 vec![store.clone()]
             }
+            Self::AlreadyGoingBack { store, region, .. } => vec![store.clone(), region.clone()],
             Self::PushRunning { running, .. } => vec![running.clone()],
             Self::PushUnknown { push } | Self::PushEnded { push, .. } | Self::GoingBack { push } => vec![push.clone()],
             Self::RegionUnknown { region, .. } | Self::NotIngested { region, .. } => vec![region.clone()],
@@ -309,6 +322,7 @@ impl OperationError {
         match self {
             Self::PushEnded { .. } => "Nothing has changed: an end is final.",
             Self::GoingBack { .. } => "Nothing has changed; the push ends by itself when every region is back.",
+            Self::AlreadyGoingBack { .. } => "Nothing was changed; the rollback goes on.",
             Self::Unavailable(_) => "Nothing was written; regions go on serving.",
             Self::Unknown(_) => "It is not known whether it was written; regions go on serving.",
             _ => "Nothing has changed.",
@@ -366,6 +380,11 @@ impl OperationError {
                 text("The push was not started", "Mark a region available (`tidegate region mark`), or add one.".into())
             }
             Self::NoWayBack { .. } => text("Nothing was rolled back", "Push good data instead.".into()),
+            Self::AlreadyGoingBack { store, .. } => (
+                format!("Store `{store}` is going back already"),
+                "Wait until it is there (`tidegate region list`). To go back further at once, name the version with --to."
+                    .into(),
+            ),
             Self::RolledBack { store, version } => text(
                 "Nothing was rolled back",
                 format!("Release its data as a new version: `tidegate push {store} --from-version {version}`."),

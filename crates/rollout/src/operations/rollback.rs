@@ -63,6 +63,7 @@ fn targets(view: &PushView, region: Option<&str>, version: Option<u64>) -> Resul
     if let Some(target) = version {
         check_target(view, target)?;
     }
+    refuse_another(view, region, version)?;
     // A release that reached some regions only is taken back where it is: the others have what came before already.
     let newest = view.regions.values().filter_map(serves).max();
     let mut targets = BTreeMap::new();
@@ -85,6 +86,25 @@ fn targets(view: &PushView, region: Option<&str>, version: Option<u64>) -> Resul
         return Err(OperationError::NoWayBack { store: view.name.clone(), why });
     }
     Ok(targets)
+}
+
+/// A second order while the first goes on would step back twice, which nobody means who only asks again. Who names a version
+/// that is not the one told already means another order.
+fn refuse_another(view: &PushView, region: Option<&str>, version: Option<u64>) -> Result<(), OperationError> {
+    let concerned = || view.regions.iter().filter(|(name, _)| region.is_none_or(|only| only == *name));
+    if version.is_some_and(|version| concerned().any(|(_, facts)| serves(facts) != Some(version))) {
+        return Ok(());
+    }
+    for (name, facts) in concerned() {
+        let Some(report) = facts.current_report(&view.store).filter(|report| report.pin.is_none()) else { continue };
+        if let (Some(told), Some(serving)) = (serves(facts), report.serving)
+            && told < serving
+        {
+            let (store, region) = (view.name.clone(), name.clone());
+            return Err(OperationError::AlreadyGoingBack { store, region, told, serving });
+        }
+    }
+    Ok(())
 }
 
 fn serves(facts: &RegionFacts) -> Option<u64> {

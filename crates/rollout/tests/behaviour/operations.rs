@@ -373,6 +373,38 @@ async fn b9_what_is_served_in_some_regions_only_is_taken_back_there_and_nowhere_
     assert_eq!(world.version("s", 2).status, VersionStatus::Online, "nothing was taken back that was good");
 }
 
+#[tokio::test]
+async fn b8_a_second_rollback_is_refused_while_the_first_goes_on() {
+    let world = World::serving(false).await;
+    for push in ["p", "q"] {
+        world.push(push, "s").await;
+        world.ended(push).await;
+    }
+    let operations = world.operations();
+    let back = |to: Option<u64>| operations.roll_back_store("s", None, to, "ada", "prices are off");
+    let (first, second) = tokio::join!(back(None), back(None));
+    let text = World::refusal(second);
+    assert_eq!(first.unwrap().into_values().collect::<Vec<_>>(), [2, 2, 2]);
+    assert!(text.contains("is told to serve version 2 and serves version 3 still"), "{text}");
+    world.serves("s", &[Some(2), Some(2), Some(2)]).await;
+    back(None).await.unwrap();
+    world.serves("s", &THREE).await;
+}
+
+#[tokio::test]
+async fn b8_going_back_further_is_no_second_rollback() {
+    let world = World::serving(false).await;
+    for push in ["p", "q"] {
+        world.push(push, "s").await;
+        world.ended(push).await;
+    }
+    let operations = world.operations();
+    let back = |to: Option<u64>| operations.roll_back_store("s", None, to, "ada", "prices are off");
+    let (first, further) = tokio::join!(back(None), back(Some(1)));
+    assert_eq!((first.unwrap().len(), further.unwrap().into_values().collect::<Vec<_>>()), (3, vec![1, 1, 1]));
+    world.serves("s", &THREE).await;
+}
+
 /// Every rollback of `s` that is on record.
 async fn rollbacks(world: &World) -> Vec<OperatorAction> {
     let search = RecordSearch::by("store").prefix(tidegate_state::IndexKey::new().text("s")).limit(10);

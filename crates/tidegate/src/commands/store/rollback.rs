@@ -29,10 +29,6 @@ pub(super) async fn run(arguments: RollbackArguments, client: &Client, output: O
     confirm(&format!("Roll {} back in {place} to {target}?", plain(&name)), yes)?;
     let started = Instant::now();
     let client = &timeout.map_or_else(|| client.clone(), |limit| client.with_patience(limit));
-    let regions = client.regions().await?;
-    if let Some(going) = going_back(&regions, &name, region.as_deref(), to) {
-        return Err(already(&name, &going));
-    }
     let answer = client.roll_back_store(&name, &RollbackRequest { region, version: to, reason }).await?;
     if !watch {
         output.result(&answer, |answer, style| ordered(answer, style).concat())?;
@@ -120,40 +116,6 @@ fn hindrance(region: &RegionView, state: &RegionStoreView, target: Option<u64>) 
     let held = state.held.get(&target?)?;
     let message = held.message.as_ref()?;
     Some(format!("waits: {} of version {}: {}", held.status.word(), version(target), plain(message)))
-}
-
-/// Where the store is on its way back already, by region: what it is told to serve and what it serves still. None where a
-/// rollback to `to` would be another one.
-fn going_back(
-    regions: &[RegionView],
-    store: &str,
-    only: Option<&str>,
-    to: Option<u64>,
-) -> Option<BTreeMap<String, (u64, u64)>> {
-    let concerned = regions.iter().filter(|region| only.is_none_or(|only| only == region.name));
-    let states: Vec<_> = concerned.filter_map(|region| Some((&region.name, region.stores.get(store)?))).collect();
-    if to.is_some_and(|to| states.iter().any(|(_, state)| state.told_to_serve != Some(to))) {
-        return None;
-    }
-    let going: BTreeMap<_, _> = states
-        .into_iter()
-        .filter(|(_, state)| state.pin.is_none())
-        .filter_map(|(name, state)| Some((name.clone(), (state.told_to_serve?, state.serving?))))
-        .filter(|(_, (told, serving))| told < serving)
-        .collect();
-    (!going.is_empty()).then_some(going)
-}
-
-fn already(store: &str, going: &BTreeMap<String, (u64, u64)>) -> Failure {
-    let of = |(region, (told, serving)): (&String, &(u64, u64))| {
-        format!("{} is told to serve version {told} and serves version {serving} still", plain(region))
-    };
-    Failure::new(
-        format!("store {} is going back already", plain(store)),
-        going.iter().map(of).collect::<Vec<_>>().join(", "),
-        "Nothing was changed; the rollback goes on.",
-        "Wait until it is there (`tidegate region list`). To go back further at once, name the version with --to.",
-    )
 }
 
 /// A line for each region that was told.
@@ -312,18 +274,5 @@ mod tests {
         assert_eq!(stands(&pinned(region("a", 1, 1), 1)), Standing::There);
         assert!(matches!(standing(None, "s", Some(1)), Standing::Never(_)));
         assert!(matches!(standing(Some(&region("a", 1, 2)), "other", Some(1)), Standing::Never(_)));
-    }
-
-    #[test]
-    fn b8_a_second_rollback_is_told_from_one_that_goes_back_further() {
-        let going = [region("a", 2, 2), region("b", 2, 3)];
-        let found = going_back(&going, "s", None, None);
-        assert_eq!(found, Some([("b".to_owned(), (2, 3))].into()));
-        assert!(going_back(&going, "s", None, Some(2)).is_some(), "the same one");
-        assert!(going_back(&going, "s", None, Some(1)).is_none(), "further back");
-        assert!(going_back(&going, "s", Some("a"), None).is_none(), "elsewhere");
-        let still = [region("a", 2, 2), region("b", 2, 2)];
-        assert!(going_back(&still, "s", None, None).is_none());
-        assert!(going_back(&[region("a", 3, 2)], "s", None, None).is_none(), "one that goes forward");
     }
 }
