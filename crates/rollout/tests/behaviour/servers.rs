@@ -89,7 +89,8 @@ async fn r10_many_stores_push_at_once_and_one_that_waits_holds_up_no_other() {
         let held = context.store == "t7" && context.function == Function::PreStoreVersionSwap;
         if held { Verdict::Wait } else { Verdict::Proceed }
     });
-    let stores: Vec<String> = (0..40).map(|number| format!("t{number}")).collect();
+    world.hook.hold(Some("t9"));
+    let stores: Vec<String> = (0..200).map(|number| format!("t{number}")).collect();
     for store in &stores {
         world.create_store(store).await;
     }
@@ -98,10 +99,15 @@ async fn r10_many_stores_push_at_once_and_one_that_waits_holds_up_no_other() {
         async move { world.push(&format!("push of {store}"), store).await }
     });
     futures::future::join_all(pushes).await;
-    for store in stores.iter().filter(|store| *store != "t7") {
+    for store in stores.iter().filter(|store| !["t7", "t9"].contains(&store.as_str())) {
         let push = format!("push of {store}");
         world.ended(&push).await;
         assert_eq!(world.status(&push), PushStatus::Completed);
     }
-    assert_eq!(world.status("push of t7"), PushStatus::Started);
+    for held in ["push of t7", "push of t9"] {
+        assert_eq!(world.status(held), PushStatus::Started);
+    }
+    world.hook.hold(None);
+    world.ended("push of t9").await;
+    assert_eq!(world.status("push of t9"), PushStatus::Completed);
 }

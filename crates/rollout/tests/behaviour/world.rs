@@ -33,27 +33,37 @@ type Script = Arc<dyn Fn(&Context) -> Verdict + Send + Sync>;
 #[derive(Clone)]
 pub(crate) struct Recorder {
     script: Arc<Mutex<Script>>,
+    /// The store whose calls go on until they are let end.
+    slow: tokio::sync::watch::Sender<Option<String>>,
     pub(crate) asked: Arc<Mutex<Vec<Context>>>,
 }
 
 impl Recorder {
     pub(crate) fn new() -> Recorder {
         let proceed: Script = Arc::new(|_| Verdict::Proceed);
-        Recorder { script: Arc::new(Mutex::new(proceed)), asked: Arc::default() }
+        let slow = tokio::sync::watch::Sender::new(None);
+        Recorder { script: Arc::new(Mutex::new(proceed)), slow, asked: Arc::default() }
+    }
+
+    /// Calls for this store do not end from now on; with none, those that go on do.
+    pub(crate) fn hold(&self, store: Option<&str>) {
+        self.slow.send_replace(store.map(str::to_owned));
     }
 
     pub(crate) fn say(&self, script: impl Fn(&Context) -> Verdict + Send + Sync + 'static) {
         *self.script.lock() = Arc::new(script);
     }
 
-    fn note(&self, context: &Context) -> Verdict {
+    async fn note(&self, context: &Context) -> Verdict {
         self.asked.lock().push(context.clone());
+        let is_let = |slow: &Option<String>| slow.as_ref() != Some(&context.store);
+        self.slow.subscribe().wait_for(is_let).await.expect("the sender is this recorder's");
         let script = Arc::clone(&self.script.lock());
         script(context)
     }
 
     async fn two(&self, context: &Context) -> Result<Answer<Two>, HookError> {
-        Ok(match self.note(context) {
+        Ok(match self.note(context).await {
             Verdict::Proceed | Verdict::Wait => Two::Proceed.into(),
             Verdict::Abort | Verdict::Rollback => Two::Abort { reason: "3 of 2".into() }.into(),
         })
@@ -61,7 +71,7 @@ impl Recorder {
 
     async fn four(&self, context: &Context) -> Result<Answer<Four>, HookError> {
         let reason = "3 of 2".to_owned();
-        Ok(match self.note(context) {
+        Ok(match self.note(context).await {
             Verdict::Proceed => Four::Proceed.into(),
             Verdict::Wait => Four::Wait { reason, ask_again_at: None }.into(),
             Verdict::Abort => Four::Abort { reason }.into(),
@@ -70,7 +80,7 @@ impl Recorder {
     }
 
     async fn none(&self, context: &Context) -> Result<(), HookError> {
-        self.note(context);
+        self.note(context).await;
         Ok(())
     }
 }
