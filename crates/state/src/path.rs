@@ -356,8 +356,9 @@ mod tests {
             three.child("stores", id)
         };
         let room = PATH_BYTES_MAX - 3 * (8 + 6 * 128) - 8;
-        assert_eq!(deep(&"x".repeat(room)).unwrap().as_str().len(), PATH_BYTES_MAX);
-        assert_eq!(deep(&"x".repeat(room + 1)), Err(PathError::TooLong { bytes: PATH_BYTES_MAX + 1 }));
+        let id = |bytes: usize| format!("{}{}", "é".repeat(10), "x".repeat(bytes - 60));
+        assert_eq!(deep(&id(room)).unwrap().as_str().len(), PATH_BYTES_MAX);
+        assert_eq!(deep(&id(room + 1)), Err(PathError::TooLong { bytes: PATH_BYTES_MAX + 1 }));
     }
 
     #[test]

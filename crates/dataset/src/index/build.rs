@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use tidegate_api::manifest::{Manifest, Part};
 
-use super::format::{
-    BODY_HEADER_BYTES, HEAD_BYTES, HEADER_BYTES, LINE_BYTES, RECORD_ALIGNMENT, bucket_count, line_count,
-};
+use super::bucket::{BODY_HEADER_BYTES, HEAD_BYTES, RECORD_ALIGNMENT, bucket_count};
+use super::format::HEADER_BYTES;
+use super::line::{LINE_BYTES, line_count};
 use super::write::{IndexWriter, compressor};
 use super::{Damaged, Index, OpenError, VALUE_BYTES_MAX};
 use crate::artifact::{ArtifactError, ArtifactStore, check_manifest};

@@ -29,8 +29,10 @@
 //! A file that someone cuts short while it is mapped ends the process (SIGBUS), as with any
 //! mapping; keep indexes where only the node writes.
 
+mod bucket;
 mod build;
 mod format;
+mod line;
 mod scrub;
 mod write;
 
@@ -49,10 +51,9 @@ pub use scrub::{ScrubPosition, ScrubStep, VerifiedContent};
 
 use crate::key::{KeyBytes, KeyCodec, KeyError};
 use crate::value::{decode_varint, json};
-use format::{
-    BadRecord, Body, Bucket, FLAG_COMPRESSED, HEADER_BYTES, Header, HeaderError, LINE_BYTES, bucket_count, bucket_of,
-    bucket_range, fingerprint, frame_checksum, is_line_of,
-};
+use bucket::{BadRecord, Body, Bucket, FLAG_COMPRESSED, bucket_count, bucket_of, fingerprint};
+use format::{HEADER_BYTES, Header, HeaderError, frame_checksum};
+use line::{LINE_BYTES, bucket_range, is_line_of};
 
 /// The largest value that is unpacked, in bytes; larger ones are never written.
 pub(crate) const VALUE_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -344,7 +345,7 @@ impl Index {
 
     #[inline]
     fn line(&self, bucket: u64) -> &[u8] {
-        let start = (bucket / format::LINE_BUCKETS) as usize * LINE_BYTES + HEADER_BYTES;
+        let start = (bucket / line::LINE_BUCKETS) as usize * LINE_BYTES + HEADER_BYTES;
         &self.map[start..start + LINE_BYTES]
     }
 

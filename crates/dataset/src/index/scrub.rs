@@ -1,6 +1,7 @@
 //! Reading an index through, to find damage before a look-up does.
 
-use super::format::{Body, FLAG_COMPRESSED, HEADER_BYTES, Header, bucket_of, fingerprint, frame_checksum};
+use super::bucket::{Body, FLAG_COMPRESSED, bucket_of, fingerprint};
+use super::format::{HEADER_BYTES, Header, frame_checksum};
 use super::{Damaged, Index};
 use crate::digest::ContentDigest;
 use crate::key::hash;
@@ -95,7 +96,7 @@ impl Index {
         if !parsed.is_filled() {
             return Err(self.damaged_bucket(bucket));
         }
-        let mut bytes = super::LINE_BYTES as u64 / super::format::LINE_BUCKETS;
+        let mut bytes = super::LINE_BYTES as u64 / super::line::LINE_BUCKETS;
         for record in parsed.records() {
             let (expected, stored) = record.map_err(|_| self.damaged_bucket(bucket))?;
             let body = Body::parse(stored).ok_or_else(|| self.damaged_bucket(bucket))?;

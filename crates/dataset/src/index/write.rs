@@ -8,16 +8,19 @@ use std::path::{Path, PathBuf};
 use tidegate_api::manifest::Manifest;
 
 use super::Description;
-use super::build::{IndexError, disk_error};
-use super::format::{
-    BUCKET_RECORDS, Body, FLAG_COMPRESSED, HEAD_BYTES, HEADER_BYTES, Header, LINE_BUCKETS, LINE_BYTES, LineSizes,
-    aligned, bucket_count, bucket_of, fingerprint, frame_checksum, line_count, write_head,
+use super::bucket::{
+    BUCKET_RECORDS, Body, FLAG_COMPRESSED, HEAD_BYTES, aligned, bucket_count, bucket_of, fingerprint, write_head,
 };
+use super::build::{IndexError, disk_error};
+use super::format::{HEADER_BYTES, Header, frame_checksum};
+use super::line::{LINE_BUCKETS, LINE_BYTES, LineSizes, line_count};
 use crate::artifact::ArtifactError;
 use crate::digest::ContentDigest;
 use crate::value::encode_varint;
 
 const COMPRESSION_LEVEL: i32 = 3;
+/// The most that the records of a bucket may take: positions within it have 32 bits.
+const BUCKET_BYTES_MAX: usize = 1 << 31;
 /// A value shorter than this is stored as it is.
 const COMPRESSED_VALUE_BYTES_MIN: usize = 16;
 
@@ -120,6 +123,11 @@ impl IndexWriter {
         let start = aligned(self.bodies.len());
         self.bodies.resize(start, 0);
         body.write(&mut self.bodies);
+        // Hashes are no secret: somebody may have made keys that all fall into one bucket.
+        if self.bodies.len() > BUCKET_BYTES_MAX {
+            let source = std::io::Error::other("the records of one bucket take more than 2 GiB");
+            return Err(disk_error(&self.path, source));
+        }
         let length = (self.bodies.len() - start) as u32;
         self.entries.push((fingerprint(hash), length));
         self.written += 1;

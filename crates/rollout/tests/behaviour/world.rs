@@ -9,8 +9,9 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use tidegate_api::manifest::{Field, FieldType, HASH_FUNCTION, MANIFEST_FORMAT, Manifest, Part, Sample, Schema};
 use tidegate_lifecycle::{
-    Answer, CallRecord, Context, HookError, HooksConfiguration, Lifecycle, LifecycleOptions, PoolOptions, Registry,
-    StoreLifecycleEventOutcome as Two, StoreLifecycleHooks, StoreVersionLifecycleEventOutcome as Four, Verdict,
+    Answer, CallRecord, Context, Function, HookError, HooksConfiguration, Lifecycle, LifecycleOptions, PoolOptions,
+    Registry, StoreLifecycleEventOutcome as Two, StoreLifecycleHooks, StoreVersionLifecycleEventOutcome as Four,
+    Verdict,
 };
 use tidegate_rollout::context::{PushContexts, RegistrationContexts};
 use tidegate_rollout::entities::{
@@ -33,7 +34,7 @@ type Script = Arc<dyn Fn(&Context) -> Verdict + Send + Sync>;
 #[derive(Clone)]
 pub(crate) struct Recorder {
     script: Arc<Mutex<Script>>,
-    /// The store whose calls go on until they are let end.
+    /// The store whose calls at its swap gates go on until they are let end.
     slow: tokio::sync::watch::Sender<Option<String>>,
     pub(crate) asked: Arc<Mutex<Vec<Context>>>,
 }
@@ -45,7 +46,7 @@ impl Recorder {
         Recorder { script: Arc::new(Mutex::new(proceed)), slow, asked: Arc::default() }
     }
 
-    /// Calls for this store do not end from now on; with none, those that go on do.
+    /// Calls at this store's swap gates do not end from now on; with none, those that go on do.
     pub(crate) fn hold(&self, store: Option<&str>) {
         self.slow.send_replace(store.map(str::to_owned));
     }
@@ -56,7 +57,8 @@ impl Recorder {
 
     async fn note(&self, context: &Context) -> Verdict {
         self.asked.lock().push(context.clone());
-        let is_let = |slow: &Option<String>| slow.as_ref() != Some(&context.store);
+        let is_swap = context.function == Function::PreStoreVersionSwap;
+        let is_let = |slow: &Option<String>| !is_swap || slow.as_ref() != Some(&context.store);
         self.slow.subscribe().wait_for(is_let).await.expect("the sender is this recorder's");
         let script = Arc::clone(&self.script.lock());
         script(context)

@@ -41,6 +41,11 @@ fn passes(code: &SqlState) -> bool {
     matches!(class, "08" | "25" | "40" | "53" | "55" | "57" | "58")
 }
 
+/// Whether the database has broken a deadlock at this end, by the code in the text that [`statement_failed`] gives.
+pub(super) fn is_deadlock(reason: &str) -> bool {
+    reason.contains(&format!("[{}]", SqlState::T_R_DEADLOCK_DETECTED.code()))
+}
+
 /// What the answer of COMMIT itself means, everything before it having been done.
 pub(super) fn commit_failed(error: &Error) -> CommitError {
     match error.as_db_error() {

@@ -16,6 +16,7 @@ use super::super::{
 use super::connection::{Call, Connection, Role, values};
 use super::driver::{PostgresDriver, exceptions_sql, read_exceptions};
 use super::entities::{mark_call, put_call, read_log, read_table};
+use super::errors::is_deadlock;
 use super::log::column_revision;
 use super::records::{Entries, Kinds, RecordChanges, damaged_keys, put_kind_call, read_kinds_call};
 use super::session::append_call;
@@ -197,7 +198,26 @@ impl PostgresStore {
     }
 
     /// Puts `state` in place of all that is stored. Kinds of records that only this store knows stay declared.
+    ///
+    /// Servers that are up lock rows in another order, each as its work comes; where the database breaks a deadlock with
+    /// one of them at this end, nothing was changed, and it is begun anew.
     async fn replace(
+        &self,
+        state: &StoredState,
+        kinds: Option<&DeclaredKinds>,
+        new_epoch: bool,
+    ) -> Result<(), DriverError> {
+        const ATTEMPTS: u32 = 5;
+        let mut attempt = 1;
+        loop {
+            match self.replace_once(state, kinds, new_epoch).await {
+                Err(DriverError::Unavailable(reason)) if is_deadlock(&reason) && attempt < ATTEMPTS => attempt += 1,
+                result => return result,
+            }
+        }
+    }
+
+    async fn replace_once(
         &self,
         state: &StoredState,
         kinds: Option<&DeclaredKinds>,
