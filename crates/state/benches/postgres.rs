@@ -1,9 +1,13 @@
-//! Commits and cluster hooks on a PostgreSQL of this run's own, flushed durably, as ratios to `pgbench -c 32` with one
-//! insert per commit, measured before and after each of them: disks are noisy, and a ratio of one run says more.
+//! Commits and cluster hooks on PostgreSQL, flushed durably, as ratios to `pgbench -c 32` with one insert per commit,
+//! measured before and after each of them: disks are noisy, and a ratio of one run says more.
 //!
-//! `cargo bench -p tidegate-state --bench postgres`
+//! `cargo bench --workspace --bench postgres [-- PART…]`, where the parts are `commits`, `backlog`, `end-to-end` and
+//! `commit-to-start`; all of them if none is named. The server is this run's own, or the one whose address (`postgres://…`)
+//! is in `TIDEGATE_BENCH_POSTGRES`; `psql` and `pgbench` are then those in `PATH`, and the schemas of the run stay behind.
+//! `TIDEGATE_BENCH_BACKLOG` is how many requests are drained, a multiple of 50.
 #![allow(clippy::unwrap_used)]
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,14 +17,18 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tidegate_state::driver::postgres::{PostgresOptions, PostgresStore};
-use tidegate_state::testing::postgres::{PostgresServer, SUPERUSER};
+use tidegate_state::testing::postgres::PostgresServer;
 use tidegate_state::{
     ClusterHook, Entity, Outcome, Ref, Registration, Root, Run, State, StateOptions, Transaction, TransactionError,
     WaitForHooks, WriteError,
 };
 
+/// How many requests are drained, if the environment does not say.
 const BACKLOG: u64 = 200_000;
+/// Changes per transaction while the backlog is made.
+const BACKLOG_STEP: u64 = 50;
 const KEYS: u64 = 10_000;
+const PARTS: [&str; 4] = ["commits", "backlog", "end-to-end", "commit-to-start"];
 const SECONDS: u64 = 5;
 const LONG: Duration = Duration::from_secs(300);
 
@@ -53,16 +61,46 @@ impl ClusterHook for Empty {
     }
 }
 
+/// The server that is measured on.
+struct Server {
+    url: String,
+    /// Unless the environment names another.
+    own: Option<&'static PostgresServer>,
+    schemas: AtomicU64,
+}
+
+impl Server {
+    fn find() -> Result<Server, &'static str> {
+        let schemas = AtomicU64::new(0);
+        match std::env::var("TIDEGATE_BENCH_POSTGRES") {
+            Ok(url) => Ok(Server { url, own: None, schemas }),
+            Err(_) => {
+                let own = tidegate_state::testing::postgres::shared()?;
+                Ok(Server { url: own.url(), own: Some(own), schemas })
+            }
+        }
+    }
+
+    fn store(&self) -> PostgresStore {
+        // Another run may have left its schemas on a server that is not this run's own.
+        let schema = format!("bench_{}_{}", std::process::id(), self.schemas.fetch_add(1, Ordering::Relaxed));
+        PostgresStore::new(&self.url, PostgresOptions::in_schema(schema)).unwrap()
+    }
+
+    fn run(&self, program: &str, arguments: &[&str]) -> String {
+        let path = self.own.map_or_else(|| PathBuf::from(program), |own| own.program(program));
+        let output = Command::new(path).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
 fn registration() -> Registration {
     Registration::new("empty", 1).on("/items/{item}").key("{item}")
 }
 
 async fn open(store: &PostgresStore, name: &str) -> State {
     State::open(store.driver(), StateOptions::new(name)).await.unwrap()
-}
-
-fn store(server: &PostgresServer) -> PostgresStore {
-    PostgresStore::new(&server.url(), PostgresOptions::in_schema(server.fresh_schema())).unwrap()
 }
 
 async fn put(state: &State, from: u64, count: u64, value: u64) {
@@ -82,36 +120,26 @@ async fn finished(state: &State) {
 }
 
 /// One row per commit into a table without index, by so many clients; commits per second.
-fn pgbench(server: &PostgresServer, clients: u32) -> f64 {
-    let script = server.folder().join("insert.sql");
-    std::fs::write(&script, "INSERT INTO pgbench_rows (text) VALUES ('some text of a row');\n").unwrap();
-    let run = |program: &str, arguments: &[&str]| {
-        let port = server.port().to_string();
-        let output = Command::new(server.program(program))
-            .args(["-h", "127.0.0.1", "-p", &port, "-U", SUPERUSER])
-            .args(arguments)
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    };
+fn pgbench(server: &Server, clients: u32) -> f64 {
+    let script = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(script.path(), "INSERT INTO pgbench_rows (text) VALUES ('some text of a row');\n").unwrap();
     let make = "DROP TABLE IF EXISTS pgbench_rows; CREATE TABLE pgbench_rows (text text)";
-    run("psql", &["-d", "postgres", "-q", "-c", make]);
-    let (clients, script) = (clients.to_string(), script.to_str().unwrap().to_owned());
-    let told =
-        run("pgbench", &["-n", "-c", &clients, "-j", "2", "-T", "3", "-M", "prepared", "-f", &script, "postgres"]);
+    server.run("psql", &["-q", "-c", make, &server.url]);
+    let (clients, script) = (clients.to_string(), script.path().to_str().unwrap());
+    let told = server
+        .run("pgbench", &["-n", "-c", &clients, "-j", "2", "-T", "3", "-M", "prepared", "-f", script, &server.url]);
     let rate = told.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
     rate.unwrap()
 }
 
 /// A figure and what it is of the baseline before and after it.
-struct Measured {
+struct Measured<'server> {
     before: f64,
-    server: &'static PostgresServer,
+    server: &'server Server,
 }
 
-impl Measured {
-    fn begin(server: &'static PostgresServer) -> Measured {
+impl Measured<'_> {
+    fn begin(server: &Server) -> Measured<'_> {
         Measured { before: pgbench(server, 32), server }
     }
 
@@ -145,8 +173,8 @@ async fn write_for_a_while(states: &[State], writers: u64) -> f64 {
     changes as f64 / started.elapsed().as_secs_f64()
 }
 
-async fn commits(server: &'static PostgresServer) {
-    let store = store(server);
+async fn commits(server: &Server) {
+    let store = server.store();
     let (first, second) = (open(&store, "first").await, open(&store, "second").await);
     put(&first, 0, 1, 1).await;
     let measured = Measured::begin(server);
@@ -160,27 +188,27 @@ async fn commits(server: &'static PostgresServer) {
     second.close().await;
 }
 
-async fn backlog(server: &'static PostgresServer) {
-    let store = store(server);
+async fn backlog(server: &Server, requests: u64) {
+    let store = server.store();
     let state = open(&store, "server").await;
     state.register_only(registration()).await.unwrap();
-    for round in 0..BACKLOG / 50 {
-        put(&state, round * 50, 50, round + 1).await;
+    for round in 0..requests / BACKLOG_STEP {
+        put(&state, round * BACKLOG_STEP, BACKLOG_STEP, round + 1).await;
     }
     let measured = Measured::begin(server);
     let hook = Arc::new(Empty::default());
     let started = Instant::now();
     let handle = state.register(registration(), 1_024, hook.clone()).await.unwrap();
     finished(&state).await;
-    let rate = BACKLOG as f64 / started.elapsed().as_secs_f64();
-    assert_eq!(hook.runs.load(Ordering::Relaxed), BACKLOG);
-    measured.end(&format!("backlog of {BACKLOG} over {KEYS} keys, acknowledged durably"), rate, "8");
+    let rate = requests as f64 / started.elapsed().as_secs_f64();
+    assert_eq!(hook.runs.load(Ordering::Relaxed), requests);
+    measured.end(&format!("backlog of {requests} over {KEYS} keys, acknowledged durably"), rate, "8");
     drop(handle);
     state.close().await;
 }
 
-async fn end_to_end(server: &'static PostgresServer, writers: u64, wanted: &str) {
-    let store = store(server);
+async fn end_to_end(server: &Server, writers: u64, wanted: &str) {
+    let store = server.store();
     let states = [open(&store, "first").await, open(&store, "second").await];
     let hook = Arc::new(Empty::default());
     let mut handles = Vec::new();
@@ -203,8 +231,8 @@ async fn end_to_end(server: &'static PostgresServer, writers: u64, wanted: &str)
 }
 
 /// From the answer to the writer to the start of the hook, at 100 changes a second.
-async fn commit_to_start(server: &'static PostgresServer, elsewhere: bool) {
-    let store = store(server);
+async fn commit_to_start(server: &Server, elsewhere: bool) {
+    let store = server.store();
     let (writer, runner) = (open(&store, "writer").await, open(&store, "runner").await);
     let hook = Arc::new(Empty::default());
     let at = if elsewhere { &runner } else { &writer };
@@ -237,7 +265,16 @@ async fn commit_to_start(server: &'static PostgresServer, elsewhere: bool) {
 }
 
 fn main() {
-    let server: &'static PostgresServer = match tidegate_state::testing::postgres::shared() {
+    // cargo adds `--bench`.
+    let named: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
+    if let Some(unknown) = named.iter().find(|name| !PARTS.contains(&name.as_str())) {
+        println!("there is no part {unknown:?}; there are {}", PARTS.join(", "));
+        std::process::exit(2);
+    }
+    let wanted = |part: &str| named.is_empty() || named.iter().any(|name| name == part);
+    let requests = std::env::var("TIDEGATE_BENCH_BACKLOG").map_or(BACKLOG, |count| count.parse().unwrap());
+    assert!(requests > 0 && requests.is_multiple_of(BACKLOG_STEP), "TIDEGATE_BENCH_BACKLOG: a multiple of 50");
+    let server = match Server::find() {
         Ok(server) => server,
         Err(reason) => {
             println!("skipped: {reason}");
@@ -245,13 +282,21 @@ fn main() {
         }
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    println!("pgbench -c 1: {:.0}/s", pgbench(server, 1));
+    println!("pgbench -c 1: {:.0}/s", pgbench(&server, 1));
     runtime.block_on(async {
-        commits(server).await;
-        backlog(server).await;
-        end_to_end(server, 64, "1.5").await;
-        end_to_end(server, 512, "2.5").await;
-        commit_to_start(server, false).await;
-        commit_to_start(server, true).await;
+        if wanted("commits") {
+            commits(&server).await;
+        }
+        if wanted("backlog") {
+            backlog(&server, requests).await;
+        }
+        if wanted("end-to-end") {
+            end_to_end(&server, 64, "1.5").await;
+            end_to_end(&server, 512, "2.5").await;
+        }
+        if wanted("commit-to-start") {
+            commit_to_start(&server, false).await;
+            commit_to_start(&server, true).await;
+        }
     });
 }
