@@ -33,7 +33,7 @@ pub(super) fn fingerprint(hash: u64) -> u32 {
 }
 
 /// The head of a bucket: where its first record begins, and for each its fingerprint and where it ends, all counted from the
-/// bucket's begin. Unused places repeat the last end. `lengths` are those of the records without what fills them up.
+/// bucket's begin. Unused places repeat the last end. `entries` are the fingerprint of each record and its length, without what fills it up.
 pub(super) fn write_head(bucket: u64, entries: &[(u32, u32)], out: &mut Vec<u8>) {
     let lines = (entries.len() + 1).div_ceil(HEAD_PLACES);
     let start = out.len();
@@ -145,6 +145,11 @@ impl<'a> Bucket<'a> {
             let fingerprint = read_u32(self.bytes, place * ENTRY_BYTES).ok_or(BadRecord);
             Some(record.and_then(|bytes| Ok((fingerprint?, bytes))))
         })
+    }
+
+    /// How many bytes it takes, head and filling included.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes.len() as u64
     }
 
     /// Whether the records fill the bucket, with nothing but zeros between and behind them.

@@ -97,11 +97,12 @@ impl Header {
         let damaged = HeaderError::Damaged;
         let format = read_u32(bytes, 8).ok_or(damaged)?;
         let checksum = read_u32(bytes, HEADER_BYTES - 4).ok_or(damaged)?;
-        if checksum != frame_checksum(&bytes[..HEADER_BYTES - 4]) {
-            return Err(damaged);
-        }
+        // Before the checksum, which another format computes in another way.
         if format != FORMAT {
             return Err(HeaderError::Format(format));
+        }
+        if checksum != frame_checksum(&bytes[..HEADER_BYTES - 4]) {
+            return Err(damaged);
         }
         let number = |position| read_u64(bytes, position).ok_or(damaged);
         Ok(Self {

@@ -10,7 +10,7 @@
 //! records      buckets in order, each at a multiple of 64 bytes: head (checksum; begin of the
 //!              first record; fingerprint and end of each; a multiple of 64 bytes), then the
 //!              records, each at a multiple of 8: checksum, flags, key length, key, value
-//! wide lines   for those lines that have a bucket of more than 16 KiB: where each begins, checksum
+//! wide lines   for those lines that have a bucket of nearly 16 KiB or more: where each begins, checksum
 //! description  schema and key columns as JSON (checksum in the header)
 //! dictionary   for compressed values, may be empty (checksum in the header)
 //! ```
@@ -19,7 +19,8 @@
 //! - **no wrong answer**: a look-up checks the record that it answers with, key and all. That there
 //!   is none it says only after it has checked the bucket's head, or the line if that says that the
 //!   bucket is empty; both are right for one bucket at one place only. So a damaged byte gives
-//!   [`Damaged`], never another value, and never a miss for a key that is there. What look-ups
+//!   [`Damaged`], never another value, and never a miss for a key that is there (but for a value
+//!   that was made to look like a record, and damage that happens to lead into it). What look-ups
 //!   don't come by is found by [`Index::scrub_step`];
 //! - every byte of the file is under a checksum, or fills up and has to be zero;
 //! - a file under its final name is whole: it was flushed to the disk, then renamed, and is never
@@ -51,7 +52,7 @@ pub use scrub::{ScrubPosition, ScrubStep, VerifiedContent};
 
 use crate::key::{KeyBytes, KeyCodec, KeyError};
 use crate::value::{decode_varint, json};
-use bucket::{BadRecord, Body, Bucket, FLAG_COMPRESSED, bucket_count, bucket_of, fingerprint};
+use bucket::{BadRecord, Body, Bucket, FLAG_COMPRESSED, HEAD_BYTES, bucket_count, bucket_of, fingerprint};
 use format::{HEADER_BYTES, Header, HeaderError, frame_checksum};
 use line::{LINE_BYTES, bucket_range, is_line_of};
 
@@ -202,7 +203,7 @@ impl Index {
             let created = zstd_safe::DDict::try_create(dictionary);
             Some(Dictionary(created.ok_or_else(|| damaged("its dictionary"))?))
         };
-        let has_small_buckets = header.records_bytes / header.bucket_count <= 64 * PREFETCH_LINES_FEW as u64;
+        let has_small_buckets = header.records_bytes / header.bucket_count <= (HEAD_BYTES * PREFETCH_LINES_FEW) as u64;
         Ok(Self {
             path,
             map,

@@ -96,7 +96,7 @@ impl Index {
         if !parsed.is_filled() {
             return Err(self.damaged_bucket(bucket));
         }
-        let mut bytes = super::LINE_BYTES as u64 / super::line::LINE_BUCKETS;
+        let bytes = super::LINE_BYTES as u64 / super::line::LINE_BUCKETS + parsed.bytes();
         for record in parsed.records() {
             let (expected, stored) = record.map_err(|_| self.damaged_bucket(bucket))?;
             let body = Body::parse(stored).ok_or_else(|| self.damaged_bucket(bucket))?;
@@ -109,7 +109,6 @@ impl Index {
             }
             let value = self.unpack(&body)?;
             each(hash, body.key, &value);
-            bytes += stored.len() as u64;
         }
         Ok(bytes)
     }

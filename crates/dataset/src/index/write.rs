@@ -197,7 +197,8 @@ struct LineWriter {
     filled: usize,
     buffer: Vec<u8>,
     flushed: u64,
-    /// The wide lines, which come after the records. Each stands for at least a thousand times its size.
+    /// The wide lines, which come after the records. Each is kept until the end and stands for forty times its size at the
+    /// least, where values are large for two thousand times.
     wide: Vec<u8>,
 }
 

@@ -232,11 +232,9 @@ fn d15_an_index_that_is_gone_cut_or_of_another_release_is_rebuilt_the_same() {
     std::fs::write(&path, longer).unwrap();
     assert!(matches!(Index::open(&path), Err(OpenError::Cut { .. })));
 
-    // A header of a later release, with a checksum that is right.
+    // A header of another release, whose checksum may be of another kind.
     let mut other = bytes.clone();
     other[8..12].copy_from_slice(&99u32.to_le_bytes());
-    let checksum = xxhash_rust::xxh3::xxh3_64_with_seed(&other[..252], 4 << 60) as u32;
-    other[252..256].copy_from_slice(&checksum.to_le_bytes());
     std::fs::write(&path, other).unwrap();
     assert!(matches!(Index::open(&path), Err(OpenError::Format { found: 99, .. })));
     assert_eq!(index(&world, &artifact).content_digest(), artifact.manifest.content_digest);
