@@ -10,7 +10,7 @@ use crate::{
 };
 
 use super::Case;
-use super::support::{Probe, Store, World, effect, per_store, store};
+use super::support::{LIMIT, Probe, Store, World, effect, per_store, store};
 
 async fn list(world: &World, server: usize) -> Vec<crate::QueueEntry> {
     world.cluster.server(server).queue().list(QueueFilter::all()).await.unwrap()
@@ -297,10 +297,11 @@ pub async fn k33_waiting_for_hooks_says_what_is_not_finished_and_keeps_its_limit
     let later = world.set(1, "b", 1).await;
     let state = world.cluster.server(1).clone();
     state.flush().await.unwrap();
-    let wait = WaitForHooks::all().limit(Duration::from_millis(100));
+    let wait = WaitForHooks::all().limit(LIMIT);
     assert!(state.wait_for_hooks(wait.clone().key("b")).await.unwrap().finished);
-    assert!(state.wait_for_hooks(wait.clone().hook("other")).await.unwrap().finished);
-    match state.wait_for_hooks(wait.clone().until(revision)).await {
+    assert!(state.wait_for_hooks(wait.hook("other")).await.unwrap().finished);
+    let short = WaitForHooks::all().limit(Duration::from_millis(100));
+    match state.wait_for_hooks(short.until(revision)).await {
         Err(WaitError::HooksTimedOut { unfinished, .. }) => assert!(unfinished.contains("hook a"), "{unfinished}"),
         other => panic!("{other:?}"),
     }
