@@ -3,8 +3,8 @@
 //! Invariants: a node's parent is there (kept by transactions, which refuse a write under an absent parent and delete
 //! whole subtrees); `children` lists exactly the paths of `nodes`, per parent and collection, in id order.
 //!
-//! A node is its own key: its document knows its path, so that the map's entries are small. What was read once is pointed to
-//! from the entry as well, so that a look-up waits for the path that it compares and for the value at the same time.
+//! A node is its own key: its document knows its path. An entry of the map is two pointers, to the document and, once it was
+//! read, to its value, so that a look-up waits for the path that it compares and for the value at the same time.
 //!
 //! Order of ids: canonical decimal numbers (`7`, not `07`) come first, as numbers; then all other ids, by the bytes of
 //! their text. This needs no entity type, so it is the same on servers that do not know a collection. A listing by a
@@ -64,9 +64,11 @@ impl Node {
 
     #[cold]
     fn first_get<E: Entity>(&self) -> Result<&E, Arc<str>> {
-        let value = self.document.get_arc::<E>()?;
-        // Where another type read it first, it stays with the document alone.
-        self.read.get_or_init(|| value);
+        // Where another type read it first, this one's value stays with the document alone.
+        if self.read.get().is_none() {
+            let value = self.document.get_arc::<E>()?;
+            self.read.get_or_init(|| value);
+        }
         self.document.get()
     }
 

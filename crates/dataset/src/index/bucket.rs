@@ -33,7 +33,8 @@ pub(super) fn fingerprint(hash: u64) -> u32 {
 }
 
 /// The head of a bucket: where its first record begins, and for each its fingerprint and where it ends, all counted from the
-/// bucket's begin. Unused places repeat the last end. `entries` are the fingerprint of each record and its length, without what fills it up.
+/// bucket's begin. Unused places repeat the last end. `entries` are the fingerprint of each record and its length, without
+/// what fills it up.
 pub(super) fn write_head(bucket: u64, entries: &[(u32, u32)], out: &mut Vec<u8>) {
     let lines = (entries.len() + 1).div_ceil(HEAD_PLACES);
     let start = out.len();

@@ -14,6 +14,7 @@ const WIDE: u64 = 1 << 63;
 const NARROW_BUCKET_BYTES_MAX: u64 = u8::MAX as u64 * HEAD_BYTES as u64;
 /// Where 52 buckets begin and end, with eight bytes each, and a checksum.
 pub(super) const WIDE_LINE_BYTES: usize = 8 * (LINE_SIZES + 1) + 4;
+
 pub(super) fn line_count(buckets: u64) -> u64 {
     buckets.div_ceil(LINE_BUCKETS)
 }
@@ -69,13 +70,13 @@ pub(super) fn is_line_of(line: &[u8], bucket: u64) -> bool {
 /// line to show for it, see [`is_line_of`].
 #[inline(always)]
 pub(super) fn bucket_range(line: &[u8], wide: &[u8], bucket: u64) -> Option<(u64, u64)> {
-    let slot = (bucket % LINE_BUCKETS) as u8;
+    let slot = (bucket % LINE_BUCKETS) as usize;
     let base = read_u64(line, 0)?;
     if base & WIDE != 0 {
         return wide_range(wide, base & !WIDE, bucket);
     }
-    let before = sum_before(line.get(8..LINE_BYTES)?.first_chunk()?, usize::from(slot));
-    let size = u64::from(*line.get(8 + usize::from(slot))?);
+    let before = sum_before(line.get(8..LINE_BYTES)?.first_chunk()?, slot);
+    let size = u64::from(*line.get(8 + slot)?);
     let start = base.checked_add(before * HEAD_BYTES as u64)?;
     Some((start, start.checked_add(size * HEAD_BYTES as u64)?))
 }

@@ -357,13 +357,19 @@ async fn b9_an_operator_rolls_back_one_region_after_the_other() {
     assert!(kept.iter().all(|action| action.by == "ada" && action.reason == "prices are off"));
 }
 
-#[tokio::test]
-async fn b9_what_is_served_in_some_regions_only_is_taken_back_there_and_nowhere_else() {
+/// A world whose regions all serve version 3 of `s`, and hold version 2 beside it.
+async fn serving_the_third() -> World {
     let world = World::serving(false).await;
     for push in ["p", "q"] {
         world.push(push, "s").await;
         world.ended(push).await;
     }
+    world
+}
+
+#[tokio::test]
+async fn b9_what_is_served_in_some_regions_only_is_taken_back_there_and_nowhere_else() {
+    let world = serving_the_third().await;
     let (two, three) = (Some(2), Some(3));
     world.operations().roll_back_store("s", Some("a"), None, "ada", "not in a").await.unwrap();
     world.serves("s", &[two, three, three]).await;
@@ -375,11 +381,7 @@ async fn b9_what_is_served_in_some_regions_only_is_taken_back_there_and_nowhere_
 
 #[tokio::test]
 async fn b8_a_second_rollback_is_refused_while_the_first_goes_on() {
-    let world = World::serving(false).await;
-    for push in ["p", "q"] {
-        world.push(push, "s").await;
-        world.ended(push).await;
-    }
+    let world = serving_the_third().await;
     let operations = world.operations();
     let back = |to: Option<u64>| operations.roll_back_store("s", None, to, "ada", "prices are off");
     let (first, second) = tokio::join!(back(None), back(None));
@@ -391,11 +393,7 @@ async fn b8_a_second_rollback_is_refused_while_the_first_goes_on() {
 
 #[tokio::test]
 async fn b8_an_order_to_another_version_is_no_second_rollback() {
-    let world = World::serving(false).await;
-    for push in ["p", "q"] {
-        world.push(push, "s").await;
-        world.ended(push).await;
-    }
+    let world = serving_the_third().await;
     let operations = world.operations();
     let back = |to: Option<u64>| operations.roll_back_store("s", None, to, "ada", "prices are off");
     let (first, further) = tokio::join!(back(None), back(Some(1)));
