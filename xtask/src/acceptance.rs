@@ -35,14 +35,14 @@ pub(crate) fn write() -> Result<(), String> {
     let mut binary = String::new();
     let mut command = cargo();
     command.args(["test", "--release", "--workspace", "--", "--list", "--format", "terse"]);
-    let well = run_by_line(&mut command, |line| {
+    let ended = run_by_line(&mut command, |line| {
         if let Some(running) = binary_of(line) {
             binary = running;
         } else if let Some(name) = line.strip_suffix(": test") {
             tests.insert(TestName { binary: binary.clone(), name: name.to_owned() });
         }
     })?;
-    if !well {
+    if !ended.success() {
         return Err("the tests could not be listed".to_owned());
     }
     let old = std::fs::read_to_string(path()).unwrap_or_default();

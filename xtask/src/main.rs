@@ -5,6 +5,7 @@
 //! | `test [FILTER…] [--require NAME,…]` | every test of the workspace, then a table of what was skipped and why; checks `docs/acceptance.md` |
 //! | `ci` | formatting, lints, documentation, licences, tests, the demo: what `main` always passes |
 //! | `bench [NAME…]` | the benchmarks; each figure is printed with the baseline of the same run |
+//! | `bench --driver NAME [PART…]` | those of one driver of the state tree: memory, sqlite or postgres |
 //! | `postgres [FILTER…]` | the state tree's suite on a PostgreSQL of its own |
 //! | `faults [--seconds S] [--servers N] [--seed S] …` | real processes on a real database, killed, stopped and cut off; what breaks a guarantee is told |
 //! | `acceptance` | writes `docs/acceptance.md` anew from the tests that there are |
@@ -13,6 +14,7 @@
 
 mod acceptance;
 mod bench;
+mod binaries;
 mod cases;
 mod ci;
 mod faults;

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 
 /// The workspace's root folder.
 pub(crate) fn root() -> PathBuf {
@@ -24,8 +24,8 @@ pub(crate) fn run(command: &mut Command) -> Result<(), String> {
     if status.success() { Ok(()) } else { Err(format!("{} ended with {status}", describe(command))) }
 }
 
-/// Runs a program to its end, giving each line that it prints, on either stream, to `line`; says whether it ended well.
-pub(crate) fn run_by_line(command: &mut Command, mut line: impl FnMut(&str)) -> Result<bool, String> {
+/// Runs a program to its end, giving each line that it prints, on either stream, to `line`; says how it ended.
+pub(crate) fn run_by_line(command: &mut Command, mut line: impl FnMut(&str)) -> Result<ExitStatus, String> {
     eprintln!("xtask: {}", describe(command));
     let fail = |error: std::io::Error| format!("{error} while running the tests");
     let (reader, writer) = std::io::pipe().map_err(fail)?;
@@ -39,7 +39,7 @@ pub(crate) fn run_by_line(command: &mut Command, mut line: impl FnMut(&str)) -> 
         line(String::from_utf8_lossy(&bytes).trim_end_matches('\n'));
         bytes.clear();
     }
-    Ok(child.wait().map_err(fail)?.success())
+    child.wait().map_err(fail)
 }
 
 fn describe(command: &Command) -> String {

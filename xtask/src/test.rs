@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use crate::acceptance::{self, TestName};
+use crate::binaries;
 use crate::process::{cargo, run_by_line};
 use crate::tools;
 
@@ -24,31 +25,30 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     tools::postgres()?;
     let skip_log = std::env::temp_dir().join(format!("tidegate-skips-{}", std::process::id()));
     let _ = std::fs::remove_file(&skip_log);
-    let mut passed = BTreeSet::new();
-    let mut failed = Vec::new();
-    let mut binary = String::new();
-    let mut command = cargo();
-    command.args(["test", "--release", "--workspace", "--no-fail-fast"]);
-    command.env("TIDEGATE_SKIP_LOG", &skip_log);
-    if !filters.is_empty() {
-        command.arg("--").args(&filters);
+    let mut results = Results::default();
+    match binaries::build()? {
+        None => results.well = false,
+        Some(binaries) => {
+            binaries::run(binaries, &filters, &[("TIDEGATE_SKIP_LOG", &skip_log)], |ended| {
+                println!("{}", ended.binary.headline());
+                results.binary(&ended.binary.headline());
+                ended.output.lines().for_each(|line| results.line(line));
+                results.well &= ended.well;
+            })?;
+            let mut examples = cargo();
+            examples.args(["test", "--release", "--workspace", "--doc"]);
+            if !filters.is_empty() {
+                examples.arg("--").args(&filters);
+            }
+            let ended = run_by_line(&mut examples, |line| results.line(line))?;
+            results.well &= ended.success();
+        }
     }
-    let tests_well = run_by_line(&mut command, |line| {
-        println!("{line}");
-        if let Some(running) = acceptance::binary_of(line) {
-            binary = running;
-        }
-        if let Some(name) = passed_test(line) {
-            passed.insert(TestName { binary: binary.clone(), name: name.to_owned() });
-        }
-        if let Some(name) = line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED")) {
-            failed.push(format!("{binary} {name}"));
-        }
-    })?;
+    let Results { passed, failed, well, .. } = results;
 
     let skips = print_skips(&skip_log);
     let _ = std::fs::remove_file(&skip_log);
-    if !tests_well {
+    if !well {
         // At the end too, where whoever looks at a long log looks first.
         return Err(match failed.as_slice() {
             [] => "the tests could not be built, or one of their programs died; the reason is above".to_owned(),
@@ -64,6 +64,39 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
         acceptance::check(&passed)?;
     }
     Ok(())
+}
+
+/// What the tests have said so far.
+struct Results {
+    binary: String,
+    passed: BTreeSet<TestName>,
+    failed: Vec<String>,
+    well: bool,
+}
+
+impl Default for Results {
+    fn default() -> Self {
+        Results { binary: String::new(), passed: BTreeSet::new(), failed: Vec::new(), well: true }
+    }
+}
+
+impl Results {
+    /// What follows is of the binary that this line names.
+    fn binary(&mut self, headline: &str) {
+        if let Some(running) = acceptance::binary_of(headline) {
+            self.binary = running;
+        }
+    }
+
+    fn line(&mut self, line: &str) {
+        println!("{line}");
+        if let Some(name) = passed_test(line) {
+            self.passed.insert(TestName { binary: self.binary.clone(), name: name.to_owned() });
+        }
+        if let Some(name) = line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED")) {
+            self.failed.push(format!("{} {name}", self.binary));
+        }
+    }
 }
 
 /// The test that this line says has passed. One that has to panic is printed with a remark, and listed without it.

@@ -155,7 +155,7 @@ impl HooksConfiguration {
     }
 }
 
-/// Why settings were not accepted. Nothing has changed.
+/// Why settings were not accepted. Nothing was changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub struct Refusal {
     /// What was refused.

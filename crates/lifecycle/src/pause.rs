@@ -83,7 +83,7 @@ pub struct Actor {
     pub roles: Vec<String>,
 }
 
-/// Why a pause was not answered. Nothing has changed.
+/// Why a pause was not answered. Nothing was changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PauseError {
     /// Who asked may not answer this pause (HTTP 403).

@@ -35,7 +35,7 @@ pub enum FirstPublished {
     },
 }
 
-/// Why a configuration was not published. Nothing has changed.
+/// Why a configuration was not published. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
     /// A hook, or the framework, refused it.

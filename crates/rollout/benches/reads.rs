@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use serde_json::value::RawValue;
 use tidegate_dataset::artifact::ArtifactStore;
 use tidegate_dataset::build::{BuildOptions, Builder};
 use tidegate_dataset::{Cancel, quiet};
@@ -187,9 +188,10 @@ async fn swaps(bench: &Bench) {
                         Err(_) => failed += 1,
                         Ok(answer) => {
                             let version = (answer.version % 2).to_string();
-                            let of_version = |value: &Option<serde_json::Value>| {
-                                value.as_ref().is_some_and(|value| {
-                                    value["value"].as_str().is_some_and(|text| text.starts_with(&version))
+                            let of_version = |record: &Option<Box<RawValue>>| {
+                                record.as_ref().is_some_and(|record| {
+                                    let record: serde_json::Value = serde_json::from_str(record.get()).unwrap();
+                                    record["value"].as_str().is_some_and(|text| text.starts_with(&version))
                                 })
                             };
                             mixed += u64::from(!answer.values.iter().all(of_version));

@@ -4,78 +4,25 @@
 //! `cargo bench --bench hooks`
 #![allow(clippy::unwrap_used)]
 
+mod items;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
-use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
 use tidegate_state::driver::sqlite::{SqliteOptions, SqliteStore};
-use tidegate_state::{
-    ClusterHook, Entity, Outcome, Ref, Registration, Root, Run, State, StateOptions, Transaction, TransactionError,
-    WaitForHooks, WriteError,
-};
+use tidegate_state::{State, StateOptions};
+
+use self::items::{Empty, KEYS, finished, put, registration};
 
 const BACKLOG: u64 = 200_000;
-const KEYS: u64 = 10_000;
 const WRITERS: u64 = 64;
-const LONG: Duration = Duration::from_secs(300);
 /// How often what is compared is measured, by turns: a neighbour's noise then falls on both alike.
 const ROUNDS: usize = 5;
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Item {
-    value: u64,
-}
-impl Entity for Item {
-    const COLLECTION: &'static str = "items";
-    type Parent = Root;
-    type Id = u64;
-}
-
-/// Does nothing but count, and note when it started.
-#[derive(Default)]
-struct Empty {
-    runs: AtomicU64,
-    starts: Mutex<Vec<Instant>>,
-    note: AtomicBool,
-}
-
-#[async_trait]
-impl ClusterHook for Empty {
-    async fn run(&self, _run: Run) -> Outcome {
-        if self.note.load(Ordering::Relaxed) {
-            self.starts.lock().push(Instant::now());
-        }
-        self.runs.fetch_add(1, Ordering::Relaxed);
-        Outcome::Done
-    }
-}
-
-fn registration() -> Registration {
-    Registration::new("empty", 1).on("/items/{item}").key("{item}")
-}
 
 async fn open(folder: &tempfile::TempDir, name: &str) -> State {
     let store = SqliteStore::open(folder.path().join(name), SqliteOptions::default()).unwrap();
     State::open(store.driver(), StateOptions::new("bench")).await.unwrap()
-}
-
-async fn put(state: &State, from: u64, count: u64, value: u64) {
-    let written: Result<_, WriteError<TransactionError>> = state
-        .write(move |tx: &mut Transaction| {
-            for number in from..from + count {
-                tx.put(&Ref::<Item>::root(number % KEYS)?, Item { value })?;
-            }
-            Ok(())
-        })
-        .await;
-    written.unwrap();
-}
-
-async fn finished(state: &State) {
-    assert!(state.wait_for_hooks(WaitForHooks::all().limit(LONG)).await.unwrap().finished);
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -186,31 +133,8 @@ async fn commit_to_start(folder: &tempfile::TempDir) {
     let state = open(folder, "latency").await;
     let hook = Arc::new(Empty::default());
     let handle = state.register(registration(), 64, hook.clone()).await.unwrap();
-    put(&state, 0, 1, 1).await;
-    finished(&state).await;
-    hook.note.store(true, Ordering::Relaxed);
-    let mut committed = Vec::new();
-    for number in 0..500 {
-        put(&state, number, 1, number + 10).await;
-        committed.push(Instant::now());
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    finished(&state).await;
-    let starts = hook.starts.lock().clone();
-    assert_eq!(starts.len(), committed.len());
-    let mut waits: Vec<Duration> = committed
-        .iter()
-        .zip(&starts)
-        .map(|(committed, started)| started.saturating_duration_since(*committed))
-        .collect();
-    waits.sort_unstable();
-    let at = |part: f64| waits[((waits.len() - 1) as f64 * part) as usize];
-    println!(
-        "commit to start, 100 changes/s: p50 {:?}, p99 {:?}, most {:?}; wanted: 200 µs, 2 ms",
-        at(0.5),
-        at(0.99),
-        at(1.0)
-    );
+    let waits = items::commit_to_start(&state, &hook).await;
+    println!("commit to start, 100 changes/s: {waits}; wanted: 200 µs, 2 ms");
     drop(handle);
     state.close().await;
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::broadcast;
 
 use crate::change::Applied;
-use crate::core::{Core, apply_row};
+use crate::core::{Core, Replay};
 use crate::driver::DriverError;
 use crate::revision::{Epoch, Revision};
 use crate::snapshot::Snapshot;
@@ -143,15 +143,14 @@ impl Feed {
         }
         match self.core.driver.read_log(self.at.epoch(), self.at.revision(), PAGE_ROWS).await {
             Ok(page) => {
-                let mut tree = self.at.tree().clone();
-                let mut at = self.at.revision();
+                let mut replay = Replay::from(self.at.clone());
                 for row in page.rows.iter().filter(|row| row.revision <= shown.revision()) {
-                    if row.revision != at.next() {
+                    if row.revision != replay.revision().next() {
                         break;
                     }
-                    at = row.revision;
-                    self.reread.push_back(apply_row(&mut tree, row, self.at.epoch()));
+                    self.reread.push_back(replay.row(row));
                 }
+                replay.finish();
                 if self.reread.is_empty() {
                     tokio::time::sleep(RETRY).await;
                 }

@@ -32,6 +32,8 @@ pub struct StateMetrics {
     pub(crate) compacted_revision: Gauge,
     pub(crate) records_pruned: Counter,
     pub(crate) upkeep_errors: Counter,
+    dead_rows: Family<[(String, String); 1], Gauge>,
+    pub(crate) oldest_transaction: Gauge,
     pub(crate) local_hook_calls: Family<HookLabel, Counter>,
     pub(crate) local_hook_errors: Family<HookLabel, Counter>,
     pub(crate) local_hook_lag: Family<HookLabel, Gauge>,
@@ -55,6 +57,8 @@ impl StateMetrics {
             compacted_revision: Gauge::default(),
             records_pruned: Counter::default(),
             upkeep_errors: Counter::default(),
+            dead_rows: Family::default(),
+            oldest_transaction: Gauge::default(),
             local_hook_calls: Family::default(),
             local_hook_errors: Family::default(),
             local_hook_lag: Family::default(),
@@ -91,6 +95,16 @@ impl StateMetrics {
         );
         registry.register("records_pruned", "Records removed by their retention", self.records_pruned.clone());
         registry.register("upkeep_errors", "Upkeep steps that failed and are tried again", self.upkeep_errors.clone());
+        registry.register(
+            "store_dead_rows",
+            "Rows of a table that were deleted or replaced and still take room",
+            self.dead_rows.clone(),
+        );
+        registry.register(
+            "store_oldest_transaction_seconds",
+            "For how long the oldest transaction in the store has been open",
+            self.oldest_transaction.clone(),
+        );
         registry.register("local_hook_calls", "Calls of local hooks", self.local_hook_calls.clone());
         registry.register("local_hook_errors", "Calls of local hooks that failed", self.local_hook_errors.clone());
         self.hooks.register(registry);
@@ -113,6 +127,23 @@ impl StateMetrics {
     #[must_use]
     pub fn closures_over_budget(&self) -> u64 {
         self.closures_over_budget.get()
+    }
+
+    pub(crate) fn set_dead_rows(&self, table: &str, dead: u64) {
+        let label = [("table".to_owned(), table.to_owned())];
+        self.dead_rows.get_or_create(&label).set(i64::try_from(dead).unwrap_or(i64::MAX));
+    }
+
+    /// How many rows of a table were deleted or replaced and still take room, when last looked at.
+    #[must_use]
+    pub fn dead_rows(&self, table: &str) -> i64 {
+        self.dead_rows.get_or_create(&[("table".to_owned(), table.to_owned())]).get()
+    }
+
+    /// For how many seconds the oldest transaction in the store had been open when last looked at.
+    #[must_use]
+    pub fn oldest_transaction_seconds(&self) -> i64 {
+        self.oldest_transaction.get()
     }
 
     /// How many calls of a local hook failed or panicked.

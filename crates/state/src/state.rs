@@ -42,12 +42,15 @@ pub struct StateOptions {
     pub write_limit: Duration,
     /// How many transactions one commit carries at most.
     pub commit_group_max: usize,
-    /// How far the stored entities are behind the log, about.
+    /// How far the stored entities are behind the log, about; up to ten times as far where writing them takes long.
     pub entities_behind: Duration,
-    /// Compaction and pruning have their turn after so many rounds of writing entities.
+    /// Compaction and pruning have their turn after so many rounds of `entities_behind`.
     pub compact_every: u64,
     /// How long log rows and receipts are kept at least.
     pub log_keep: Duration,
+    /// A transaction of anyone in the store that has been open for longer is warned of, since nothing that went since it
+    /// began is cleaned up.
+    pub long_transaction: Duration,
     /// How long closing waits for cluster hooks' runs before it cancels them.
     pub drain_limit: Duration,
     /// How many requests of cluster hooks this server keeps in memory at most; further ones are read from the log again
@@ -76,6 +79,7 @@ impl StateOptions {
             entities_behind: Duration::from_secs(1),
             compact_every: 30,
             log_keep: Duration::from_secs(3_600),
+            long_transaction: Duration::from_secs(300),
             drain_limit: Duration::from_secs(30),
             hook_requests_in_memory: 250_000,
             points: Points::none(),
@@ -118,6 +122,7 @@ impl StateOptions {
             ("poll", self.poll),
             ("write_limit", self.write_limit),
             ("entities_behind", self.entities_behind),
+            ("long_transaction", self.long_transaction),
         ];
         match times.iter().find(|(_, time)| time.is_zero()) {
             Some((name, _)) => Err(format!("{name} is 0; it is a time above 0")),
@@ -271,7 +276,7 @@ impl State {
     /// # Errors
     /// [`DriverError::Unavailable`]: the store can't be asked now.
     pub async fn find_submission(&self, submission: SubmissionId) -> Result<Option<Revision>, DriverError> {
-        self.0.core.find_submission(submission).await
+        self.0.core.find_submission(submission, Revision::ZERO).await
     }
 
     /// What this server applies from now on, or from a place that was seen before. Without one, and where what came after

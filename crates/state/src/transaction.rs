@@ -436,7 +436,8 @@ impl Transaction {
         &self.tree
     }
 
-    fn check_budget(&self) -> Result<(), TransactionError> {
+    /// Whether it took too long, and how much.
+    pub(crate) fn check_budget(&self) -> Result<(), TransactionError> {
         let taken = self.started.elapsed();
         if taken > self.budget {
             return Err(TransactionError::OverBudget { budget: self.budget, taken });
@@ -484,9 +485,19 @@ impl Transaction {
         Ok(())
     }
 
-    /// What it comes to, or how much too long it took.
-    pub(crate) fn finish(mut self) -> Result<Effect, TransactionError> {
-        self.check_budget()?;
+    /// The tree as it was before.
+    pub(crate) fn undo(mut self) -> Tree {
+        for (path, before) in self.touched {
+            match before {
+                Some(node) => self.tree.insert(node.document),
+                None => drop(self.tree.remove(&path)),
+            }
+        }
+        self.tree
+    }
+
+    /// What it comes to.
+    pub(crate) fn finish(mut self) -> Effect {
         let mut removed = Vec::new();
         let mut changed = Vec::new();
         for (path, before) in self.touched {
@@ -511,7 +522,7 @@ impl Transaction {
             changed.sort_by(|left, right| compare_paths(&left.0, &right.0));
         }
         removed.append(&mut changed);
-        Ok(Effect { tree: self.tree, changes: removed, entries: self.entries, records: self.records })
+        Effect { tree: self.tree, changes: removed, entries: self.entries, records: self.records }
     }
 }
 

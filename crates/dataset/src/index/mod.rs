@@ -44,6 +44,7 @@ use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use tidegate_api::manifest::Schema;
 use zstd::zstd_safe;
 
@@ -332,15 +333,18 @@ impl Index {
         let Some(value) = self.get(key)? else {
             return Ok(None);
         };
-        self.to_json(key, &value).map(Some)
+        json::from_record(&self.schema, &self.keys, key.as_bytes(), &value)
+            .map(Some)
+            .map_err(|malformed| self.damaged(malformed.to_string()))
     }
 
-    /// A record as a JSON object of all fields, from its key and the value that was found for it.
+    /// A record as the text of a JSON object of all fields, key columns first, from its key and the value that was found
+    /// for it.
     ///
     /// # Errors
     /// [`Damaged`] if the value is none of this index.
-    pub fn to_json(&self, key: &KeyBytes, value: &[u8]) -> Result<serde_json::Value, Damaged> {
-        json::from_record(&self.schema, &self.keys, key.as_bytes(), value)
+    pub fn to_json(&self, key: &KeyBytes, value: &[u8]) -> Result<Box<RawValue>, Damaged> {
+        json::text_of_record(&self.schema, &self.keys, key.as_bytes(), value)
             .map_err(|malformed| self.damaged(malformed.to_string()))
     }
 

@@ -7,7 +7,7 @@ use tidegate_state::{TransactionError, WriteError};
 
 use crate::entities::{OnNewPush, PushStatus};
 
-/// Why an operation was refused. Nothing has changed then.
+/// Why an operation was refused. Nothing was changed then.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum OperationError {
     /// There is no such store.
@@ -320,12 +320,12 @@ impl OperationError {
 
     fn consequences(&self) -> &'static str {
         match self {
-            Self::PushEnded { .. } => "Nothing has changed: an end is final.",
-            Self::GoingBack { .. } => "Nothing has changed; the push ends by itself when every region is back.",
+            Self::PushEnded { .. } => "Nothing was changed: an end is final.",
+            Self::GoingBack { .. } => "Nothing was changed; the push ends by itself when every region is back.",
             Self::AlreadyGoingBack { .. } => "Nothing was changed; the rollback goes on.",
             Self::Unavailable(_) => "Nothing was written; regions go on serving.",
             Self::Unknown(_) => "It is not known whether it was written; regions go on serving.",
-            _ => "Nothing has changed.",
+            _ => "Nothing was changed.",
         }
     }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use serde_json::value::RawValue;
 use tidegate_dataset::artifact::{ArtifactError, ArtifactStore};
 use tidegate_state::{Clock, PathError, State, Timestamp};
 
@@ -129,10 +130,10 @@ pub enum HostError {
 }
 
 /// The answer to a read of one key.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct ReadAnswer {
-    /// The value, all fields of the record; `None`: the version has no such key.
-    pub value: Option<serde_json::Value>,
+    /// The value, the text of a JSON object with all fields of the record; `None`: the version has no such key.
+    pub value: Option<Box<RawValue>>,
     /// The version that answered.
     pub version: u64,
     /// The node that answered.
@@ -140,10 +141,10 @@ pub struct ReadAnswer {
 }
 
 /// The answer to a read of several keys: all from one version, on one node.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct ReadBatchAnswer {
-    /// One value per key, in the order of the keys.
-    pub values: Vec<Option<serde_json::Value>>,
+    /// One value per key as in [`ReadAnswer::value`], in the order of the keys.
+    pub values: Vec<Option<Box<RawValue>>>,
     /// The version that answered.
     pub version: u64,
     /// The node that answered.

@@ -90,7 +90,7 @@ async fn r10_many_stores_push_at_once_and_one_that_waits_holds_up_no_other() {
         if held { Verdict::Wait } else { Verdict::Proceed }
     });
     world.hook.hold(Some("t9"));
-    let stores: Vec<String> = (0..60).map(|number| format!("t{number}")).collect();
+    let stores: Vec<String> = (0..200).map(|number| format!("t{number}")).collect();
     for store in &stores {
         world.create_store(store).await;
     }

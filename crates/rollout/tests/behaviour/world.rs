@@ -326,11 +326,18 @@ impl World {
         let (state, hold, served) = (self.state(), Arc::clone(&self.hold), Arc::clone(&self.served));
         self.regions = Some(tokio::spawn(async move {
             let mut feed = state.changes(None);
+            let mut seen = None;
             while let Some(item) = feed.next().await {
-                let snapshot = match item {
-                    FeedItem::Snapshot(snapshot) => snapshot,
-                    FeedItem::Transaction(applied) => applied.snapshot.clone(),
+                let at = match &item {
+                    FeedItem::Snapshot(snapshot) => (snapshot.epoch(), snapshot.revision()),
+                    FeedItem::Transaction(applied) => (applied.snapshot.epoch(), applied.revision),
                 };
+                if seen.is_some_and(|(epoch, revision)| epoch == at.0 && revision >= at.1) {
+                    continue;
+                }
+                // As an agent does: by what is assigned now, however much has happened since the last look.
+                let snapshot = state.snapshot();
+                seen = Some((snapshot.epoch(), snapshot.revision()));
                 report(&state, &snapshot, &hold, &served).await;
             }
         }));
@@ -459,6 +466,7 @@ async fn report(
     served: &Mutex<BTreeMap<(String, String), Vec<Option<u64>>>>,
 ) {
     let hold = hold.lock().clone();
+    let mut writes = Vec::new();
     for item in snapshot.all::<Assignment>() {
         let (place, assignment) = item.unwrap();
         let (region, store) = (place.parent::<Region>(), place.id());
@@ -475,19 +483,16 @@ async fn report(
         if before.as_ref().map(|before| before.serving) != Some(after.serving) {
             served.lock().entry((name, store)).or_default().push(after.serving);
         }
-        let written = state
-            .write(move |transaction| -> Result<(), TransactionError> {
-                // A store that was deleted, or an assignment that moved on, is for the next look.
-                if transaction.contains(report_place.parent::<Region>().path()) {
-                    transaction.put(&report_place, after.clone())?;
-                }
-                Ok(())
-            })
-            .await;
-        if written.is_err() {
-            return;
-        }
+        writes.push(state.write(move |transaction| -> Result<(), TransactionError> {
+            // A store that was deleted, or an assignment that moved on, is for the next look.
+            if transaction.contains(report_place.parent::<Region>().path()) {
+                transaction.put(&report_place, after.clone())?;
+            }
+            Ok(())
+        }));
     }
+    // One that fails is for the next look, too.
+    futures::future::join_all(writes).await;
 }
 
 fn reported(before: Option<&Report>, assignment: &Assignment, now: tidegate_state::Timestamp, slow: bool) -> Report {

@@ -18,7 +18,7 @@ use tidegate_rollout::engine::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{PATIENCE, STORE, build_artifact, key, text};
+use crate::support::{PATIENCE, STORE, build_artifact, key, text, text_of};
 
 struct Nodes {
     folder: TempDir,
@@ -222,7 +222,8 @@ impl BegunRead for Read {
     }
 
     async fn value(&self, key: &str) -> Result<Option<Value>, String> {
-        self.0.read(key).map_err(|error| error.to_string())
+        let found = self.0.read(key).map_err(|error| error.to_string())?;
+        found.map(|record| serde_json::from_str(record.get()).map_err(|error| error.to_string())).transpose()
     }
 }
 
@@ -328,7 +329,7 @@ async fn n6_what_serves_is_not_dropped_and_a_batch_under_way_ends_with_its_versi
     let refused = engine.drop_version(&store, 1).await.unwrap_err();
     assert!(matches!(refused, EngineError::Fatal { .. }), "{refused:?}");
     assert_eq!(engine.observe(&store).await.unwrap().serving, Some(1));
-    assert_eq!(engine.read(STORE, "k3").unwrap().value.unwrap()["text"], text(1, 3));
+    assert_eq!(text_of(engine.read(STORE, "k3").unwrap().value.as_deref()), text(1, 3));
     engine.drop_version(&store, 9).await.unwrap();
 
     // A batch is half-way when the node swaps and drops the version that it reads.
@@ -350,11 +351,11 @@ async fn n6_what_serves_is_not_dropped_and_a_batch_under_way_ends_with_its_versi
     engine.swap(&store, Some(2)).await.unwrap();
     engine.drop_version(&store, 1).await.unwrap();
     assert!(!engine.observe(&store).await.unwrap().holds(1));
-    assert_eq!(engine.read(STORE, "k3").unwrap().value.unwrap()["text"], text(2, 3), "others read the new one");
+    assert_eq!(text_of(engine.read(STORE, "k3").unwrap().value.as_deref()), text(2, 3), "others read the new one");
     go_on.send(()).unwrap();
     let answer = reading.await.unwrap().unwrap();
     assert_eq!(answer.version, 1);
     for (number, value) in answer.values.iter().enumerate() {
-        assert_eq!(value.as_ref().unwrap()["text"], text(1, number));
+        assert_eq!(text_of(value.as_deref()), text(1, number));
     }
 }

@@ -13,7 +13,7 @@ use tidegate_rollout::region::host::{BATCH_KEYS_MAX, HostError, HostOptions, Rea
 use tidegate_state::driver::memory::MemoryStore;
 use tidegate_state::{FeedItem, Ref, State, StateOptions, Timestamp, TransactionError};
 
-use crate::support::{PATIENCE, STORE, build_artifact, incarnation, text};
+use crate::support::{PATIENCE, STORE, build_artifact, incarnation, text, text_of};
 
 const KEYS: usize = 200;
 
@@ -123,16 +123,16 @@ async fn r2_b4_reads_say_what_is_missing_until_something_serves() {
     fleet.assign("a", Some(1)).await;
     fleet.until_serving("a", Some(1)).await;
     let answers = [read("a").unwrap(), read("a").unwrap()];
-    assert_eq!(answers[0].value.as_ref().unwrap()["text"], text(1, 1));
+    assert_eq!(text_of(answers[0].value.as_deref()), text(1, 1));
     let mut nodes = [&*answers[0].node, &*answers[1].node];
     nodes.sort_unstable();
     assert_eq!(nodes, ["a-1", "a-2"], "nodes answer in turn");
-    assert_eq!(fleet.host.read("a", STORE, "nobody").unwrap().value, None);
+    assert!(fleet.host.read("a", STORE, "nobody").unwrap().value.is_none());
     assert!(matches!(read("b"), Err(ReadError::NoSuchStore { .. })));
     let batch = fleet.host.read_batch("a", STORE, &["k2", "nobody", "k3"]).unwrap();
     assert_eq!(batch.version, 1);
-    assert_eq!(batch.values[0].as_ref().unwrap()["text"], text(1, 2));
-    assert_eq!(batch.values[1], None);
+    assert_eq!(text_of(batch.values[0].as_deref()), text(1, 2));
+    assert!(batch.values[1].is_none());
     let many = vec!["k1"; BATCH_KEYS_MAX + 1];
     assert!(matches!(fleet.host.read_batch("a", STORE, &many), Err(ReadError::TooManyKeys { .. })));
     assert!(matches!(fleet.host.start_region(setup("a")).await, Err(HostError::Runs { .. })));
@@ -168,12 +168,12 @@ fn reader(host: RegionHost, stop: Arc<AtomicBool>) -> std::thread::JoinHandle<(u
         while !stop.load(Ordering::Relaxed) {
             for key in 0..20 {
                 let answer = host.read("a", STORE, &format!("k{key}")).expect("no read fails");
-                assert_eq!(answer.value.unwrap()["text"], text(answer.version, key));
+                assert_eq!(text_of(answer.value.as_deref()), text(answer.version, key));
                 note(&mut seen, answer.node, answer.version);
             }
             let answer = host.read_batch("a", STORE, &batch).expect("no batch fails");
             for (key, value) in answer.values.iter().enumerate() {
-                assert_eq!(value.as_ref().unwrap()["text"], text(answer.version, key * 4), "a batch mixes versions");
+                assert_eq!(text_of(value.as_deref()), text(answer.version, key * 4), "a batch mixes versions");
             }
             note(&mut seen, answer.node, answer.version);
             reads += 21;

@@ -44,6 +44,12 @@ pub fn text(version: u64, key: usize) -> String {
     format!("value {key} of version {version}")
 }
 
+/// The field `text` of a record that was read.
+pub fn text_of(record: Option<&serde_json::value::RawValue>) -> String {
+    let record: serde_json::Value = serde_json::from_str(record.expect("the key is there").get()).unwrap();
+    record["text"].as_str().unwrap().to_owned()
+}
+
 /// Builds a small artifact and puts it into the store.
 pub async fn build_artifact(
     folder: &Path,

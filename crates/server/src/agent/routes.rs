@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
+use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
-use axum::{Json, Router};
-use serde::Deserialize;
-use tidegate_api::{BatchAnswer, BatchRequest, ErrorBody, KeyAnswer, code};
+use tidegate_api::{BatchRequest, ErrorBody, code};
 use tidegate_rollout::region::Standing;
 
 use super::{AgentApp, nodes};
@@ -18,6 +17,7 @@ use crate::http::errors::{ApiError, ApiResult, NOTHING_CHANGED};
 use crate::http::extract::{Body, Path, Query};
 use crate::http::guard::{self, Hosts, Room};
 use crate::http::metrics;
+use crate::routes::reads::{LookUp, RegionQuery};
 use crate::routes::{ops, reads};
 
 pub(super) fn router(app: AgentApp, hosts: Arc<Hosts>) -> Router {
@@ -44,31 +44,20 @@ pub(super) fn router(app: AgentApp, hosts: Arc<Hosts>) -> Router {
     guard::enclose(routes, hosts, http).with_state(app)
 }
 
-#[derive(Deserialize)]
-struct RegionQuery {
-    region: Option<String>,
-}
-
-impl RegionQuery {
-    /// The region, which is the agent's own.
-    fn check(&self, app: &AgentApp) -> ApiResult<String> {
-        match &self.region {
-            Some(region) if *region != app.0.region => {
-                Err(ApiError::region_unknown(region, std::slice::from_ref(&app.0.region)))
-            }
-            _ => Ok(app.0.region.clone()),
-        }
+/// The region that answers, which is the agent's own, whether or not it is named.
+fn own_region<'a>(app: &'a AgentApp, named: Option<&str>) -> ApiResult<&'a str> {
+    let own = &app.0.region;
+    match named {
+        Some(region) if region != own => Err(ApiError::region_unknown(region, std::slice::from_ref(own))),
+        _ => Ok(own),
     }
 }
 
-async fn key(
-    State(app): State<AgentApp>,
-    Path((store, key)): Path<(String, String)>,
-    Query(query): Query<RegionQuery>,
-) -> ApiResult<Json<KeyAnswer>> {
-    let region = query.check(&app)?;
-    let answer = app.0.host.read(&region, &store, &key).map_err(|error| reads::read_failed(&store, error, None))?;
-    reads::key_answer(&store, key, region, answer).map(Json)
+async fn key(State(app): State<AgentApp>, asked: LookUp) -> ApiResult<Response> {
+    let (store, key) = (asked.store(), asked.key());
+    let region = own_region(&app, asked.region.as_deref())?;
+    let answer = app.0.host.read(region, store, key).map_err(|error| reads::read_failed(store, error, None))?;
+    reads::key_answer(store, key, region, &answer)
 }
 
 async fn batch(
@@ -76,12 +65,12 @@ async fn batch(
     Path(store): Path<String>,
     Query(query): Query<RegionQuery>,
     Body(request): Body<BatchRequest>,
-) -> ApiResult<Json<BatchAnswer>> {
-    let region = query.check(&app)?;
+) -> ApiResult<Response> {
+    let region = own_region(&app, query.region.as_deref())?;
     reads::check_batch(&request, ServerLimits::default().batch_keys)?;
-    let answer = app.0.host.read_batch(&region, &store, &request.keys);
+    let answer = app.0.host.read_batch(region, &store, &request.keys);
     let answer = answer.map_err(|error| reads::read_failed(&store, error, None))?;
-    Ok(Json(reads::batch_answer(request, region, answer)))
+    reads::batch_answer(&request, region, &answer)
 }
 
 /// Ready as long as reads belong here: also with the control plane gone, but not while another agent hosts the region.

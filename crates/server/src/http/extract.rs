@@ -92,10 +92,20 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
-        axum::extract::Query::<T>::try_from_uri(&parts.uri).map(|query| Self(query.0)).map_err(|rejection| {
-            ApiError::bad_request("The parameters of the address can't be read.", format!("{}.", rejection.body_text()))
-        })
+        axum::extract::Query::<T>::try_from_uri(&parts.uri)
+            .map(|query| Self(query.0))
+            .map_err(|rejection| bad_query(format!("{}.", rejection.body_text())))
     }
+}
+
+/// Parameters that can't be read.
+pub(crate) fn bad_query(why: impl Into<String>) -> ApiError {
+    ApiError::bad_request("The parameters of the address can't be read.", why)
+}
+
+/// An id in the address that can't be read.
+pub(crate) fn bad_path(why: &str) -> ApiError {
+    ApiError::bad_request("An id in the address can't be read.", format!("{why}."))
 }
 
 /// Ids within the address.
@@ -105,9 +115,10 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Path<T>
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Self::Rejection> {
-        axum::extract::Path::<T>::from_request_parts(parts, state).await.map(|path| Self(path.0)).map_err(|rejection| {
-            ApiError::bad_request("An id in the address can't be read.", format!("{}.", rejection.body_text()))
-        })
+        axum::extract::Path::<T>::from_request_parts(parts, state)
+            .await
+            .map(|path| Self(path.0))
+            .map_err(|rejection| bad_path(&rejection.body_text()))
     }
 }
 

@@ -4,15 +4,15 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Json, Router};
 use futures::Stream;
-use tidegate_api::{BatchAnswer, BatchRequest, ErrorBody, KeyAnswer, code};
+use tidegate_api::{BatchRequest, ErrorBody, code};
 use tidegate_rollout::engine::embedded::NodeReadError;
 use tidegate_rollout::engine::remote::wire::{Line, Order, carry_out};
 use tidegate_rollout::engine::{EngineError, LoadProgress};
@@ -27,6 +27,7 @@ use crate::http::errors::{ApiError, ApiResult, NOTHING_CHANGED};
 use crate::http::extract::{Body, Path};
 use crate::http::guard::{self, Hosts, Room};
 use crate::http::metrics;
+use crate::routes::reads::LookUp;
 use crate::routes::{ops, reads};
 
 /// How often a node says that it lives while a step goes on. Its agent takes five times that for the end of it.
@@ -184,21 +185,22 @@ impl NodeApp {
     }
 }
 
-async fn key(State(app): State<NodeApp>, Path((store, key)): Path<(String, String)>) -> ApiResult<Json<KeyAnswer>> {
-    let answer = app.0.engine.read(&store, &key).map_err(|error| app.not_read(&store, error))?;
+async fn key(State(app): State<NodeApp>, asked: LookUp) -> ApiResult<Response> {
+    let (store, key) = (asked.store(), asked.key());
+    let answer = app.0.engine.read(store, key).map_err(|error| app.not_read(store, error))?;
     let answer = ReadAnswer { value: answer.value, version: answer.version, node: app.0.name.as_str().into() };
-    reads::key_answer(&store, key, app.region(), answer).map(Json)
+    reads::key_answer(store, key, &app.region(), &answer)
 }
 
 async fn batch(
     State(app): State<NodeApp>,
     Path(store): Path<String>,
     Body(request): Body<BatchRequest>,
-) -> ApiResult<Json<BatchAnswer>> {
+) -> ApiResult<Response> {
     reads::check_batch(&request, ServerLimits::default().batch_keys)?;
     let answer = app.0.engine.read_batch(&store, &request.keys).map_err(|error| app.not_read(&store, error))?;
     let answer = ReadBatchAnswer { values: answer.values, version: answer.version, node: app.0.name.as_str().into() };
-    Ok(Json(reads::batch_answer(request, app.region(), answer)))
+    reads::batch_answer(&request, &app.region(), &answer)
 }
 
 /// Ready once it belongs to a region: until then it has nothing to serve.

@@ -1,10 +1,12 @@
 //! Look-ups.
 
-use axum::Json;
-use axum::extract::State;
-use axum::http::StatusCode;
-use serde::Deserialize;
-use tidegate_api::{BatchAnswer, BatchRequest, ErrorBody, KeyAnswer, KeyValue, code};
+use axum::extract::{FromRequestParts, RawPathParams, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::Response;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use tidegate_api::{BatchAnswer, BatchRequest, ErrorBody, KeyAnswer, code};
 use tidegate_rollout::entities::{Assignment, Region};
 use tidegate_rollout::region::RegionHost;
 use tidegate_rollout::region::host::{ReadAnswer, ReadBatchAnswer, ReadError};
@@ -12,11 +14,85 @@ use tidegate_state::Ref;
 
 use crate::app::App;
 use crate::http::errors::{ApiError, ApiResult, NOTHING_CHANGED};
-use crate::http::extract::{Body, Path, Query, too_large};
+use crate::http::extract::{Body, Path, Query, bad_path, bad_query, too_large};
 
 #[derive(Deserialize)]
 pub(crate) struct RegionQuery {
-    region: Option<String>,
+    pub(crate) region: Option<String>,
+}
+
+/// What a look-up of one key asks for. It reads the address itself, since forms by way of serde cost a look-up more than
+/// the index does.
+pub(crate) struct LookUp {
+    path: RawPathParams,
+    /// The region that is to answer.
+    pub(crate) region: Option<String>,
+}
+
+impl LookUp {
+    pub(crate) fn store(&self) -> &str {
+        self.named("store")
+    }
+
+    pub(crate) fn key(&self) -> &str {
+        self.named("key")
+    }
+
+    /// The routes of look-ups have both names; the empty text is the name of no store and, if it is one, a key like others.
+    fn named(&self, name: &str) -> &str {
+        self.path.iter().find(|(known, _)| *known == name).map_or("", |(_, value)| value)
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for LookUp {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Self::Rejection> {
+        let path = RawPathParams::from_request_parts(parts, state).await;
+        let path = path.map_err(|rejection| bad_path(&rejection.body_text()))?;
+        let mut region = None;
+        for (name, value) in form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes()) {
+            if name == "region" && region.replace(value.into_owned()).is_some() {
+                return Err(bad_query("`region` is there twice."));
+            }
+        }
+        Ok(Self { path, region })
+    }
+}
+
+/// A body as JSON, which takes about so many bytes.
+fn json(bytes: usize, body: &impl Serialize) -> ApiResult<Response> {
+    let mut text = Vec::with_capacity(bytes);
+    serde_json::to_writer(&mut text, body).map_err(ApiError::internal)?;
+    let mut response = Response::new(text.into());
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(response)
+}
+
+/// [`KeyAnswer`] as it is sent: around the record's text, which the node wrote.
+#[derive(Serialize)]
+struct KeyText<'a> {
+    key: &'a str,
+    value: &'a RawValue,
+    version: u64,
+    region: &'a str,
+    node: &'a str,
+}
+
+/// [`BatchAnswer`] as it is sent.
+#[derive(Serialize)]
+struct BatchText<'a> {
+    version: u64,
+    region: &'a str,
+    node: &'a str,
+    values: Vec<ValueText<'a>>,
+}
+
+/// [`KeyValue`](tidegate_api::KeyValue) as it is sent.
+#[derive(Serialize)]
+struct ValueText<'a> {
+    key: &'a str,
+    value: Option<&'a RawValue>,
 }
 
 /// The record with this key, and the version that answered. A key of several columns is a JSON
@@ -28,25 +104,20 @@ pub(crate) struct RegionQuery {
     responses((status = 200, body = KeyAnswer),
         (status = 404, description = "No such store, region or key, or nothing is served", body = ErrorBody),
         (status = 422, description = "The key is none of this store", body = ErrorBody)))]
-pub(crate) async fn key(
-    State(app): State<App>,
-    Path((store, key)): Path<(String, String)>,
-    Query(query): Query<RegionQuery>,
-) -> ApiResult<Json<KeyAnswer>> {
-    let (region, answer) = in_region(&app, &store, query.region, |host, region| host.read(region, &store, &key))?;
-    key_answer(&store, key, region, answer).map(Json)
+pub(crate) async fn key(State(app): State<App>, mut asked: LookUp) -> ApiResult<Response> {
+    let named = asked.region.take();
+    let (store, key) = (asked.store(), asked.key());
+    let (region, answer) = in_region(&app, store, named, |host, region| host.read(region, store, key))?;
+    key_answer(store, key, &region, &answer)
 }
 
 /// What a region answered about a key, as the API says it.
-pub(crate) fn key_answer(store: &str, key: String, region: String, answer: ReadAnswer) -> ApiResult<KeyAnswer> {
-    match answer.value {
-        Some(value) => Ok(KeyAnswer {
-            key,
-            value,
-            version: answer.version,
-            region: Some(region),
-            node: Some(answer.node.to_string()),
-        }),
+pub(crate) fn key_answer(store: &str, key: &str, region: &str, answer: &ReadAnswer) -> ApiResult<Response> {
+    match &answer.value {
+        Some(value) => {
+            let bytes = value.get().len() + key.len() + region.len() + answer.node.len() + 80;
+            json(bytes, &KeyText { key, value, version: answer.version, region, node: &answer.node })
+        }
         None => Err(ApiError::absent(
             code::KEY_ABSENT,
             format!("Store `{store}` has no key `{key}`."),
@@ -70,11 +141,11 @@ pub(crate) async fn batch(
     Path(store): Path<String>,
     Query(query): Query<RegionQuery>,
     Body(request): Body<BatchRequest>,
-) -> ApiResult<Json<BatchAnswer>> {
+) -> ApiResult<Response> {
     check_batch(&request, app.limits().batch_keys)?;
     let (region, answer) =
         in_region(&app, &store, query.region, |host, region| host.read_batch(region, &store, &request.keys))?;
-    Ok(Json(batch_answer(request, region, answer)))
+    batch_answer(&request, &region, &answer)
 }
 
 /// Refuses a batch of too many keys.
@@ -86,14 +157,12 @@ pub(crate) fn check_batch(request: &BatchRequest, limit: usize) -> ApiResult<()>
 }
 
 /// What a region answered about several keys, as the API says it.
-pub(crate) fn batch_answer(request: BatchRequest, region: String, answer: ReadBatchAnswer) -> BatchAnswer {
-    let values = request.keys.into_iter().zip(answer.values);
-    BatchAnswer {
-        version: answer.version,
-        region: Some(region),
-        node: Some(answer.node.to_string()),
-        values: values.map(|(key, value)| KeyValue { key, value }).collect(),
-    }
+pub(crate) fn batch_answer(request: &BatchRequest, region: &str, answer: &ReadBatchAnswer) -> ApiResult<Response> {
+    let values = request.keys.iter().zip(&answer.values);
+    let values: Vec<_> = values.map(|(key, value)| ValueText { key, value: value.as_deref() }).collect();
+    let entries = values.iter().map(|entry| entry.key.len() + entry.value.map_or(4, |value| value.get().len()) + 24);
+    let bytes = entries.sum::<usize>() + region.len() + answer.node.len() + 80;
+    json(bytes, &BatchText { version: answer.version, region, node: &answer.node, values })
 }
 
 /// Asks the region that is named; where none is, one after the other until one serves the store.
@@ -212,4 +281,39 @@ fn not_served(store: &str, region: &str, assigned: Option<u64>) -> ApiError {
             "Push a version, or look at how the push stands (`tidegate push list`).",
         ),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tidegate_api::KeyValue;
+
+    use super::*;
+
+    /// What is sent and what the API describes are two types: here they meet.
+    #[test]
+    fn what_is_sent_is_what_the_api_says() {
+        let record = serde_json::value::to_raw_value(&json!({ "icao": "EDDB", "name": "Berlin \"BER\"" })).unwrap();
+        let value: serde_json::Value = serde_json::from_str(record.get()).unwrap();
+        let (region, node) = (Some("a".to_owned()), Some("a-1".to_owned()));
+
+        let sent = KeyText { key: "EDDB", value: &record, version: 7, region: "a", node: "a-1" };
+        let said = KeyAnswer {
+            key: "EDDB".to_owned(),
+            value: value.clone(),
+            version: 7,
+            region: region.clone(),
+            node: node.clone(),
+        };
+        assert_eq!(serde_json::to_value(&sent).unwrap(), serde_json::to_value(&said).unwrap());
+
+        let values = vec![ValueText { key: "EDDB", value: Some(&record) }, ValueText { key: "none", value: None }];
+        let sent = BatchText { version: 7, region: "a", node: "a-1", values };
+        let values = vec![
+            KeyValue { key: "EDDB".to_owned(), value: Some(value) },
+            KeyValue { key: "none".to_owned(), value: None },
+        ];
+        let said = BatchAnswer { version: 7, region, node, values };
+        assert_eq!(serde_json::to_value(&sent).unwrap(), serde_json::to_value(&said).unwrap());
+    }
 }

@@ -302,9 +302,15 @@ fn stage(found: &Found, push: &RegionPush, gates: &[GateView], embedded: &Embedd
         }
         RegionState::Ingesting { .. } => RegionStage::Ingestion,
         RegionState::Ingested { .. } => {
-            let asked = gates.iter().any(|gate| gate.gate == "pre-swap");
-            let embedded_gate_waits =
-                gates.iter().any(|gate| gate.gate.ends_with("-embedded") && gate.status != GateStatus::Open);
+            use Function::{
+                PostStartOfStoreVersionIngestionForDaVinci, PreStartOfStoreVersionIngestionForDaVinci,
+                PreStoreVersionSwap,
+            };
+            let of = |function: Function| gates.iter().filter(move |gate| gate.gate == function.short_name());
+            let asked = of(PreStoreVersionSwap).next().is_some();
+            let embedded_gate_waits = of(PreStartOfStoreVersionIngestionForDaVinci)
+                .chain(of(PostStartOfStoreVersionIngestionForDaVinci))
+                .any(|gate| gate.status != GateStatus::Open);
             if !asked && (embedded.alive > 0 || embedded_gate_waits) {
                 RegionStage::Embedded
             } else {

@@ -141,7 +141,8 @@ impl BegunRead for Read {
     }
 
     async fn value(&self, key: &str) -> Result<Option<Value>, String> {
-        self.0.read(key).map_err(|error| error.to_string())
+        let found = self.0.read(key).map_err(|error| error.to_string())?;
+        found.map(|record| serde_json::from_str(record.get()).map_err(|error| error.to_string())).transpose()
     }
 }
 

@@ -6,7 +6,8 @@
 //! - A server that holds its share moves nothing: equal views lead to rest, and unequal ones only to fewer leases for a
 //!   moment, never to two of one slot (leases are given by the driver).
 //! - A server whose keys have waited for room for over a second gives slots to those that have room, and does not ask for
-//!   them back before it has had room for a while: no slot goes to and fro.
+//!   them back before it has had room for a while: no slot goes to and fro. One that had none lately, and has room now,
+//!   takes slots of such a server where nobody else can, so that none idles while keys of another wait.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -21,12 +22,17 @@ pub(crate) const OVERLOADED_AFTER: Duration = Duration::from_secs(1);
 /// For so long after keys last waited for room a server does not ask for its even share.
 pub(crate) const CONSTRAINED_FOR: Duration = Duration::from_secs(30);
 
+/// A server gives away a slot of its even share no more often than this: who takes it has to be seen to have room still.
+pub(crate) const RELIEF_PAUSE: Duration = Duration::from_secs(1);
+
 /// What one willing server's part in a hook is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Load {
     /// It has room.
     Room,
-    /// It had no room lately, and keeps what it has up to its share.
+    /// It has room, had none lately, and keeps what it has.
+    Relieved,
+    /// Keys have waited for room for a moment: it keeps what it has up to its share.
     Constrained,
     /// Keys wait for room: one slot goes, if someone has room.
     Overloaded,
@@ -39,6 +45,8 @@ pub(crate) struct Plan {
     pub(crate) take: Vec<SlotId>,
     /// How many of its slots are to be given up.
     pub(crate) give_up: usize,
+    /// They are of its even share, and go since keys wait for room.
+    pub(crate) is_relief: bool,
 }
 
 /// What the cluster looks like for one kind of slots of one hook.
@@ -74,10 +82,12 @@ impl View<'_> {
         let since = self.now.since(load.since);
         if load.keys > 0 && since > OVERLOADED_AFTER {
             Load::Overloaded
-        } else if load.keys > 0 || since > CONSTRAINED_FOR {
+        } else if load.keys > 0 {
+            Load::Constrained
+        } else if since > CONSTRAINED_FOR {
             Load::Room
         } else {
-            Load::Constrained
+            Load::Relieved
         }
     }
 
@@ -90,39 +100,68 @@ impl View<'_> {
             }
         }
         let mut willing: Vec<(ServerId, usize, Load)> = self
-            .servers
-            .iter()
-            .filter(|server| is_willing(server, self.hook, self.version, self.now))
+            .willing()
             .map(|server| (server.id, owned.get(&server.id).copied().unwrap_or(0), self.load(server)))
             .collect();
         // Who has more keeps more; among equals each hook has its own order, so that small hooks spread too.
         willing.sort_by_key(|(id, owned, _)| (std::cmp::Reverse(*owned), rank(self.hook, *id), *id));
-        if let Some(among) = self.among {
-            willing.retain(|(id, ..)| among.contains(id));
-        }
+        let everyone = willing.len();
+        let has = |wanted: Load| willing.iter().any(|(_, _, load)| *load == wanted);
+        let takers = match (has(Load::Room), has(Load::Relieved)) {
+            (true, _) => Load::Room,
+            (false, true) => Load::Relieved,
+            (false, false) => return self.shares_without_room(&willing),
+        };
         let mut left = self.slots.len();
-        let mut shares = HashMap::with_capacity(willing.len());
-        let even = |left: usize, servers: usize, place: usize| left / servers + usize::from(place < left % servers);
-        let roomy = willing.iter().filter(|(_, _, load)| *load == Load::Room).count();
-        if roomy > 0 {
-            let everyone = willing.len();
-            for (place, (id, owned, load)) in willing.iter().enumerate() {
-                let even = even(self.slots.len(), everyone, place);
-                let share = match load {
-                    Load::Room => continue,
-                    Load::Constrained => even.min(*owned),
-                    Load::Overloaded => even.min(owned.saturating_sub(1).max(1)),
-                };
-                left -= share;
-                shares.insert(*id, share);
-            }
-            willing.retain(|(_, _, load)| *load == Load::Room);
+        let mut shares = HashMap::with_capacity(everyone);
+        for (place, (id, owned, load)) in willing.iter().enumerate() {
+            let even = even(self.slots.len(), everyone, place);
+            let share = match load {
+                load if *load == takers => continue,
+                Load::Room | Load::Relieved | Load::Constrained => even.min(*owned),
+                Load::Overloaded => even.min(owned.saturating_sub(1).max(1)),
+            };
+            left -= share;
+            shares.insert(*id, share);
         }
+        willing.retain(|(_, _, load)| *load == takers);
         let servers = willing.len();
-        for (place, (id, _, _)) in willing.into_iter().enumerate() {
-            shares.insert(id, even(left, servers, place));
+        // Who is relieved gives nothing back: what the others leave comes on top.
+        let kept = |owned: usize| if takers == Load::Relieved { owned } else { 0 };
+        let left = left.saturating_sub(willing.iter().map(|(_, owned, _)| kept(*owned)).sum());
+        for (place, (id, owned, _)) in willing.into_iter().enumerate() {
+            shares.insert(id, kept(owned) + even(left, servers, place));
         }
         shares
+    }
+
+    /// Nobody has room, so nobody is better off with more than the others. But who has taken slots of one whose keys wait,
+    /// and whose own have only begun to, keeps them: they would come back as soon as it has room again.
+    fn shares_without_room(&self, willing: &[(ServerId, usize, Load)]) -> HashMap<ServerId, usize> {
+        let mut left = self.slots.len();
+        let mut shares = HashMap::with_capacity(willing.len());
+        for (place, (id, owned, load)) in willing.iter().enumerate() {
+            if *load == Load::Constrained && *owned > even(self.slots.len(), willing.len(), place) {
+                left = left.saturating_sub(*owned);
+                shares.insert(*id, *owned);
+            }
+        }
+        let others: Vec<ServerId> = willing.iter().map(|(id, ..)| *id).filter(|id| !shares.contains_key(id)).collect();
+        for (place, id) in others.iter().enumerate() {
+            shares.insert(*id, even(left, others.len(), place));
+        }
+        shares
+    }
+
+    /// Those among which the slots spread.
+    fn willing(&self) -> impl Iterator<Item = &ServerRow> {
+        let willing = self.servers.iter().filter(|server| is_willing(server, self.hook, self.version, self.now));
+        willing.filter(|server| self.among.is_none_or(|among| among.contains(&server.id)))
+    }
+
+    /// A server's part where all are alike, at most.
+    fn even_share(&self) -> usize {
+        self.slots.len().div_ceil(self.willing().count().max(1))
     }
 }
 
@@ -149,9 +188,14 @@ pub(crate) fn chosen(
 
 /// What `server`, which leases `held` of the slots, should do.
 pub(crate) fn plan(view: &View<'_>, server: ServerId, held: usize) -> Plan {
-    let share = view.shares().get(&server).copied().unwrap_or(0);
+    let own_share = view.shares().get(&server).copied();
+    let share = own_share.unwrap_or(0);
     if held > share {
-        return Plan { take: Vec::new(), give_up: held - share };
+        let own = view.servers.iter().find(|row| row.id == server);
+        let is_overloaded = own.is_some_and(|row| view.load(row) == Load::Overloaded);
+        // Who has no part in the hook gives everything up, whatever waits in it.
+        let is_relief = own_share.is_some() && is_overloaded && held <= view.even_share();
+        return Plan { take: Vec::new(), give_up: held - share, is_relief };
     }
     let mut free: Vec<SlotId> = view.slots.iter().copied().filter(|slot| view.owner(*slot).is_none()).collect();
     // Servers that look at the same moment begin at different places, so that few ask for the same slot.
@@ -161,7 +205,12 @@ pub(crate) fn plan(view: &View<'_>, server: ServerId, held: usize) -> Plan {
         free.rotate_left(start);
     }
     free.truncate(share - held);
-    Plan { take: free, give_up: 0 }
+    Plan { take: free, give_up: 0, is_relief: false }
+}
+
+/// An even part of so many slots, for the server at a place.
+fn even(slots: usize, servers: usize, place: usize) -> usize {
+    slots / servers + usize::from(place < slots % servers)
 }
 
 fn rank(hook: HookNumber, server: ServerId) -> u64 {
@@ -335,6 +384,82 @@ mod tests {
         world.moves = 0;
         world.rest();
         assert_eq!(world.moves, 0);
+    }
+
+    #[test]
+    fn x14_who_had_no_room_lately_takes_what_waits_elsewhere_and_gives_nothing_back_for_a_while() {
+        let mut world = World::new(8, vec![server(1), server(2)]);
+        world.rest();
+        world.servers = vec![waiting(server(1), 0, 5), waiting(server(2), 5, 2)];
+        world.rest();
+        assert_eq!(world.counts(), [7, 1], "it has room now");
+        world.servers[1] = waiting(server(2), 0, 1);
+        world.moves = 0;
+        world.rest();
+        assert_eq!((world.counts(), world.moves), (vec![7, 1], 0), "not back at once");
+        world.servers = vec![server(1), server(2)];
+        world.rest();
+        assert_eq!(world.counts(), [4, 4]);
+    }
+
+    #[test]
+    fn x14_what_was_taken_of_a_busy_server_does_not_go_to_and_fro() {
+        let mut world = World::new(8, vec![server(1), server(2)]);
+        world.rest();
+        let busy = waiting(server(1), 5, 2);
+        world.servers = vec![busy.clone(), waiting(server(2), 0, 1)];
+        world.rest();
+        let counts = world.counts();
+        world.moves = 0;
+        world.servers = vec![busy, waiting(server(2), 1, 0)];
+        world.rest();
+        assert_eq!((world.counts(), world.moves), (counts, 0), "its keys have only begun to wait");
+    }
+
+    #[test]
+    fn x14_one_whose_keys_have_begun_to_wait_has_no_room_and_keeps_its_share() {
+        let mut world = World::new(8, vec![server(1), server(2)]);
+        world.rest();
+        world.servers = vec![waiting(server(1), 5, 2), waiting(server(2), 1, 0)];
+        world.moves = 0;
+        world.rest();
+        assert_eq!((world.counts(), world.moves), (vec![4, 4], 0));
+    }
+
+    #[test]
+    fn x14_only_what_goes_of_an_even_share_is_relief() {
+        let world = |owned: u32, servers: Vec<ServerRow>| {
+            let mut world = World::new(8, servers);
+            for slot in 0..owned {
+                let slot = SlotId { hook: HOOK, slot };
+                let owner = Some(ServerId(Uuid::from_u128(1)));
+                world.rows.insert(slot, SlotRow { slot, owner, token: SlotToken(1), watermark: Revision(0) });
+            }
+            world
+        };
+        let plan_of_first = |world: &World| {
+            let (hook, slots, rows) = (HOOK, &world.slots[..], &world.rows);
+            let view = View { hook, version: 2, slots, rows, servers: &world.servers, among: None, now: NOW };
+            plan(&view, ServerId(Uuid::from_u128(1)), world.held(ServerId(Uuid::from_u128(1))))
+        };
+        let joined = plan_of_first(&world(8, vec![waiting(server(1), 5, 2), server(2)]));
+        assert_eq!((joined.give_up, joined.is_relief), (4, false));
+        let relief = plan_of_first(&world(4, vec![waiting(server(1), 5, 2), server(2)]));
+        assert_eq!((relief.give_up, relief.is_relief), (1, true));
+        // The slots of a hook with a cap go to who has the permits, and what waits for one is no reason to keep them.
+        let world = world(4, vec![waiting(server(1), 5, 2), server(2)]);
+        let among = [ServerId(Uuid::from_u128(2))];
+        let view = View {
+            hook: HOOK,
+            version: 2,
+            slots: &world.slots,
+            rows: &world.rows,
+            servers: &world.servers,
+            among: Some(&among),
+            now: NOW,
+        };
+        let excluded = plan(&view, ServerId(Uuid::from_u128(1)), 4);
+        assert_eq!((excluded.give_up, excluded.is_relief), (4, false));
     }
 
     #[test]

@@ -231,6 +231,13 @@ impl Definitions {
         self.current().bound.iter().any(|bound| bound.pattern.matches(path))
     }
 
+    /// Where a key of a slot was in the layouts before that slot's.
+    pub(crate) fn earlier_slots(&self, slot: SlotId, key: &str) -> impl Iterator<Item = SlotId> {
+        let layouts = self.layouts();
+        let place = layouts.iter().position(|layout| layout.contains(slot)).unwrap_or(0);
+        layouts[..place].iter().map(move |layout| layout.slot_of(self.entity.number, key))
+    }
+
     /// The layouts, the oldest first.
     pub(crate) fn layouts(&self) -> &[SlotLayout] {
         &self.entity.layouts

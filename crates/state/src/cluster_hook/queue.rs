@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::matcher::Matcher;
+use super::matcher::{Definitions, Matcher};
 use super::slots::{SLOTS_MAX, is_permit};
 use super::standing::{Depth, QueueEntry, QueueFilter, RequestState, unfinished};
 use crate::driver::{DriverError, HookNumber, RequestAction, RequestId, ServerId, ServerName, SlotToken};
@@ -258,7 +258,9 @@ impl State {
     }
 
     /// Returns when the requests that are meant are finished, dead or paused behind a dead letter. One that waits for a
-    /// time, or for a server that runs its hook, is waited for.
+    /// time, or for a server that runs its hook, is waited for, and so are those that a hook is still to be given for what
+    /// existed before it ([`Registration::from_existing`](crate::Registration::from_existing)), but where only requests
+    /// at or below a revision are meant.
     ///
     /// # Errors
     /// [`WaitError::HooksTimedOut`] with what is not finished, [`WaitError::Store`], [`WaitError::Closed`].
@@ -275,6 +277,8 @@ impl State {
             if self.core().stop.is_cancelled() {
                 return Err(WaitError::Closed);
             }
+            // Before the requests are looked at: whatever has been asked for by then is among them.
+            let asking = self.still_asking(&wait.filter);
             // One that is not finished is enough to go on waiting; dead letters are listed whole.
             let looked = unfinished(self.core(), &wait.filter, &nothing, Depth::UntilOneIsOpen).await;
             let looked = looked.map_err(WaitError::Store)?;
@@ -284,6 +288,7 @@ impl State {
                 .filter(|entry| !matches!(entry.state, RequestState::Dead | RequestState::PausedBehind(_)))
                 .collect();
             let settled = open.is_empty()
+                && asking.is_empty()
                 && (wait.filter.until.is_some()
                     || looked.nothing_since(self.core()).await.map_err(WaitError::Store)?);
             if settled {
@@ -293,11 +298,24 @@ impl State {
             }
             let waited = started.elapsed();
             if waited >= wait.limit {
-                return Err(WaitError::HooksTimedOut { waited, unfinished: in_short(&open) });
+                let unfinished = in_short(&open).into_iter().chain(asking).collect::<Vec<_>>().join(", ");
+                return Err(WaitError::HooksTimedOut { waited, unfinished });
             }
             tokio::time::sleep(pause.min(wait.limit.saturating_sub(waited))).await;
             pause = (pause * 2).min(LOOK_MAX);
         }
+    }
+
+    /// The hooks that have not been given all of what existed before them, in words.
+    fn still_asking(&self, filter: &QueueFilter) -> Vec<String> {
+        if filter.until.is_some() {
+            return Vec::new();
+        }
+        let matcher = Matcher::of(self.snapshot().tree());
+        let asks = |hook: &&Arc<Definitions>| hook.entity.catch_up.is_some() && !hook.entity.removed;
+        let meant = |hook: &&Arc<Definitions>| filter.hook.as_ref().is_none_or(|name| **name == *hook.name);
+        let hooks = matcher.all().filter(asks).filter(meant);
+        hooks.map(|hook| format!("{} is still to be given what existed before it", hook.name)).collect()
     }
 
     /// The servers and slots of the cluster, as of now.
@@ -346,7 +364,7 @@ impl State {
     }
 }
 
-fn in_short(open: &[&QueueEntry]) -> String {
+fn in_short(open: &[&QueueEntry]) -> Vec<String> {
     let mut text: Vec<String> = open
         .iter()
         .take(5)
@@ -355,5 +373,5 @@ fn in_short(open: &[&QueueEntry]) -> String {
     if open.len() > 5 {
         text.push(format!("and {} more", open.len() - 5));
     }
-    text.join(", ")
+    text
 }

@@ -72,16 +72,25 @@ impl Runner {
         Ended { run: job.run, key: job.key, number: job.number, outcome, took: started.elapsed() }
     }
 
+    /// The lease has ended, or an operator has cancelled the run, before it came to begin: nothing it would return counts.
+    fn not_started(job: Job, started: Instant) -> Ended {
+        let outcome = Outcome::Fail("the run was cancelled before it began".to_owned());
+        Ended { run: job.run, key: job.key, number: job.number, outcome, took: started.elapsed() }
+    }
+
     /// Runs one job on the current task.
     pub(crate) async fn run_one(self, job: Job) {
         let started = Instant::now();
         if self.has_points && self.points.pass(points::RUN_BEFORE_START).await == Pass::Cut {
             return;
         }
-        self.recorder.run_started(&job.run);
-        let future = self.future(&job);
-        let outcome = future.await;
-        let ended = self.ended(job, outcome, started);
+        let ended = if job.run.control.is_revoked() {
+            Runner::not_started(job, started)
+        } else {
+            self.recorder.run_started(&job.run);
+            let outcome = self.future(&job).await;
+            self.ended(job, outcome, started)
+        };
         // The owner is gone only when this server is.
         let _ = self.events.send(Event::Ended(vec![ended]));
     }
@@ -92,6 +101,10 @@ impl Runner {
         let mut slowest = Duration::ZERO;
         for job in jobs {
             let started = Instant::now();
+            if job.run.control.is_revoked() {
+                all.push(Runner::not_started(job, started));
+                continue;
+            }
             self.recorder.run_started(&job.run);
             let mut future = self.future(&job);
             let mut context = Context::from_waker(Waker::noop());

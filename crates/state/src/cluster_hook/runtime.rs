@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -29,6 +30,8 @@ pub(crate) struct Runtime {
     core: Arc<Core>,
     state: WeakState,
     running: Mutex<Option<Running>>,
+    /// Set before the owner is told to end: none is started from then on. Looked at under the lock of `running`.
+    closed: AtomicBool,
     names: Arc<Mutex<HashSet<String>>>,
 }
 
@@ -46,16 +49,22 @@ impl Drop for Runtime {
 
 impl Runtime {
     pub(crate) fn new(core: Arc<Core>, state: WeakState) -> Runtime {
-        Runtime { core, state, running: Mutex::new(None), names: Arc::default() }
+        Runtime { core, state, running: Mutex::new(None), closed: AtomicBool::new(false), names: Arc::default() }
     }
 
     /// Starts the owner with the first hook; a server without hooks has none.
-    async fn owner(&self) -> Result<mpsc::UnboundedSender<Event>, DriverError> {
+    async fn owner(&self) -> Result<mpsc::UnboundedSender<Event>, RegisterError> {
         if let Some(running) = &*self.running.lock() {
             return Ok(running.sender.clone());
         }
-        let installation = self.core.driver.meta().await?.installation;
+        let unavailable =
+            |error: DriverError| RegisterError::Write { reason: error.to_string(), retryable: error.is_retryable() };
+        let installation = self.core.driver.meta().await.map_err(unavailable)?.installation;
         let mut running = self.running.lock();
+        // An owner that comes after the drain would lease slots, and run what can't be committed any more.
+        if self.closed.load(Ordering::SeqCst) {
+            return Err(RegisterError::Closed);
+        }
         if let Some(running) = &*running {
             return Ok(running.sender.clone());
         }
@@ -79,6 +88,7 @@ impl Runtime {
 
     /// Hands every slot back and leaves. Runs that have not ended at the limit are cancelled and handed back.
     pub(crate) async fn drain(&self, limit: Duration) {
+        self.closed.store(true, Ordering::SeqCst);
         let (done, drained) = oneshot::channel();
         if self.send(Order::Drain { limit, done }) && tokio::time::timeout(limit + DRAIN_SLACK, drained).await.is_err()
         {
@@ -89,6 +99,7 @@ impl Runtime {
 
     /// Ends everything at once, as if the process had died.
     pub(crate) fn kill(&self) {
+        self.closed.store(true, Ordering::SeqCst);
         if let Some(running) = self.running.lock().take() {
             running.owner.abort();
             running.forward.abort();
@@ -205,9 +216,7 @@ impl State {
     ) -> Result<HookHandle, RegisterError> {
         let runtime = self.runtime();
         let number = self.write_registration(&registration).await?;
-        let unavailable =
-            |error: DriverError| RegisterError::Write { reason: error.to_string(), retryable: error.is_retryable() };
-        let sender = runtime.owner().await.map_err(unavailable)?;
+        let sender = runtime.owner().await?;
         let name = registration.name;
         let hook = Declared { name: name.as_str().into(), version: registration.definition.version, room, handler };
         let (done, declared) = oneshot::channel();

@@ -1,23 +1,54 @@
 //! Rows of the log onto a tree: the one place where what was committed becomes what is read.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Behind, Head};
+use super::Head;
+use super::behind::Behind;
 use crate::change::{Applied, AppliedAction, Change};
 use crate::cluster_hook::matcher::Matcher;
 use crate::document::Document;
 use crate::driver::{Driver, DriverError, LogEntry, LogRow};
-use crate::path::Path;
-use crate::revision::{Epoch, Revision};
+use crate::revision::Revision;
 use crate::snapshot::Snapshot;
 use crate::tree::Tree;
 
 /// How many rows are read at once.
 pub(super) const PAGE_ROWS: usize = 1_000;
 
-/// Applies one row onto a tree that stands right before it.
-pub(crate) fn apply_row(tree: &mut Tree, row: &LogRow, epoch: Epoch) -> Arc<Applied> {
+/// Rows of the log, one after the other, onto a tree. The snapshots that it hands out have no tree of their own yet; the last
+/// one gets its tree at the end.
+pub(crate) struct Replay {
+    tree: Tree,
+    at: Snapshot,
+}
+
+impl Replay {
+    /// From this snapshot on.
+    pub(crate) fn from(at: Snapshot) -> Replay {
+        Replay { tree: at.tree().clone(), at }
+    }
+
+    /// Where it stands.
+    pub(crate) fn revision(&self) -> Revision {
+        self.at.revision()
+    }
+
+    /// Applies the row that comes next.
+    pub(crate) fn row(&mut self, row: &LogRow) -> Arc<Applied> {
+        let applied = apply_row(&mut self.tree, row, &self.at);
+        self.at = applied.snapshot.clone();
+        applied
+    }
+
+    /// The snapshot where it stands, with its tree.
+    pub(crate) fn finish(self) -> Snapshot {
+        self.at.complete(self.tree);
+        self.at
+    }
+}
+
+fn apply_row(tree: &mut Tree, row: &LogRow, before: &Snapshot) -> Arc<Applied> {
     let mut changes = Vec::with_capacity(row.entries.len());
     let mut actions = Vec::new();
     for (sequence, entry) in row.entries.iter().enumerate() {
@@ -44,12 +75,13 @@ pub(crate) fn apply_row(tree: &mut Tree, row: &LogRow, epoch: Epoch) -> Arc<Appl
             }
         }
     }
+    let changes: Arc<[Change]> = changes.into();
     Arc::new(Applied {
         revision: row.revision,
         at: row.at,
         attributes: row.attributes.clone(),
-        changes: changes.into(),
-        snapshot: Snapshot::new(tree.clone(), row.revision, epoch),
+        changes: changes.clone(),
+        snapshot: Snapshot::after(before.clone(), changes, row.revision),
         submission: row.submission,
         actions: actions.into(),
     })
@@ -58,9 +90,7 @@ pub(crate) fn apply_row(tree: &mut Tree, row: &LogRow, epoch: Epoch) -> Arc<Appl
 /// A tree from the store, complete up to the head of the log.
 pub(super) struct Loaded {
     pub(super) snapshot: Snapshot,
-    /// The revision that the stored entities stand for.
-    from: Revision,
-    touched: Vec<Path>,
+    behind: Behind,
 }
 
 impl Loaded {
@@ -68,7 +98,7 @@ impl Loaded {
         Head {
             matcher: Matcher::of(self.snapshot.tree()),
             unresolved: HashMap::new(),
-            behind: Behind { from: self.from, touched: HashSet::from_iter(self.touched) },
+            behind: self.behind,
             snapshot: self.snapshot,
         }
     }
@@ -90,23 +120,22 @@ async fn load_once(driver: &dyn Driver) -> Result<Loaded, DriverError> {
     let epoch = driver.meta().await?.epoch;
     let mut tree = Tree::default();
     let stored = driver.load().await?;
-    let from = stored.revision;
     for row in stored.entities {
         let document = Document::stored_at(row.path.clone(), &row.document, row.revision);
         tree.insert(document);
     }
-    let mut revision = from;
-    let mut touched = Vec::new();
+    let mut snapshot = Snapshot::new(tree, stored.revision, epoch);
+    let mut behind = Behind::from(stored.revision);
     loop {
-        let page = driver.read_log(epoch, revision, PAGE_ROWS).await?;
+        let page = driver.read_log(epoch, snapshot.revision(), PAGE_ROWS).await?;
+        let mut replay = Replay::from(snapshot);
         for row in &page.rows {
-            expect_next(revision, row)?;
-            let applied = apply_row(&mut tree, row, epoch);
-            touched.extend(applied.changes.iter().map(|change| change.path.clone()));
-            revision = row.revision;
+            expect_next(replay.revision(), row)?;
+            behind.note(&replay.row(row));
         }
-        if page.rows.is_empty() || revision >= page.head {
-            return Ok(Loaded { snapshot: Snapshot::new(tree, revision, epoch), from, touched });
+        snapshot = replay.finish();
+        if page.rows.is_empty() || snapshot.revision() >= page.head {
+            return Ok(Loaded { snapshot, behind });
         }
     }
 }

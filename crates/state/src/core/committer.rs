@@ -57,6 +57,22 @@ impl From<DriverError> for Setback {
     }
 }
 
+/// The committer reads the log, as long as this lives.
+struct Reads<'core>(&'core Core);
+
+impl Reads<'_> {
+    fn begin(core: &Core) -> Reads<'_> {
+        core.committer_reads.send_replace(true);
+        Reads(core)
+    }
+}
+
+impl Drop for Reads<'_> {
+    fn drop(&mut self) {
+        self.0.committer_reads.send_replace(false);
+    }
+}
+
 /// Runs until the state is closed and everything that was accepted is answered.
 pub(super) async fn run(core: Arc<Core>, queue: mpsc::Receiver<Submission>) {
     let mut committer = Committer { core, queue, waiting: VecDeque::new(), thread: None, answered: 1 };
@@ -152,6 +168,7 @@ impl Committer {
             let head = core.head.lock().await;
             (head.snapshot.epoch(), head.snapshot.revision())
         };
+        let reads = Reads::begin(&core);
         let begun = tokio::time::timeout(core.options.write_limit, core.driver.begin(epoch, after, CATCH_UP_ROWS_MAX));
         let begun = begun.await.unwrap_or_else(|_| {
             Err(DriverError::Unavailable(format!("the write lock was not had within {:?}", core.options.write_limit)))
@@ -176,6 +193,7 @@ impl Committer {
             return Err(Setback::Behind);
         }
         core.apply(&mut head, &begun.rows)?;
+        drop(reads);
         self.resolve(&mut head);
         self.drain();
         self.waiting.retain(|submission| !submission.answer.is_closed());
@@ -246,15 +264,10 @@ impl Committer {
         now: crate::revision::Timestamp,
         queue: VecDeque<Submission>,
     ) -> Vec<Ran> {
-        let terms = || Terms {
-            epoch: head.snapshot.epoch(),
-            now,
-            server: self.core.server.clone(),
-            budget: self.core.options.transaction_budget,
-        };
+        let terms = || Terms { now, server: self.core.server.clone(), budget: self.core.options.transaction_budget };
         let standing = Standing {
-            tree: head.snapshot.tree().clone(),
-            revision: head.snapshot.revision(),
+            tree: Some(head.snapshot.tree().clone()),
+            snapshot: head.snapshot.clone(),
             matcher: head.matcher.clone(),
         };
         let mut ran: Vec<Ran> = Vec::with_capacity(queue.len());
@@ -512,18 +525,15 @@ impl Committer {
 impl Core {
     /// Applies rows that follow the head (those that it has already are skipped) and shows them.
     pub(super) fn apply(&self, head: &mut Head, rows: &[Arc<crate::driver::LogRow>]) -> Result<Revision, DriverError> {
-        let mut tree = None;
-        let mut revision = head.snapshot.revision();
-        let epoch = head.snapshot.epoch();
-        let known = revision;
+        let mut replay = super::Replay::from(head.snapshot.clone());
+        let known = replay.revision();
         let mut transactions = Vec::new();
         for row in rows.iter().filter(|row| row.revision > known) {
-            super::apply::expect_next(revision, row)?;
-            let tree = tree.get_or_insert_with(|| head.snapshot.tree().clone());
-            transactions.push(super::apply_row(tree, row, epoch));
-            revision = row.revision;
+            super::apply::expect_next(replay.revision(), row)?;
+            transactions.push(replay.row(row));
         }
+        let applied = replay.finish().revision();
         self.publish(head, &transactions);
-        Ok(revision)
+        Ok(applied)
     }
 }

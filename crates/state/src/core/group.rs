@@ -1,6 +1,7 @@
 //! A group of transactions that are committed together: their closures run in order, each on the tree that the one
 //! before left, and what one of them does wrong is undone for it alone.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -14,22 +15,45 @@ use crate::change::{Applied, AppliedAction, Change};
 use crate::cluster_hook::matcher::Matcher;
 use crate::document::{Document, panic_message};
 use crate::driver::{LogEntry, LogRow, RecordWrite, ServerName};
-use crate::revision::{Epoch, Revision, Timestamp};
+use crate::revision::{Revision, Timestamp};
 use crate::snapshot::Snapshot;
 use crate::transaction::{Effect, Transaction, TransactionError};
-use crate::tree::{Node, Tree};
+use crate::tree::Tree;
 
 /// What a group starts from, and where it stands.
 #[derive(Clone)]
 pub(super) struct Standing {
-    pub(super) tree: Tree,
-    pub(super) revision: Revision,
+    /// The tree of `snapshot`, for the next transaction to change in place. None while that runs, and where a transaction
+    /// has not given it back: it is made from the snapshot then.
+    pub(super) tree: Option<Tree>,
+    /// What was committed or prepared last.
+    pub(super) snapshot: Snapshot,
     pub(super) matcher: Arc<Matcher>,
+}
+
+/// How a closure ended, with the tree that it worked on.
+enum Returned {
+    Fine(Effect),
+    /// It returned an error.
+    Rejected(Tree),
+    Refused(Tree, TransactionError),
+    /// The tree may be amid a change, and is not used any more.
+    Panicked(Box<dyn Any + Send>),
+}
+
+impl Returned {
+    fn of(returned: std::thread::Result<bool>, transaction: Transaction) -> Returned {
+        match (returned, transaction.check_budget()) {
+            (Err(panic), _) => Returned::Panicked(panic),
+            (Ok(_), Err(error)) => Returned::Refused(transaction.undo(), error),
+            (Ok(false), Ok(())) => Returned::Rejected(transaction.undo()),
+            (Ok(true), Ok(())) => Returned::Fine(transaction.finish()),
+        }
+    }
 }
 
 /// What is the same for all transactions of a group.
 pub(super) struct Terms {
-    pub(super) epoch: Epoch,
     pub(super) now: Timestamp,
     pub(super) server: ServerName,
     pub(super) budget: Duration,
@@ -101,67 +125,71 @@ impl Group {
     /// Runs what is queued, on the closure thread.
     pub(super) fn work(&self) {
         loop {
-            let (mut closure, mut transaction) = {
+            let (mut closure, attributes, snapshot, tree) = {
                 let mut progress = self.progress.lock();
                 if progress.abandoned {
                     return;
                 }
                 let Some(mut submission) = progress.queue.pop_front() else { break };
                 let closure = submission.closure.take().expect("a queued submission has its closure");
-                let transaction = Transaction::new(
-                    progress.standing.tree.clone(),
-                    progress.standing.revision.next(),
-                    self.terms.now,
-                    submission.attributes.clone(),
-                    self.terms.budget,
-                );
+                let attributes = submission.attributes.clone();
                 progress.running = Some((submission, Instant::now()));
-                (closure, transaction)
+                (closure, attributes, progress.standing.snapshot.clone(), progress.standing.tree.take())
             };
+            // Not under the lock: making a tree can take long.
+            let tree = tree.unwrap_or_else(|| snapshot.tree().clone());
+            let next = snapshot.revision().next();
+            let mut transaction = Transaction::new(tree, next, self.terms.now, attributes, self.terms.budget);
             let returned = catch_unwind(AssertUnwindSafe(|| closure.run(&mut transaction)));
-            let returned = returned.map(|fine| (fine, transaction.finish()));
-            if !self.settle(closure, returned) {
+            if !self.settle(closure, Returned::of(returned, transaction)) {
                 return;
+            }
+        }
+        {
+            // It is what is shown next, and the only one of the group that is sure to be read.
+            let standing = &self.progress.lock().standing;
+            if let Some(tree) = &standing.tree {
+                standing.snapshot.complete(tree.clone());
             }
         }
         self.finished.notify_one();
     }
 
     /// Takes a run's result in; false if the group was abandoned meanwhile.
-    fn settle(
-        &self,
-        closure: Box<dyn Closure>,
-        returned: std::thread::Result<(bool, Result<Effect, TransactionError>)>,
-    ) -> bool {
+    fn settle(&self, closure: Box<dyn Closure>, returned: Returned) -> bool {
         let mut progress = self.progress.lock();
         if progress.abandoned {
             return false;
         }
         let Some((mut submission, _)) = progress.running.take() else { return false };
         submission.closure = Some(closure);
-        let outcome = match returned {
-            Err(panic) => Outcome::Failed(Failure::Panicked { message: panic_message(&*panic) }),
-            Ok((_, Err(TransactionError::OverBudget { budget, taken }))) => {
-                Outcome::Failed(Failure::OverBudget { budget, taken })
+        let panicked = |panic: Box<dyn Any + Send>| Failure::Panicked { message: panic_message(&*panic) };
+        let standing = &mut progress.standing;
+        let (tree, outcome) = match returned {
+            Returned::Panicked(panic) => (None, Outcome::Failed(panicked(panic))),
+            Returned::Refused(tree, TransactionError::OverBudget { budget, taken }) => {
+                (Some(tree), Outcome::Failed(Failure::OverBudget { budget, taken }))
             }
-            Ok((_, Err(error))) => Outcome::Failed(Failure::Refused(error)),
-            Ok((false, Ok(_))) => Outcome::Rejected,
-            Ok((true, Ok(effect))) if effect.is_nothing() => {
-                Outcome::Returned { revision: progress.standing.revision, effect: None }
+            Returned::Refused(tree, error) => (Some(tree), Outcome::Failed(Failure::Refused(error))),
+            Returned::Rejected(tree) => (Some(tree), Outcome::Rejected),
+            Returned::Fine(effect) if effect.is_nothing() => {
+                (Some(effect.tree), Outcome::Returned { revision: standing.snapshot.revision(), effect: None })
             }
-            Ok((true, Ok(effect))) => {
+            Returned::Fine(effect) => {
                 // Foreign patterns are matched here; what goes wrong with them is this transaction's failure as well.
-                let standing = &progress.standing;
                 let prepared = catch_unwind(AssertUnwindSafe(|| prepare(&self.terms, standing, &submission, effect)));
                 match prepared {
-                    Ok((prepared, standing)) => {
-                        progress.standing = standing;
-                        Outcome::Returned { revision: progress.standing.revision, effect: Some(Box::new(prepared)) }
+                    Ok((prepared, tree, matcher)) => {
+                        standing.snapshot = prepared.applied.snapshot.clone();
+                        standing.matcher = matcher;
+                        let revision = standing.snapshot.revision();
+                        (Some(tree), Outcome::Returned { revision, effect: Some(Box::new(prepared)) })
                     }
-                    Err(panic) => Outcome::Failed(Failure::Panicked { message: panic_message(&*panic) }),
+                    Err(panic) => (None, Outcome::Failed(panicked(panic))),
                 }
             }
         };
+        standing.tree = tree;
         progress.done.push(Ran { submission, outcome });
         true
     }
@@ -189,9 +217,14 @@ impl Group {
     }
 }
 
-/// Makes the log row of a transaction, with the hooks that it requests, and says where the group stands after it.
-fn prepare(terms: &Terms, standing: &Standing, submission: &Submission, effect: Effect) -> (Prepared, Standing) {
-    let revision = standing.revision.next();
+/// Makes the log row of a transaction, with the hooks that it requests; with it the tree after it, and what matches then.
+fn prepare(
+    terms: &Terms,
+    standing: &Standing,
+    submission: &Submission,
+    effect: Effect,
+) -> (Prepared, Tree, Arc<Matcher>) {
+    let revision = standing.snapshot.revision().next();
     let mut entries = Vec::with_capacity(effect.changes.len() + effect.entries.len());
     let mut changes = Vec::with_capacity(effect.changes.len());
     let mut actions = Vec::new();
@@ -200,7 +233,7 @@ fn prepare(terms: &Terms, standing: &Standing, submission: &Submission, effect: 
         registrations_changed |= Matcher::concerns(&path);
         // Matched at the head, by the registrations in force before this transaction: every server with any code makes
         // the same requests.
-        let existed_since = before.as_ref().and_then(|_| standing.tree.get(&path)).map(Node::changed_at);
+        let existed_since = before.as_ref().map(Document::written_at);
         let requested = standing.matcher.requested(&path, existed_since);
         for hook in requested.existing_first {
             let sequence = place(entries.len());
@@ -240,17 +273,18 @@ fn prepare(terms: &Terms, standing: &Standing, submission: &Submission, effect: 
         attributes: submission.attributes.clone(),
         entries,
     };
+    let changes: Arc<[Change]> = changes.into();
     let applied = Applied {
         revision,
         at: terms.now,
         attributes: submission.attributes.clone(),
-        changes: changes.into(),
-        snapshot: Snapshot::new(tree.clone(), revision, terms.epoch),
+        changes: changes.clone(),
+        snapshot: Snapshot::after(standing.snapshot.clone(), changes, revision),
         submission: submission.id,
         actions: actions.into(),
     };
     let prepared = Prepared { row: Arc::new(row), applied: Arc::new(applied), records: effect.records };
-    (prepared, Standing { tree, revision, matcher })
+    (prepared, tree, matcher)
 }
 
 fn place(entries: usize) -> u32 {

@@ -2,6 +2,8 @@
 //! queue of submissions. The committer and the tail move the head, one at a time, in revision order.
 
 mod apply;
+mod behind;
+mod burden;
 mod closure_thread;
 mod committer;
 mod group;
@@ -9,8 +11,7 @@ mod submission;
 mod tail;
 mod upkeep;
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::hash::BuildHasherDefault;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -20,10 +21,11 @@ use tokio::sync::{Mutex, Notify, broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use apply::apply_row;
+pub(crate) use apply::Replay;
 pub(crate) use closure_thread::within_transaction;
 pub(crate) use submission::{Fenced, Submission};
 
+use self::behind::Behind;
 use crate::change::Applied;
 use crate::clock::Clock;
 use crate::cluster_hook::matcher::Matcher;
@@ -31,12 +33,10 @@ use crate::driver::{Driver, DriverError, LEASES_PER_LOCK_LIMIT, ServerName, Slot
 use crate::error::{OpenError, WaitError};
 use crate::feed::{Feed, FeedEvent};
 use crate::metrics::StateMetrics;
-use crate::path::Path;
 use crate::revision::{Epoch, Revision, SubmissionId};
 use crate::snapshot::{self, Snapshot};
 use crate::state::StateOptions;
 use crate::testing::points::Points;
-use crate::tree::CarriedHash;
 
 /// How many transactions a feed may fall behind before it rereads the log.
 const FEED_CAPACITY: usize = 1_024;
@@ -68,6 +68,8 @@ pub(crate) struct Core {
     committer_ended: watch::Sender<bool>,
     /// Wakes the tail to read the log now.
     tail_wake: Notify,
+    /// Whether the committer is about to read the log, under the lock that it waits for.
+    committer_reads: watch::Sender<bool>,
     /// Why nothing may be written until an operator confirms (a head lower than one that was seen).
     writes_stopped: ArcSwapOption<String>,
     /// That the store had no room for the last write, and what it said.
@@ -81,13 +83,6 @@ struct Head {
     /// Submissions whose commit is unknown, and the revision once a row of theirs was applied.
     unresolved: HashMap<SubmissionId, Option<Revision>>,
     behind: Behind,
-}
-
-/// What the written-behind entities lack.
-struct Behind {
-    /// The revision that they stand for, as far as this server knows.
-    from: Revision,
-    touched: HashSet<Path, BuildHasherDefault<CarriedHash>>,
 }
 
 impl Core {
@@ -128,6 +123,7 @@ impl Core {
             submissions,
             committer_ended: watch::Sender::new(false),
             tail_wake: Notify::new(),
+            committer_reads: watch::Sender::new(false),
             writes_stopped: ArcSwapOption::empty(),
             full: ArcSwapOption::empty(),
         };
@@ -139,6 +135,7 @@ impl Core {
         tasks.spawn(committer::run(self.clone(), queue));
         tasks.spawn(tail::run(self.clone()));
         tasks.spawn(upkeep::run(self.clone()));
+        tasks.spawn(burden::run(self.clone()));
     }
 
     /// The newest snapshot that this server has published.
@@ -193,6 +190,11 @@ impl Core {
         }
     }
 
+    /// The tail looks at the log at once, without waiting for a hint.
+    pub(crate) fn look_for_news(&self) {
+        self.tail_wake.notify_one();
+    }
+
     /// Waits until this server has applied all that was committed before the call.
     pub(crate) async fn flush(&self, limit: Duration) -> Result<Revision, WaitError> {
         let started = tokio::time::Instant::now();
@@ -201,7 +203,7 @@ impl Core {
             Ok(meta) => meta.map_err(WaitError::Store)?,
             Err(_) => return Err(WaitError::TimedOut { wanted: applied, applied, waited: limit }),
         };
-        self.tail_wake.notify_one();
+        self.look_for_news();
         let left = limit.saturating_sub(started.elapsed());
         self.wait_until(meta.head, left, |(epoch, applied)| *epoch == meta.epoch && *applied >= meta.head).await?;
         Ok(meta.head)
@@ -214,11 +216,7 @@ impl Core {
             if let Some(revision) = head.unresolved.get_mut(&applied.submission) {
                 *revision = Some(applied.revision);
             }
-            for change in &*applied.changes {
-                if !head.behind.touched.contains(&change.path) {
-                    head.behind.touched.insert(change.path.clone());
-                }
-            }
+            head.behind.note(applied);
         }
         let snapshot = last.snapshot.clone();
         let registrations_changed =
@@ -264,8 +262,12 @@ impl Core {
         SlotToken(self.highest_token.load(Ordering::Relaxed))
     }
 
-    /// Where a submission is known to have been committed.
-    pub(crate) async fn find_submission(&self, submission: SubmissionId) -> Result<Option<Revision>, DriverError> {
-        self.driver.find_submission(submission).await
+    /// Where a submission is known to have been committed, above what was the head when it was made.
+    pub(crate) async fn find_submission(
+        &self,
+        submission: SubmissionId,
+        after: Revision,
+    ) -> Result<Option<Revision>, DriverError> {
+        self.driver.find_submission(submission, after).await
     }
 }

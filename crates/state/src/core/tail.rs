@@ -10,6 +10,9 @@ use crate::feed::FeedEvent;
 use crate::revision::Revision;
 use crate::testing::points::name as point;
 
+/// How long news wait for the committer to read them, which would do it twice otherwise.
+const READ_BY_COMMITTER: Duration = Duration::from_millis(5);
+
 pub(super) async fn run(core: Arc<Core>) {
     let mut failing = false;
     loop {
@@ -20,7 +23,14 @@ pub(super) async fn run(core: Arc<Core>) {
             biased;
             () = core.stop.cancelled() => return,
             () = core.tail_wake.notified() => {}
-            () = core.driver.wait_for_news(after, poll) => {}
+            () = core.driver.wait_for_news(after, poll) => {
+                core.commit_in_progress().await;
+                // Under its lock, so that a commit that was made is shown, too.
+                if core.head.lock().await.snapshot.revision() > after {
+                    // The committer was there first; what it has not seen is still news.
+                    continue;
+                }
+            }
         }
         let caught_up = match core.catch_up().await {
             Err(DriverError::Compacted { .. } | DriverError::EpochChanged { .. }) => core.reload().await,
@@ -53,6 +63,14 @@ pub(super) async fn run(core: Arc<Core>) {
 }
 
 impl Core {
+    /// Waits a moment for a commit that is about to read the log: it reads what is new as soon as it has the lock.
+    async fn commit_in_progress(&self) {
+        let mut reading = self.committer_reads.subscribe();
+        if *reading.borrow_and_update() {
+            let _ = tokio::time::timeout(READ_BY_COMMITTER, reading.wait_for(|reads| !reads)).await;
+        }
+    }
+
     /// Reads and applies what is new in the log. Says whether there was anything.
     pub(super) async fn catch_up(&self) -> Result<bool, DriverError> {
         let mut any = false;
@@ -93,11 +111,12 @@ impl Core {
             // Another task was quicker.
             return Ok(());
         }
+        let applied = there.revision();
         let mut unresolved = std::mem::take(&mut head.unresolved);
         for (submission, revision) in &mut unresolved {
-            // Its row may be among those that were skipped by loading.
+            // Its row may be among those that were skipped by loading; it is not among those that were applied.
             if revision.is_none() {
-                match self.driver.find_submission(*submission).await {
+                match self.driver.find_submission(*submission, applied).await {
                     Ok(found) => *revision = found,
                     Err(error) => {
                         head.unresolved = unresolved;

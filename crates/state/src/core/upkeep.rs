@@ -80,14 +80,19 @@ fn stored_tree(snapshot: &Snapshot) -> StoredTree {
 impl Core {
     /// Moves the written-behind entities on to what this server has applied.
     pub(crate) async fn write_entities(&self) -> Result<(), DriverError> {
-        let (snapshot, from, touched) = {
+        let (snapshot, from, lacking) = {
             let mut head = self.head.lock().await;
             let snapshot = head.snapshot.clone();
-            let from = std::mem::replace(&mut head.behind.from, snapshot.revision());
-            (snapshot, from, std::mem::take(&mut head.behind.touched))
+            // What this server has not applied itself is not told apart from what it has.
+            let at = self.driver.entities_at(snapshot.epoch()).min(snapshot.revision());
+            let is_its_turn = head.behind.is_its_turn(at);
+            let from = head.behind.from;
+            let lacking = is_its_turn.then(|| head.behind.take(snapshot.revision()));
+            (snapshot, from, lacking)
         };
-        self.metrics.entities_lag.set(i64::try_from(snapshot.revision().0 - from.0).unwrap_or(i64::MAX));
-        if snapshot.revision() == from {
+        let lag = snapshot.revision().0.saturating_sub(from.0);
+        self.metrics.entities_lag.set(i64::try_from(lag).unwrap_or(i64::MAX));
+        let Some(lacking) = lacking.filter(|_| snapshot.revision() > from) else {
             // Nothing to write, but a start may have found damage that this server can mend.
             return match self.driver.write_entities(snapshot.epoch(), from, from, Vec::new(), Vec::new()).await {
                 Err(DriverError::Damaged(_)) => {
@@ -95,11 +100,12 @@ impl Core {
                 }
                 told => told,
             };
-        }
+        };
         self.points.pass(point::UPKEEP_BEFORE_ENTITIES).await;
-        let mut changed = Vec::with_capacity(touched.len());
+        let started = tokio::time::Instant::now();
+        let mut changed = Vec::with_capacity(lacking.touched.len());
         let mut removed = Vec::new();
-        for path in &touched {
+        for path in lacking.touched.keys() {
             match snapshot.tree().get(path) {
                 Some(node) => changed.push(EntityRow {
                     path: path.clone(),
@@ -117,13 +123,11 @@ impl Core {
                 }
                 written => written,
             };
-        if written.is_err() {
-            let mut head = self.head.lock().await;
-            // After a reload in between, what was taken belongs to another tree and is not put back.
-            if head.snapshot.epoch() == snapshot.epoch() && head.behind.from == snapshot.revision() {
-                head.behind.from = from;
-                head.behind.touched.extend(touched);
-            }
+        let mut head = self.head.lock().await;
+        head.behind.wrote(started.elapsed(), self.options.entities_behind);
+        // After a reload in between, what was taken belongs to another tree and is not put back.
+        if written.is_err() && head.snapshot.epoch() == snapshot.epoch() && head.behind.from == snapshot.revision() {
+            head.behind.put_back(lacking);
         }
         written
     }

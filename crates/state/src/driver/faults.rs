@@ -11,8 +11,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::{
-    Batch, Begun, CommitError, Driver, DriverError, EntityRow, Exception, Fence, HookNumber, LogPage, Meta, Pending,
-    ServerId, ServerRow, Session, Settle, Settled, SlotId, SlotRow, SlotToken, StoredState, StoredTree,
+    Batch, Begun, Burden, CommitError, Driver, DriverError, EntityRow, Exception, Fence, HookNumber, LogPage, Meta,
+    Pending, ServerId, ServerRow, Session, Settle, Settled, SlotId, SlotRow, SlotToken, StoredState, StoredTree,
 };
 use crate::clock::Clock;
 use crate::record::{IndexDeclaration, RecordPage, RecordQuery, Retention};
@@ -276,6 +276,10 @@ impl Driver for FaultyDriver {
         self.inner.clock()
     }
 
+    fn entities_at(&self, epoch: Epoch) -> Revision {
+        self.inner.entities_at(epoch)
+    }
+
     fn lock_limit(&self) -> Option<Duration> {
         self.inner.lock_limit()
     }
@@ -312,9 +316,13 @@ impl Driver for FaultyDriver {
         }
     }
 
-    async fn find_submission(&self, submission: SubmissionId) -> Result<Option<Revision>, DriverError> {
+    async fn find_submission(
+        &self,
+        submission: SubmissionId,
+        after: Revision,
+    ) -> Result<Option<Revision>, DriverError> {
         self.faults.check(Call::FindSubmission)?;
-        self.inner.find_submission(submission).await
+        self.inner.find_submission(submission, after).await
     }
 
     async fn begin(&self, epoch: Epoch, after: Revision, rows_max: usize) -> Result<Begun, DriverError> {
@@ -417,6 +425,10 @@ impl Driver for FaultyDriver {
     ) -> Result<Revision, DriverError> {
         self.faults.check(Call::Compact)?;
         self.inner.compact(epoch, keep, floor, rows_max).await
+    }
+
+    async fn burden(&self) -> Result<Burden, DriverError> {
+        self.inner.burden().await
     }
 
     async fn new_epoch(&self, tokens_above: SlotToken) -> Result<Meta, DriverError> {

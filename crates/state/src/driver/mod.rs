@@ -220,7 +220,7 @@ pub enum Settled {
 }
 
 /// What a slot's new owner finds: take the slot over first, then read this.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Pending {
     /// Log rows after the revision that was asked from that ask for runs of the hook or act on requests of it. They are
     /// whole, since an entry's place in its row is its request's sequence, and include entries of other slots: the caller
@@ -234,6 +234,26 @@ pub struct Pending {
     pub read_to: Revision,
     /// The head when this was read: later requests come by the tail.
     pub head: Revision,
+    /// The epoch that all these revisions count in.
+    pub epoch: Epoch,
+}
+
+/// What a store could not clean up yet, and what keeps it from that.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Burden {
+    /// How many rows were deleted or replaced and still take room, by table.
+    pub dead_rows: Vec<(String, u64)>,
+    /// The oldest transaction that is open, whoever's it is: rows that went since it began stay.
+    pub oldest: Option<OldestTransaction>,
+}
+
+/// A transaction that keeps rows from being cleaned up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OldestTransaction {
+    /// Whose it is, for people: process, user, application and address, as far as the store tells.
+    pub connection: String,
+    /// For how long it has been open.
+    pub age: Duration,
 }
 
 /// Everything that a driver stores, for the linter, for tests and for backups.
@@ -318,8 +338,10 @@ pub trait Driver: Send + Sync + 'static {
     /// Ends when there may be something new in the log, or after `limit` at the latest. A hint, never relied upon.
     async fn wait_for_news(&self, after: Revision, limit: Duration);
 
-    /// Whether and where a submission was committed, as long as its row is kept (at least an hour).
-    async fn find_submission(&self, submission: SubmissionId) -> Result<Option<Revision>, DriverError>;
+    /// Whether and where a submission was committed above a revision, as long as its row is kept (at least an hour). Reads
+    /// what came after it, so whoever knows what the head was when the submission was made names that.
+    async fn find_submission(&self, submission: SubmissionId, after: Revision)
+    -> Result<Option<Revision>, DriverError>;
 
     /// Takes the write lock, and in the same round trip reads what is after `after`. If there is more than `rows_max`,
     /// the lock is let go and [`DriverError::Unavailable`] asks the caller to catch up by its tail first. Waits for the
@@ -336,6 +358,7 @@ pub trait Driver: Send + Sync + 'static {
     async fn join(&self, server: ServerRow) -> Result<(), DriverError>;
 
     /// Renews the server's lease and row. [`DriverError::LeaseLapsed`] if it had ended: a lapsed lease is not renewed.
+    /// [`DriverError::NewerFormat`] if this build does not know the store's format any more.
     async fn heartbeat(&self, server: ServerRow) -> Result<(), DriverError>;
 
     /// Removes the server and frees its slots.
@@ -402,9 +425,20 @@ pub trait Driver: Send + Sync + 'static {
         rows_max: usize,
     ) -> Result<Revision, DriverError>;
 
+    /// What the store could not clean up yet, and what keeps it from that; nothing where it needs no cleaning.
+    async fn burden(&self) -> Result<Burden, DriverError> {
+        Ok(Burden::default())
+    }
+
     /// Gives the store a new epoch, once an operator has confirmed that it was put back ([`DriverError::SetBack`]): frees
     /// all slots, and gives out tokens above `tokens_above` and above all that the store knows of.
     async fn new_epoch(&self, tokens_above: SlotToken) -> Result<Meta, DriverError>;
+
+    /// The revision that the written-behind entities stand for, as the last look at the log has seen it on the way: another
+    /// server may have written them. Zero where there is no other, or nothing is known of this epoch.
+    fn entities_at(&self, _epoch: Epoch) -> Revision {
+        Revision::ZERO
+    }
 
     /// How long the store lets a holder of the write lock that does not move keep it; none where a holder can't be cut off
     /// from it. A lease has to be at least [`LEASES_PER_LOCK_LIMIT`] times as long, or a state is refused at its start: a

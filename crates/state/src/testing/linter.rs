@@ -270,9 +270,10 @@ impl<'a> Linter<'a> {
                     if self.slots.contains_key(&slot) {
                         continue;
                     }
-                    // One that was never leased has no row yet; then nothing of it is stored and the log is whole.
+                    // One that was never leased has no row yet; then nothing of it is stored and the log is whole. But what the
+                    // layout before hands over is there before the first lease.
                     let used = stored.receipts.iter().any(|receipt| receipt.fence.slot == slot)
-                        || stored.exceptions.iter().any(|exception| exception.slot == slot);
+                        || layout.generation == 0 && stored.exceptions.iter().any(|exception| exception.slot == slot);
                     if used || stored.meta.compacted > layout.since {
                         missing.push(slot);
                     }

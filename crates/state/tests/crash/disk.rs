@@ -103,7 +103,11 @@ async fn x11_a_full_disk_refuses_writes_loses_nothing_and_goes_on_with_room() {
                 }
                 Err(CommitError::NotCommitted(DriverError::Full(_) | DriverError::Unavailable(_))) => {
                     refused += 1;
-                    assert_eq!(driver.find_submission(submission).await.unwrap(), None, "it left no trace");
+                    assert_eq!(
+                        driver.find_submission(submission, Revision::ZERO).await.unwrap(),
+                        None,
+                        "it left no trace"
+                    );
                 }
                 Err(other) => panic!("{other:?}"),
             }

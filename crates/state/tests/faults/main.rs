@@ -9,18 +9,34 @@
 //! | `TIDEGATE_FAULTS_SECONDS` | how long faults are injected (15) |
 //! | `TIDEGATE_FAULTS_SERVERS` | how many servers (3) |
 //! | `TIDEGATE_FAULTS_SEED` | where faults and workload are drawn from |
-//! | `TIDEGATE_FAULTS_KINDS` | which faults: some of `kill,stop,drain,database,cut,silence` (all), or `none` |
+//! | `TIDEGATE_FAULTS_KINDS` | which faults of the mixed run: some of `kill,stop,drain,database,cut,silence` (all), or `none` |
 //! | `TIDEGATE_FAULTS_EVERY_MS` | how far apart they begin, about (3000) |
+//! | `TIDEGATE_FAULTS_ROUNDS` | how many times everything dies at once (6) |
+//! | `TIDEGATE_FAULTS_LONG` | `yes`: cases with figures of their own (X12, X14, X15, X17) have those, and not a part of them |
 //! | `TIDEGATE_FAULTS_FOLDER` | where logs and histories are kept; otherwise they go when the run was sound |
 //!
 //! `cargo xtask faults` sets them from its flags, and makes a long run of it.
 #![allow(clippy::unwrap_used)]
 
+mod builds;
+mod by_answers;
+mod chaos;
 mod evidence;
+mod fleet;
+mod held;
+mod idleness;
+mod motion;
 mod plan;
+mod rounds;
 mod run;
 mod server;
+mod serving;
 mod settings;
+mod silence;
+mod standstill;
+mod throughput;
+mod towers;
+mod upgrade;
 mod verdict;
 mod workload;
 
@@ -28,6 +44,7 @@ use std::sync::{LazyLock, Mutex};
 
 use tidegate_state::testing::postgres;
 
+use self::motion::Motion;
 use self::plan::Kind;
 use self::settings::Settings;
 use self::verdict::Verdict;
@@ -36,20 +53,26 @@ use self::verdict::Verdict;
 static MIXED: LazyLock<Option<Verdict>> = LazyLock::new(|| run_with(&Settings::from_environment()));
 
 fn run_with(settings: &Settings) -> Option<Verdict> {
+    let told = format!("a run of {} s with {} servers", settings.seconds, settings.servers);
+    alone(settings, &told, async |settings| run::run(settings).await.0)
+}
+
+/// Makes a run, unless there is no PostgreSQL.
+fn alone<T>(settings: &Settings, told: &str, run: impl AsyncFnOnce(&Settings) -> T) -> Option<T> {
     if postgres::skipped().is_some() {
         return None;
     }
     // One run at a time: two of them would take each other's leases for want of time.
     static ALONE: Mutex<()> = Mutex::new(());
     let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    println!(
-        "a run of {} s with {} servers, TIDEGATE_FAULTS_SEED={}",
-        settings.seconds, settings.servers, settings.seed
-    );
+    println!("{told}, TIDEGATE_FAULTS_SEED={}", settings.seed);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let verdict = runtime.block_on(run::run(settings));
+    Some(runtime.block_on(run(settings)))
+}
+
+fn assert_sound(verdict: &Verdict) {
     println!("{verdict}");
-    Some(verdict)
+    assert!(verdict.violations.is_empty(), "{verdict}\n{}", verdict.violations.join("\n"));
 }
 
 /// What the run found, or nothing where it could not be made; said in the table of skips then.
@@ -60,14 +83,14 @@ fn mixed() -> Option<&'static Verdict> {
 #[test]
 fn x05_servers_that_die_stop_and_are_cut_off_break_no_guarantee() {
     let Some(verdict) = mixed() else { return };
-    assert!(verdict.violations.is_empty(), "{verdict}\n{}", verdict.violations.join("\n"));
+    assert_sound(verdict);
     assert!(verdict.changes > 0 && verdict.runs > 0, "nothing happened: {verdict}");
 }
 
 #[test]
 fn x02_without_faults_nothing_runs_twice() {
     let Some(verdict) = run_with(&Settings::from_environment().without_faults()) else { return };
-    assert!(verdict.violations.is_empty(), "{verdict}\n{}", verdict.violations.join("\n"));
+    assert_sound(&verdict);
     assert!(verdict.changes > 0 && verdict.runs > 0 && verdict.repeated == 0, "{verdict}");
     let keys: usize = verdict.keys_by_server.values().sum();
     for (server, own) in &verdict.keys_by_server {
@@ -78,14 +101,14 @@ fn x02_without_faults_nothing_runs_twice() {
 #[test]
 fn x03_servers_that_are_killed_and_come_back_break_no_guarantee() {
     let Some(verdict) = run_with(&Settings::from_environment().with_only("kills", Kind::Kill)) else { return };
-    assert!(verdict.violations.is_empty(), "{verdict}\n{}", verdict.violations.join("\n"));
+    assert_sound(&verdict);
     assert!(verdict.faults > 0 && verdict.runs > 0, "nothing happened: {verdict}");
 }
 
 #[test]
 fn x13_servers_that_drain_in_turn_run_everything_exactly_once() {
     let Some(verdict) = run_with(&Settings::from_environment().with_only("drains", Kind::Drain)) else { return };
-    assert!(verdict.violations.is_empty(), "{verdict}\n{}", verdict.violations.join("\n"));
+    assert_sound(&verdict);
     assert!(verdict.faults > 0 && verdict.runs > 0 && verdict.repeated == 0, "{verdict}");
 }
 
@@ -106,4 +129,131 @@ fn x07_each_change_counts_once_however_often_it_ran() {
 fn x08_every_answer_agrees_with_the_log() {
     let Some(verdict) = mixed() else { return };
     assert!(verdict.false_answers.is_empty(), "{verdict}\n{}", verdict.false_answers.join("\n"));
+}
+
+#[test]
+fn x06_what_was_acknowledged_right_before_everything_died_has_its_run() {
+    let settings = Settings::from_environment().in_rounds();
+    let told = format!("{} rounds of writes and the death of everything", settings.rounds);
+    let Some((verdict, _)) = alone(&settings, &told, async |settings| rounds::run(settings).await) else { return };
+    assert_sound(&verdict);
+    assert!(verdict.changes as u64 >= settings.rounds && verdict.runs > 0, "nothing happened: {verdict}");
+}
+
+#[test]
+fn x09_what_vanishes_without_a_word_costs_a_lease_and_nothing_else() {
+    let settings = Settings::from_environment().planned("silence");
+    let Some(found) =
+        alone(&settings, "one server, all, one way: silent", async |settings| silence::run(settings).await)
+    else {
+        return;
+    };
+    assert_sound(&found.verdict);
+    let broken = silence::broken(&found.evidence.history, found.window);
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+    assert!(found.lingering.is_empty(), "{}", found.lingering.join("\n"));
+}
+
+#[test]
+fn x12_servers_of_two_builds_lose_no_field_and_hold_up_no_hook_of_both() {
+    let settings = Settings::from_environment().planned("upgrade");
+    let Some(found) = alone(&settings, "servers are replaced by the next build, and back", async |settings| {
+        upgrade::run(settings).await
+    }) else {
+        return;
+    };
+    let (told, broken) = upgrade::broken(&found, &settings);
+    println!("{told}");
+    assert_sound(&found.verdict);
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+    assert!(found.verdict.runs > 0 && found.verdict.repeated == 0, "{}", found.verdict);
+}
+
+#[test]
+fn x14_throughput_follows_the_number_of_servers() {
+    let settings = Settings::from_environment();
+    let size = throughput::Size::of(settings.long);
+    let settings = size.settings(settings);
+    let Some(found) = alone(&settings, "servers come and go, and one gets slow", async |settings| {
+        throughput::run(settings, size).await
+    }) else {
+        return;
+    };
+    let hook = &settings.serving.hooks[0];
+    let (room, slots) = (settings.serving.room as usize, hook.slots as usize);
+    let throughputs = throughput::throughputs(&found.evidence.history, &found.steps, room, slots);
+    let (told, shared) = throughput::badly_shared(&found, &settings);
+    println!("{}\n{told}", throughput::table(&throughputs));
+    assert_sound(&found.verdict);
+    assert_eq!((found.verdict.changes as u64, found.verdict.repeated), (size.requests, 0));
+    let broken = [throughput::broken(&throughputs), shared].concat();
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+#[test]
+fn x15_a_foreign_transaction_that_stays_open_keeps_servers_from_nothing() {
+    let settings = Settings::from_environment();
+    let size = held::Size::of(settings.long);
+    let settings = size.settings(settings);
+    let Some(found) =
+        alone(&settings, "a foreign transaction stays open", async |settings| held::run(settings, size).await)
+    else {
+        return;
+    };
+    println!("{}", found.seen);
+    assert_sound(&found.verdict);
+    let broken = held::broken(&found, settings.lease);
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+#[test]
+fn x17_slots_that_never_rest_lose_no_run_and_hold_up_no_key() {
+    in_motion(false);
+}
+
+#[test]
+fn x17_slots_that_never_rest_break_no_guarantee_through_kills_and_stops() {
+    in_motion(true);
+}
+
+fn in_motion(faults: bool) {
+    let settings = Settings::from_environment();
+    for motion in Motion::sizes(settings.long, faults) {
+        let settings = motion.settings(settings.clone());
+        let told = format!("{} slots in motion, kills and stops: {faults}", motion.slots);
+        let Some((verdict, evidence)) = alone(&settings, &told, async |settings| motion::run(settings, motion).await)
+        else {
+            return;
+        };
+        let (told, broken) = motion::broken(&evidence, &settings, motion);
+        println!("{told}");
+        assert_sound(&verdict);
+        assert!(broken.is_empty(), "{}", broken.join("\n"));
+        assert!(faults || verdict.repeated == 0, "{verdict}");
+        assert!(verdict.faults > 0 && verdict.runs > 0, "nothing happened: {verdict}");
+    }
+}
+
+#[test]
+fn x16_towers_of_hanoi_are_solved_through_kills() {
+    let settings = Settings::from_environment().with_towers();
+    let Some((verdict, evidence)) = alone(&settings, "towers of Hanoi", async |settings| run::run(settings).await)
+    else {
+        return;
+    };
+    assert_sound(&verdict);
+    let broken = towers::broken(&evidence.stored, settings.towers);
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+#[test]
+fn x05_the_public_chaos_set_of_job_queues_loses_no_request() {
+    let settings = Settings::from_environment().planned("chaos");
+    let Some((verdict, costs)) = alone(&settings, "the public chaos set", async |settings| chaos::run(settings).await)
+    else {
+        return;
+    };
+    println!("{}", chaos::table(&costs));
+    assert_sound(&verdict);
+    assert!(costs.len() == 7 && costs.iter().all(|cost| cost.lost == 0 && cost.recovered.is_some()), "{costs:?}");
 }

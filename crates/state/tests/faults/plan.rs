@@ -20,9 +20,15 @@ pub(crate) enum Kind {
     Cut,
     /// Packets of a server vanish, one way or both, and nothing is closed.
     Silence,
+    /// A server runs no hook for a while, and goes on writing.
+    Withdraw,
+    /// Runs of a server take so long for a while that it has no room.
+    Crowd,
 }
 
 impl Kind {
+    /// What moves slots and ends no lease.
+    pub(crate) const MOVING: [Kind; 3] = [Kind::Drain, Kind::Withdraw, Kind::Crowd];
     pub(crate) const ALL: [Kind; 6] = [Kind::Kill, Kind::Stop, Kind::Drain, Kind::Database, Kind::Cut, Kind::Silence];
 
     pub(crate) fn parse(word: &str) -> Option<Kind> {
@@ -54,17 +60,36 @@ pub(crate) enum Action {
     Stop(usize),
     Continue(usize),
     Drain(usize),
-    StopDatabase { crash: bool },
+    StopDatabase {
+        crash: bool,
+    },
     StartDatabase,
     Cut(usize),
     Silence(usize, Silent),
     Resume(usize),
+    Withdraw(usize),
+    Declare(usize),
+    Crowd(usize),
+    Relieve(usize),
+    /// The hook at this place gets so many slots.
+    Slots {
+        hook: usize,
+        count: u32,
+    },
 }
 
 impl Action {
     /// Whether it is a fault, and not the end of one.
     pub(crate) fn is_fault(self) -> bool {
-        !matches!(self, Action::Start(_) | Action::Continue(_) | Action::StartDatabase | Action::Resume(_))
+        !matches!(
+            self,
+            Action::Start(_)
+                | Action::Continue(_)
+                | Action::StartDatabase
+                | Action::Resume(_)
+                | Action::Declare(_)
+                | Action::Relieve(_)
+        )
     }
 }
 
@@ -94,6 +119,8 @@ pub(crate) fn plan(
                 let crash = random.random_bool(0.5);
                 (Duration::from_millis(700), Action::StopDatabase { crash }, Some(Action::StartDatabase))
             }
+            Kind::Withdraw => (Duration::from_secs(2), Action::Withdraw(server), Some(Action::Declare(server))),
+            Kind::Crowd => (Duration::from_secs(2), Action::Crowd(server), Some(Action::Relieve(server))),
             Kind::Cut => (Duration::ZERO, Action::Cut(server), None),
             Kind::Silence => {
                 let way = [Silent::ToDatabase, Silent::FromDatabase, Silent::Both][random.random_range(0..3)];
@@ -110,6 +137,23 @@ pub(crate) fn plan(
     }
     actions.sort_by_key(|(at, _)| *at);
     actions
+}
+
+/// The hook that gets another number of slots, and how many, again and again: half or twice of what it began with, drawn
+/// from a seed.
+pub(crate) fn slot_changes(seed: u64, slots: u32, every: Duration, length: Duration) -> Vec<(Duration, Action)> {
+    let mut random = StdRng::seed_from_u64(!seed);
+    let mut changes = Vec::new();
+    let mut counts = [slots; 2];
+    let mut at = every;
+    while at < length {
+        let hook = random.random_range(0..counts.len());
+        let others = [slots / 2, slots, slots * 2].into_iter().filter(|count| *count != counts[hook]);
+        counts[hook] = others.collect::<Vec<_>>()[random.random_range(0..2)];
+        changes.push((at, Action::Slots { hook, count: counts[hook] }));
+        at += every;
+    }
+    changes
 }
 
 #[cfg(test)]

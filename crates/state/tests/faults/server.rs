@@ -14,19 +14,25 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tidegate_state::driver::postgres::{PostgresOptions, PostgresStore};
 use tidegate_state::testing::history::Recorder;
-use tidegate_state::{Snapshot, State, StateOptions, SubmissionId, WaitForHooks, WriteError};
+use tidegate_state::{
+    QueueEntry, QueueFilter, Ref, RequestState, Snapshot, State, StateOptions, SubmissionId, Transaction,
+    TransactionError, WaitForHooks, WriteError,
+};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::workload::{Count, Counting, Effect, Thing, operation, registrations};
+use super::builds::{Build, SECOND};
+use super::serving::{HookOrders, Hooks, Serving};
+use super::towers::{self, Playing, Tower};
+use super::workload::{Count, Effect, Thing, operation};
 
 /// Holds the [`Orders`] of a process that is to be a server.
 pub(crate) const ORDERS: &str = "TIDEGATE_FAULTS_ORDERS";
 
-/// How many writers a server has.
-const WRITERS: u64 = 4;
 /// How long a writer rests between two operations.
 const REST: Duration = Duration::from_millis(40);
+/// How many things one transaction puts or deletes, where there are many.
+const AT_ONCE: u64 = 250;
 /// How long everything may take to come to rest once faults have stopped.
 const SETTLE_LIMIT: Duration = Duration::from_secs(120);
 
@@ -40,11 +46,25 @@ pub(crate) struct Orders {
     pub(crate) seed: u64,
     pub(crate) lease_ms: u64,
     pub(crate) lock_limit_ms: u64,
+    /// How many writers it has that never rest for long.
+    pub(crate) writers: u64,
+    /// How many towers are played.
+    pub(crate) towers: u64,
+    pub(crate) serving: Serving,
 }
 
 impl Orders {
+    /// The name of its files, whatever its build.
     pub(crate) fn name(&self) -> String {
         format!("server-{}", self.number)
+    }
+
+    /// The name that it goes by.
+    fn server_name(&self) -> String {
+        match self.serving.build {
+            Build::One => self.name(),
+            Build::Two => format!("{}{SECOND}", self.name()),
+        }
     }
 
     pub(crate) fn history(&self) -> PathBuf {
@@ -87,6 +107,27 @@ pub(crate) struct Contents {
     pub(crate) counts: BTreeMap<String, u64>,
 }
 
+/// An unfinished request, as a server lists it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Listed {
+    pub(crate) request: String,
+    pub(crate) hook: String,
+    pub(crate) attempts: u32,
+    pub(crate) runs_nowhere: bool,
+    pub(crate) needs_version: Option<u32>,
+}
+
+fn listed(entries: &[QueueEntry]) -> Vec<Listed> {
+    let listed = entries.iter().map(|entry| Listed {
+        request: entry.request.to_string(),
+        hook: entry.hook.to_string(),
+        attempts: entry.attempts,
+        runs_nowhere: entry.state == RequestState::NoServer,
+        needs_version: entry.needs_version,
+    });
+    listed.collect()
+}
+
 fn contents(snapshot: &Snapshot) -> Contents {
     let things = snapshot.roots::<Thing>().map(|item| item.map(|(thing, value)| (thing.id(), value.value)));
     let counts = snapshot.roots::<Count>().map(|item| item.map(|(count, value)| (count.id(), value.runs)));
@@ -116,19 +157,23 @@ fn say(line: &str) {
     let _ = writeln!(out, "@{line}").and_then(|()| out.flush());
 }
 
-async fn write_on(
+/// Where a server's operations come from, and where they are written down.
+#[derive(Clone)]
+struct Writer {
     state: State,
     orders: Arc<Orders>,
     numbers: Arc<AtomicU64>,
     file: Arc<File>,
-    stop: CancellationToken,
-) {
-    while !stop.is_cancelled() {
-        let number = numbers.fetch_add(1, Ordering::Relaxed);
-        let operation = operation(orders.seed, orders.number, number);
+}
+
+impl Writer {
+    async fn write(&self) {
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let operation = operation(self.orders.seed, self.orders.number, number);
+        let build = self.orders.serving.build;
         let submission = SubmissionId::random();
-        note(&file, &AnswerLine::Submitted { number, submission });
-        let written = state.transaction().submission(submission).write(move |tx| operation.apply(tx)).await;
+        note(&self.file, &AnswerLine::Submitted { number, submission });
+        let written = self.state.transaction().submission(submission).write(move |tx| operation.apply(build, tx)).await;
         let answer = match written {
             Ok(committed) if committed.changed => Answer::Committed { revision: committed.revision.0 },
             Ok(_) => Answer::Unchanged,
@@ -136,8 +181,45 @@ async fn write_on(
             Err(WriteError::Unknown { .. }) => Answer::Unknown,
             Err(_) => Answer::Failed,
         };
-        note(&file, &AnswerLine::Answered { submission, answer });
-        tokio::time::sleep(REST).await;
+        note(&self.file, &AnswerLine::Answered { submission, answer });
+    }
+
+    async fn write_on(self, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            self.write().await;
+            tokio::time::sleep(REST).await;
+        }
+    }
+
+    /// Things of these ids, whether they were there or not, beside the operations.
+    async fn fill(&self, ids: std::ops::Range<u64>) {
+        let mut from = ids.start;
+        while from < ids.end {
+            let until = ids.end.min(from + AT_ONCE);
+            let put = move |transaction: &mut Transaction| -> Result<(), TransactionError> {
+                (from..until).try_for_each(|id| transaction.put(&Ref::root(id)?, Thing { value: id }))
+            };
+            match self.state.write(put).await {
+                Ok(_) => from = until,
+                Err(error) => eprintln!("not filled yet: {error}"),
+            }
+        }
+    }
+
+    /// Deletes things of these ids, with all below them.
+    async fn fell(&self, ids: std::ops::Range<u64>) {
+        let delete = move |transaction: &mut Transaction| -> Result<(), TransactionError> {
+            ids.clone().try_for_each(|id| transaction.delete(&Ref::<Thing>::root(id)?).map(|_| ()))
+        };
+        while let Err(error) = self.state.write(delete.clone()).await {
+            eprintln!("not felled yet: {error}");
+            tokio::time::sleep(REST).await;
+        }
+    }
+
+    /// So many operations at once.
+    async fn burst(&self, count: usize) {
+        futures::future::join_all((0..count).map(|_| self.write())).await;
     }
 }
 
@@ -148,7 +230,8 @@ async fn open(orders: &Orders) -> State {
     };
     let store = PostgresStore::new(&orders.url, options).unwrap();
     loop {
-        let mut options = StateOptions::new(orders.name()).record::<Effect>();
+        let mut options = StateOptions::new(orders.server_name()).record::<Effect>();
+        orders.serving.set(&mut options);
         options.lease = Duration::from_millis(orders.lease_ms);
         options.poll = Duration::from_millis(200);
         options.recorder = Recorder::to_file(&orders.history()).unwrap();
@@ -161,31 +244,48 @@ async fn open(orders: &Orders) -> State {
     }
 }
 
-/// Registers both hooks, however often the database goes away meanwhile.
-async fn register(state: &State) -> Vec<tidegate_state::HookHandle> {
-    let mut handles = Vec::new();
-    for registration in registrations() {
-        loop {
-            match state.register(registration.clone(), 8, Arc::new(Counting)).await {
-                Ok(handle) => break handles.push(handle),
-                Err(error) => eprintln!("not registered yet: {error}"),
-            }
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
+/// Plays, and sets up the towers that nobody has set up: with the hook registered, that asks for the first moves.
+async fn play(state: &State, towers: u64) -> Option<tidegate_state::HookHandle> {
+    if towers == 0 {
+        return None;
     }
-    handles
+    let handle = loop {
+        match state.register(towers::registration(), 8, Arc::new(Playing)).await {
+            Ok(handle) => break handle,
+            Err(error) => eprintln!("not registered yet: {error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
+    loop {
+        let set_up = state.write(move |transaction| -> Result<(), TransactionError> {
+            for tower in 0..towers {
+                let tower = Ref::<Tower>::root(tower)?;
+                if transaction.get(&tower)?.is_none() {
+                    transaction.put(&tower, Tower::new())?;
+                }
+            }
+            Ok(())
+        });
+        match set_up.await {
+            Ok(_) => return Some(handle),
+            Err(error) => eprintln!("not set up yet: {error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
 }
 
 async fn serve(orders: Orders) {
     let state = open(&orders).await;
-    let handles = register(&state).await;
+    let mut hooks = Hooks::declare(&state, orders.serving.clone()).await;
+    let playing = play(&state, orders.towers).await;
     let orders = Arc::new(orders);
     let numbers = Arc::new(AtomicU64::new(next_number(&orders.answers())));
     let file = Arc::new(File::options().create(true).append(true).open(orders.answers()).unwrap());
     let stop = CancellationToken::new();
     let mut writers = tokio::task::JoinSet::new();
-    for _ in 0..WRITERS {
-        writers.spawn(write_on(state.clone(), orders.clone(), numbers.clone(), file.clone(), stop.clone()));
+    let writer = Writer { state: state.clone(), orders: orders.clone(), numbers, file };
+    for _ in 0..orders.writers {
+        writers.spawn(writer.clone().write_on(stop.clone()));
     }
     say("up");
     let (lines, mut told) = mpsc::channel::<String>(16);
@@ -204,10 +304,22 @@ async fn serve(orders: Orders) {
             _ = terminate.recv() => Some("leave".to_owned()),
         };
         match line.as_deref() {
+            Some(line) if line.starts_with("burst ") => {
+                writer.burst(line.trim_start_matches("burst ").parse().unwrap()).await;
+                say("burst");
+            }
             Some("quiet") => {
                 stop.cancel();
                 while writers.join_next().await.is_some() {}
                 say("quiet");
+            }
+            // Everything that was asked for by now, whatever is written meanwhile.
+            Some("reach") => {
+                let reached = WaitForHooks::all().until(state.snapshot().revision()).limit(SETTLE_LIMIT);
+                match state.wait_for_hooks(reached).await {
+                    Ok(_) => say("reached"),
+                    Err(error) => say(&format!("unsettled {error}")),
+                }
             }
             Some("settle") => {
                 let settled = state.wait_for_hooks(WaitForHooks::all().limit(SETTLE_LIMIT)).await;
@@ -221,11 +333,35 @@ async fn serve(orders: Orders) {
                 Ok(_) => say(&format!("contents {}", serde_json::to_string(&contents(&state.snapshot())).unwrap())),
                 Err(error) => say(&format!("untold {error}")),
             },
+            Some(line) if line.starts_with("fill ") => {
+                writer.fill(0..line.trim_start_matches("fill ").parse().unwrap()).await;
+                say("filled");
+            }
+            Some(line) if line.starts_with("fell ") => {
+                writer.fell(0..line.trim_start_matches("fell ").parse().unwrap()).await;
+                say("felled");
+            }
+            Some(line) if line.starts_with("pace ") => hooks.pace(line.trim_start_matches("pace ").parse().unwrap()),
+            Some(line) if line.starts_with("change ") => {
+                let hook: HookOrders = serde_json::from_str(line.trim_start_matches("change ")).unwrap();
+                hooks.change(hook).await;
+            }
+            Some("burden") => {
+                let metrics = state.metrics();
+                let told = (metrics.oldest_transaction_seconds(), metrics.dead_rows("changes"));
+                say(&format!("burden {}", serde_json::to_string(&told).unwrap()));
+            }
+            Some("withdraw") => hooks.withdraw(),
+            Some("declare") => hooks.declare_again().await,
+            Some("list") => match state.queue().list(QueueFilter::all()).await {
+                Ok(entries) => say(&format!("listed {}", serde_json::to_string(&listed(&entries)).unwrap())),
+                Err(error) => say(&format!("untold {error}")),
+            },
             // The end of the input is the end of who started this.
             Some("leave") | None => {
                 stop.cancel();
                 while writers.join_next().await.is_some() {}
-                drop(handles);
+                drop((hooks, playing));
                 state.close().await;
                 return;
             }
@@ -239,6 +375,7 @@ async fn serve(orders: Orders) {
 fn serves_until_it_is_told_to_leave() {
     let Ok(orders) = std::env::var(ORDERS) else { return };
     let orders: Orders = serde_json::from_str(&orders).unwrap();
+    tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_writer(std::io::stderr).init();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(serve(orders));
 }

@@ -1,16 +1,18 @@
 //! What a run shows: the history checker, the linter, the log added up, and every answer held against the log.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
 use tidegate_state::driver::{LogEntry, ReceiptOutcome, RequestId, StoredState};
 use tidegate_state::testing::history::{Expectation, HistoryEvent, Rule, check};
 use tidegate_state::testing::linter::lint;
-use tidegate_state::{Entity, IndexDeclaration, Record};
+use tidegate_state::{Entity, IndexDeclaration, Path, Record, Revision};
 
-use super::evidence::Evidence;
+use super::by_answers;
+use super::evidence::{Answered, Evidence};
 use super::server::{Answer, Contents};
-use super::workload::{Count, Effect, Thing};
+use super::towers;
+use super::workload::{Count, Effect, Thing, is_every_change};
 
 /// What came of a run.
 #[derive(Debug, Default)]
@@ -88,9 +90,13 @@ pub(crate) fn judge(evidence: &Evidence) -> Verdict {
         retain: Effect::RETENTION,
     };
     verdict.violations.extend(lint(stored, &[declaration]).iter().map(|found| format!("linter: {found}")));
-    verdict.miscounted = miscounted(stored, &sum, &effects, &names);
+    let is_whole = stored.meta.compacted == Revision::ZERO;
+    if is_whole {
+        verdict.miscounted = miscounted(stored, &sum, &effects, &names);
+    }
     verdict.false_answers = false_answers(evidence);
     match &evidence.told {
+        Ok(trees) if !is_whole => verdict.miscounted = by_answers::miscounted(evidence, trees, &effects),
         Ok(trees) => {
             let others = trees.iter().enumerate().filter(|(_, tree)| **tree != sum.contents);
             verdict
@@ -176,7 +182,7 @@ fn add_up(stored: &StoredState, names: &HashMap<u32, String>) -> Sum {
             for hook in hooks {
                 let request =
                     RequestId { revision: row.revision, sequence: u32::try_from(sequence).unwrap(), hook: *hook };
-                let key = path.id().into_owned();
+                let key = key_of(path);
                 if let Some(name) = names.get(&hook.0) {
                     *sum.asked.entry(format!("{name}.{key}")).or_default() += 1;
                 }
@@ -185,6 +191,11 @@ fn add_up(stored: &StoredState, names: &HashMap<u32, String>) -> Sum {
         }
     }
     sum
+}
+
+/// The key that every hook has a change under: the id of the thing that it is of.
+pub(crate) fn key_of(path: &Path) -> String {
+    path.pairs().next().map(|(_, id)| id.into_owned()).unwrap_or_default()
 }
 
 /// G5: each run took effect once. With every change a run, the counter is the number of changes; with the latest state, it
@@ -202,10 +213,12 @@ fn miscounted(stored: &StoredState, sum: &Sum, effects: &[Effect], names: &HashM
         *recorded.entry(format!("{}.{}", effect.hook, effect.key)).or_default() += 1;
     }
     let mut found = Vec::new();
-    for (name, asked) in &sum.asked {
+    // Moves of a tower are counted by the tower.
+    let counting = |name: &str| name.split('.').next() != Some(towers::HOOK);
+    for (name, asked) in sum.asked.iter().filter(|(name, _)| counting(name)) {
         let of = |map: &BTreeMap<String, u64>| map.get(name).copied().unwrap_or(0);
         let (counted, done, recorded) = (of(&sum.contents.counts), of(&done), of(&recorded));
-        let expected = if name.starts_with("every.") { *asked } else { done };
+        let expected = if is_every_change(name) { *asked } else { done };
         if counted != expected || recorded != expected || done != expected {
             found.push(format!(
                 "{name}: {asked} changes, {done} receipts, counted {counted} times, recorded {recorded} times"
@@ -215,15 +228,37 @@ fn miscounted(stored: &StoredState, sum: &Sum, effects: &[Effect], names: &HashM
     found
 }
 
+/// How many of the requests that were made within this time, in milliseconds, and ask for a run each, have no receipt.
+pub(crate) fn unanswered(evidence: &Evidence, from: u64, until: u64) -> usize {
+    let stored = &evidence.stored;
+    let answered: HashSet<RequestId> = stored.receipts.iter().map(|receipt| receipt.request).collect();
+    let names = hook_names(&evidence.history);
+    let every = |number: u32| names.get(&number).is_some_and(|name| name == "every");
+    let rows = stored.log.iter().filter(|row| u64::try_from(row.at.0).is_ok_and(|at| (from..until).contains(&at)));
+    let mut lost = 0;
+    for row in rows {
+        for (sequence, entry) in row.entries.iter().enumerate() {
+            let LogEntry::Change { hooks, .. } = entry else { continue };
+            for hook in hooks.iter().filter(|hook| every(hook.0)) {
+                let sequence = u32::try_from(sequence).unwrap();
+                let request = RequestId { revision: row.revision, sequence, hook: *hook };
+                lost += usize::from(!answered.contains(&request));
+            }
+        }
+    }
+    lost
+}
+
 fn false_answers(evidence: &Evidence) -> Vec<String> {
     let mut in_log: HashMap<tidegate_state::SubmissionId, Vec<u64>> = HashMap::new();
     for row in &evidence.stored.log {
         in_log.entry(row.submission).or_default().push(row.revision.0);
     }
     let mut found = Vec::new();
-    for (submission, answer) in &evidence.answers {
+    for Answered { submission, answer, .. } in &evidence.answers {
         let there = in_log.get(submission).map_or(&[][..], Vec::as_slice);
         let agrees = match answer {
+            Some(Answer::Committed { revision }) if *revision <= evidence.stored.meta.compacted.0 => there.is_empty(),
             Some(Answer::Committed { revision }) => there == [*revision],
             Some(Answer::Unchanged | Answer::Rejected | Answer::Failed) => there.is_empty(),
             // Nobody was told; at most one effect all the same.

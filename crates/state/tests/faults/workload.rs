@@ -5,15 +5,13 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
-use tidegate_state::{
-    ClusterHook, Entity, IndexKey, Outcome, Record, Ref, Registration, Root, Run, Transaction, TransactionError,
-};
+use tidegate_state::{Entity, IndexKey, Record, Ref, Registration, Root, Transaction, TransactionError};
+
+use super::builds::{self, Build};
+use super::serving::HookOrders;
 
 /// How many things there are; each is a key of both hooks.
 pub(crate) const THINGS: u64 = 500;
-
-/// The slots of each hook.
-const SLOTS: u32 = 32;
 
 /// What is changed, rejected and deleted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,10 +85,13 @@ pub(crate) fn operation(seed: u64, server: usize, number: u64) -> Operation {
 }
 
 impl Operation {
-    pub(crate) fn apply(self, transaction: &mut Transaction) -> Result<(), TransactionError> {
+    pub(crate) fn apply(self, build: Build, transaction: &mut Transaction) -> Result<(), TransactionError> {
         let place = |thing| Ref::<Thing>::root(thing);
         match self {
-            Operation::Put { thing, value } => transaction.put(&place(thing)?, Thing { value }),
+            Operation::Put { thing, value } => match build {
+                Build::One => transaction.put(&place(thing)?, Thing { value }),
+                Build::Two => builds::put(transaction, thing, value),
+            },
             Operation::Delete { thing } => transaction.delete(&place(thing)?).map(|_| ()),
             Operation::Reject { thing } => {
                 transaction.put(&place(thing)?, Thing { value: u64::MAX })?;
@@ -100,30 +101,23 @@ impl Operation {
     }
 }
 
-/// The hooks of a run: one that is given every change, and one that wants the latest state.
-pub(crate) fn registrations() -> [Registration; 2] {
-    let of =
-        |name: &str| Registration::new(name, 1).on("/things/{thing}").key("{thing}").slots(SLOTS).attempts_unlimited();
-    [of("every").every_change(), of("latest").latest_state()]
+/// The hook that is given every change.
+pub(crate) const EVERY: &str = "every";
+/// The hook that wants the latest state.
+pub(crate) const LATEST: &str = "latest";
+
+/// Whether a hook is given every change, by its name.
+pub(crate) fn is_every_change(hook: &str) -> bool {
+    hook.starts_with(EVERY)
 }
 
-/// Takes a moment, counts itself, and appends a record: all with its receipt, or nothing.
-pub(crate) struct Counting;
-
-#[async_trait::async_trait]
-impl ClusterHook for Counting {
-    async fn run(&self, run: Run) -> Outcome {
-        // The work of a hook: some of it is always going on when a fault comes.
-        let milliseconds = run.request().revision.0 % 20;
-        tokio::time::sleep(Duration::from_millis(milliseconds)).await;
-        let (hook, key) = (run.hook().to_owned(), run.key().as_str().to_owned());
-        let effect =
-            Effect { request: run.request().to_string(), hook: hook.clone(), key: key.clone(), token: run.token().0 };
-        Outcome::done_with(move |transaction: &mut Transaction| {
-            let count: Ref<Count> = Ref::root(format!("{hook}.{key}"))?;
-            let runs = transaction.get(&count)?.map_or(0, |count| count.runs);
-            transaction.put(&count, Count { runs: runs + 1 })?;
-            transaction.append(&effect).map(|_| ())
-        })
-    }
+/// A hook as a server's code has it.
+pub(crate) fn registration(hook: &HookOrders) -> Registration {
+    let begun = Registration::new(hook.name.as_str(), hook.version)
+        .key("{thing}")
+        .slots(hook.slots)
+        .attempts_unlimited()
+        .backoff(Duration::from_millis(500), Duration::from_secs(5));
+    let registration = hook.patterns.iter().fold(begun, |registration, pattern| registration.on(pattern.as_str()));
+    if is_every_change(&hook.name) { registration.every_change() } else { registration.latest_state() }
 }

@@ -13,7 +13,7 @@ async fn d42_another_server_goes_on_writing_behind() {
     let schema = shared().fresh_schema();
     let store = store(&shared().url(), &schema);
     let (first, points) = open(&store, "first").await;
-    let (second, _) = open(&store, "second").await;
+    let (second, points_of_second) = open(&store, "second").await;
     let hold = points.hold(point::UPKEEP_BEFORE_ENTITIES);
     increment(&first, "n").await.unwrap();
     hold.reached().await;
@@ -27,12 +27,16 @@ async fn d42_another_server_goes_on_writing_behind() {
     hold.release();
     increment(&second, "n").await.unwrap();
     let head = second.snapshot().revision();
-    eventually("both write behind", async || behind().await >= head).await;
+    eventually("one of them writes behind", async || behind().await >= head).await;
+    // The second stops, so that the first takes over; the first is killed, and the second is there again.
     let hold = points.hold(point::UPKEEP_BEFORE_ENTITIES);
+    let hold_of_second = points_of_second.hold(point::UPKEEP_BEFORE_ENTITIES);
     increment(&second, "n").await.unwrap();
+    hold_of_second.reached().await;
     hold.reached().await;
     drop(first);
     drop(hold);
+    drop(hold_of_second);
     let head = second.snapshot().revision();
     eventually("the second goes on", async || behind().await >= head).await;
     agree_and_close(&store, vec![second]).await;

@@ -1,8 +1,11 @@
 //! What people are told when the database can't be used.
 
-use tidegate_state::DriverError;
+use std::sync::Arc;
+
+use async_trait::async_trait;
 use tidegate_state::driver::postgres::{PostgresOptions, PostgresStore};
 use tidegate_state::testing::postgres::PASSWORD_USER;
+use tidegate_state::{ClusterHook, DriverError, Outcome, Registration, Run};
 
 use super::support::*;
 
@@ -41,11 +44,26 @@ async fn d11_each_way_of_not_reaching_the_database_has_its_message() {
     assert!(matches!(&plain, DriverError::Configuration(text) if text.contains("sslmode")), "{plain}");
 }
 
-/// D5: tables of a newer format: a start is refused and nothing is written; a running server writes no more and reads on.
+/// Runs and does nothing.
+struct Nothing;
+
+#[async_trait]
+impl ClusterHook for Nothing {
+    async fn run(&self, _: Run) -> Outcome {
+        Outcome::Done
+    }
+}
+
+/// D5: tables of a newer format: a start is refused and nothing is written; a running server writes no more and reads on, and
+/// what it owned passes on, since its lease is not renewed.
 async fn d05_a_newer_format_is_refused_and_said() {
     let schema = shared().fresh_schema();
     let store = store(&shared().url(), &schema);
     let (state, _) = open(&store, "server").await;
+    let hook = Registration::new("nothing", 1).on("/counters/{counter}").key("{counter}");
+    let registered = state.register(hook, 1, Arc::new(Nothing)).await.unwrap();
+    let lives = async || state.cluster().await.unwrap().servers.iter().any(|server| server.lives);
+    eventually("it joins", lives).await;
     put(&state, "n", 1).await.unwrap();
     sql(&store, &format!("UPDATE {schema}.meta SET format = 99")).await;
     let refused = put(&state, "n", 2).await.unwrap_err();
@@ -53,8 +71,11 @@ async fn d05_a_newer_format_is_refused_and_said() {
     assert_eq!(value(&state, "n"), Some(1));
     let start = store.driver().open(&[]).await;
     assert!(matches!(start, Err(DriverError::NewerFormat { found: 99, known: 1 })), "{start:?}");
+    eventually("its lease ends", async || !lives().await).await;
     sql(&store, &format!("UPDATE {schema}.meta SET format = 1")).await;
+    eventually("it joins again", lives).await;
     put(&state, "n", 3).await.unwrap();
+    drop(registered);
     agree_and_close(&store, vec![state]).await;
 }
 

@@ -31,3 +31,4 @@ mod network;
 mod news;
 mod outages;
 mod support;
+mod tls;

@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use serde_json::value::RawValue;
 use tidegate_api::manifest::Manifest;
 use tidegate_dataset::index::{Index, IndexBuilder, IndexError, bytes_estimate};
 use tidegate_dataset::{Cancel, Progress};
@@ -14,7 +15,7 @@ use crate::engine::{EngineError, FatalKind, LoadProgress, LoadableArtifact, Veri
 /// What a look-up gives.
 pub(super) enum LookUp {
     /// The record, and how many bytes its value takes in the index.
-    Found(serde_json::Value, usize),
+    Found(Box<RawValue>, usize),
     Absent,
     BadKey(String),
     Damaged(String),

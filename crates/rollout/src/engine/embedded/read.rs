@@ -2,6 +2,8 @@
 
 use std::sync::atomic::Ordering;
 
+use serde_json::value::RawValue;
+
 use super::index::LookUp;
 use super::{EmbeddedEngine, Serving};
 
@@ -9,19 +11,19 @@ use super::{EmbeddedEngine, Serving};
 pub const BATCH_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// The answer to a read of one key.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Answer {
-    /// The value, all fields of the record; `None`: the version has no such key.
-    pub value: Option<serde_json::Value>,
+    /// The value, the text of a JSON object with all fields of the record; `None`: the version has no such key.
+    pub value: Option<Box<RawValue>>,
     /// The version that answered.
     pub version: u64,
 }
 
 /// The answer to a read of several keys, all from one version.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct BatchAnswer {
-    /// One value per key, in the order of the keys.
-    pub values: Vec<Option<serde_json::Value>>,
+    /// One value per key as in [`Answer::value`], in the order of the keys.
+    pub values: Vec<Option<Box<RawValue>>>,
     /// The version that answered.
     pub version: u64,
 }
@@ -65,7 +67,7 @@ impl Reader {
     ///
     /// # Errors
     /// See [`NodeReadError`].
-    pub fn read(&self, key: &str) -> Result<Option<serde_json::Value>, NodeReadError> {
+    pub fn read(&self, key: &str) -> Result<Option<Box<RawValue>>, NodeReadError> {
         Ok(look_up(&self.0, key)?.map(|(value, _)| value))
     }
 }
@@ -118,7 +120,7 @@ impl EmbeddedEngine {
     }
 }
 
-fn look_up(serving: &Serving, key: &str) -> Result<Option<(serde_json::Value, usize)>, NodeReadError> {
+fn look_up(serving: &Serving, key: &str) -> Result<Option<(Box<RawValue>, usize)>, NodeReadError> {
     match serving.version.index.look_up(key) {
         LookUp::Found(value, bytes) => Ok(Some((value, bytes))),
         LookUp::Absent => Ok(None),

@@ -13,7 +13,7 @@ use tidegate_rollout::engine::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::text;
+use super::{text, text_of};
 
 /// A step of an engine, by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -121,8 +121,7 @@ impl Node {
     /// Reads a key, and checks that it has the value of the version that answers.
     pub fn read(&self, store: &str, key: usize) -> Result<u64, NodeReadError> {
         let answer = self.engine().read(store, &format!("k{key}"))?;
-        let value = answer.value.unwrap();
-        assert_eq!(value["text"], text(answer.version, key));
+        assert_eq!(text_of(answer.value.as_deref()), text(answer.version, key));
         Ok(answer.version)
     }
 

@@ -26,6 +26,11 @@ impl<P: Clone> SlotQueue<P> {
         key.queue.insert(at, Entry { id: request, cause, stored: true, parking: false });
     }
 
+    /// A request that the slot's owner before has handed to the next layout. Before any [`SlotQueue::request`].
+    pub(crate) fn load_handed_over(&mut self, request: RequestId) {
+        self.handed_over.insert(request);
+    }
+
     /// Ends the loading: everything up to `head` was given. `crashed` says that the owner before did not release the
     /// slot, so the first requests of the keys may have been running when it died.
     pub(crate) fn activate(&mut self, now: Timestamp, head: Revision, crashed: bool, out: &mut Vec<Command<P>>) {

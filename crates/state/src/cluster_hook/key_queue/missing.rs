@@ -2,7 +2,8 @@
 
 use std::collections::HashSet;
 
-use super::{Command, Key, KeyIndex, Phase, Reread, SHORT, SlotQueue, Then, index_from};
+use super::{Command, Key, KeyIndex, Phase, Reread, SHORT, SlotQueue, Then, Why, index_from};
+use crate::cluster_hook::registration::Delivery;
 use crate::driver::RequestId;
 use crate::revision::Revision;
 
@@ -50,7 +51,7 @@ impl<P: Clone> SlotQueue<P> {
             .filter_map(|(index, key)| {
                 let key = key.as_ref()?;
                 let other = wanted.is_none_or(|wanted| wanted as usize != index);
-                Some((other && key.is_blocked() && key.queue.len() > 1, key.queue.len(), index))
+                Some((other && self.is_at_rest(key) && key.queue.len() > 1, key.queue.len(), index))
             })
             .max();
         let Some((blocked, length, index)) = longest else { return false };
@@ -83,6 +84,18 @@ impl<P: Clone> SlotQueue<P> {
         cut
     }
 
+    /// Whether a further request would change nothing for the key. A `LatestState` key that is dead, or waits for a time that
+    /// its hook asked for, goes on with its next one, which may be among what is missing.
+    fn stands_still(&self, key: &Key<P>) -> bool {
+        match key.phase {
+            // All of it is to be handed over.
+            _ if self.emptying => false,
+            Phase::Dead | Phase::Until { why: Why::RetryAt, .. } => self.delivery == Delivery::EveryChange,
+            Phase::Until { why: Why::BackingOff, .. } => true,
+            Phase::Idle | Phase::Ready | Phase::Running { .. } | Phase::Settling { .. } => false,
+        }
+    }
+
     /// From where the log is to be read again, if there is something missing that could run, and room for it.
     pub(crate) fn wants_reread(&self) -> Option<Revision> {
         let missing = self.missing_from.filter(|_| self.rereading.is_none() && !self.loading)?;
@@ -90,10 +103,11 @@ impl<P: Clone> SlotQueue<P> {
         if self.barren.is_some_and(|total| self.total >= total) {
             return None;
         }
-        let hungry = |key: &Key<P>| key.closed && !key.is_blocked() && key.queue.len() <= 1;
-        // What stands behind a wait or a dead letter makes room when it is read.
         let unstored = |key: &Key<P>| key.queue.iter().filter(|entry| !entry.stored).count();
-        let blocked = || -> usize { self.keys.iter().flatten().filter(|key| key.is_blocked()).map(unstored).sum() };
+        let few = |key: &Key<P>| key.queue.len() <= 1 || self.emptying && unstored(key) == 0;
+        let hungry = |key: &Key<P>| key.closed && !self.stands_still(key) && few(key);
+        // What stands behind a wait or a dead letter makes room when it is read.
+        let blocked = || -> usize { self.keys.iter().flatten().filter(|key| self.is_at_rest(key)).map(unstored).sum() };
         let wanted = self.closed && self.total - blocked() <= self.bound / 2 || self.keys.iter().flatten().any(hungry);
         wanted.then(|| Revision(missing.revision.0.saturating_sub(1)))
     }
@@ -118,7 +132,8 @@ impl<P: Clone> SlotQueue<P> {
         out: &mut Vec<Command<P>>,
     ) {
         let Some(reread) = &self.rereading else { return };
-        if self.open.contains(&id) || finished.contains(&id) || reread.finished.contains(&id) {
+        let is_elsewhere = self.handed_over.contains(&id);
+        if is_elsewhere || self.open.contains(&id) || finished.contains(&id) || reread.finished.contains(&id) {
             return;
         }
         let index = self.by_name.get(key).copied();
@@ -129,7 +144,7 @@ impl<P: Clone> SlotQueue<P> {
                     return;
                 }
                 // What stands behind a wait or a dead letter would only fill the memory.
-                key.left_out || key.is_blocked() && !key.queue.is_empty()
+                key.left_out || self.stands_still(key) && !key.queue.is_empty()
             }
             None => reread.left_out,
         };
@@ -155,6 +170,14 @@ impl<P: Clone> SlotQueue<P> {
         }
         self.take_in(index, id, cause);
         self.noticed(index, id, out);
+        for (action_id, action) in self.missing_actions.remove(&id).unwrap_or_default() {
+            self.act(action_id, id, action, out);
+        }
+    }
+
+    /// Whether a request may be among what is left in the log.
+    pub(super) fn may_miss(&self, request: RequestId) -> bool {
+        self.missing_from.is_some_and(|from| from <= request)
     }
 
     /// The log was read again up to `read_to`. What the tail brought above that and was left out stays missing.
@@ -169,13 +192,15 @@ impl<P: Clone> SlotQueue<P> {
             }
         };
         also_missing(reread.tail_last);
-        self.barren = (!reread.accepted).then_some(self.total);
+        // What came after the end of the reading had no chance yet: for that it is read again as soon as may be.
+        self.barren = (reread.missing.is_some() && !reread.accepted).then_some(self.total);
         self.closed = reread.left_out || above(reread.tail_last).is_some();
         for key in self.keys.iter_mut().flatten() {
             also_missing(key.tail_last);
             key.closed = key.left_out || above(key.tail_last).is_some();
         }
         self.missing_from = missing;
+        self.missing_actions.retain(|target, _| missing.is_some_and(|from| from <= *target));
         for index in 0..self.keys.len() {
             if self.keys[index].is_some() {
                 self.forget_if_idle(index_from(index));
@@ -199,6 +224,13 @@ impl<P: Clone> SlotQueue<P> {
         let open = self.open.first().map_or(self.position, below);
         let missing = self.missing_from.as_ref().map_or(self.position, below);
         self.position.min(open).min(missing)
+    }
+
+    /// From now on nothing is to be missing: what stands behind a wait or a dead letter is copied out of the log, at most
+    /// `most` at once, to make room for what has been left in it.
+    pub(crate) fn empty(&mut self, most: usize, out: &mut Vec<Command<P>>) {
+        self.emptying = true;
+        self.park(self.position, most, out);
     }
 
     /// Sets how many requests are kept in memory.

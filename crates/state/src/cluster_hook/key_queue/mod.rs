@@ -10,6 +10,8 @@
 //! 5. The low watermark is never above a request that has neither a durable receipt nor a durable exception.
 //! 6. Memory is bounded: what does not fit is left in the log, from `missing_from` on, and nothing of a key is taken in
 //!    while something earlier of it is missing.
+//! 7. Once something of a slot has gone to the next layout, nothing starts in it any more, under whatever lease: it might
+//!    overtake an earlier request of its key. The next layout begins when all of it has gone.
 
 mod loading;
 mod missing;
@@ -18,7 +20,7 @@ mod phases;
 mod requests;
 mod runs;
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -142,7 +144,7 @@ enum Phase {
         covered: usize,
         stage: Stage,
         /// The operator's action that cancelled it.
-        cancelled: Option<RequestId>,
+        cancelled: Option<Cancelled>,
     },
     /// So many items must become durable first.
     Settling { outstanding: u32, then: Then },
@@ -150,6 +152,14 @@ enum Phase {
     Until { at: Timestamp, why: Why },
     /// The first request is a dead letter.
     Dead,
+}
+
+/// An operator's action that cancels a run, and the request that it lets go of. With the latest state that stands for all
+/// before it; what the run covers besides is newer, and gets a run of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Cancelled {
+    action: RequestId,
+    target: RequestId,
 }
 
 /// How far a run is.
@@ -266,11 +276,18 @@ pub(crate) struct SlotQueue<P> {
     total: usize,
     bound: usize,
     missing_from: Option<RequestId>,
+    /// Operators' actions on requests that are left in the log, for when those are read again. As many as operators make.
+    missing_actions: BTreeMap<RequestId, Vec<(RequestId, RequestAction)>>,
     /// Requests of keys that are not in memory are missing.
     closed: bool,
     rereading: Option<Reread>,
     /// The last reread took nothing in; so many requests were in memory then.
     barren: Option<usize>,
+    /// Nothing is to be missing, since the slot is to hand over all that is left of it.
+    emptying: bool,
+    /// What has gone to the next layout already, under a lease before this one. Not of this slot any more, whatever the log
+    /// says.
+    handed_over: HashSet<RequestId, FixedState>,
     loading: bool,
 }
 
@@ -295,9 +312,12 @@ impl<P: Clone> SlotQueue<P> {
             total: 0,
             bound: bound.max(1),
             missing_from: None,
+            missing_actions: BTreeMap::new(),
             closed: false,
             rereading: None,
             barren: None,
+            emptying: false,
+            handed_over: HashSet::default(),
             loading: true,
         }
     }
@@ -314,12 +334,12 @@ impl<P: Clone> SlotQueue<P> {
 
     /// Whether [`SlotQueue::start`] is worth a try.
     pub(crate) fn may_have_something_to_start(&self) -> bool {
-        !self.ready.is_empty() || !self.set_aside.is_empty()
+        !self.is_partly_handed_over() && (!self.ready.is_empty() || !self.set_aside.is_empty())
     }
 
     /// Keys that could start now.
     pub(crate) fn ready(&self) -> usize {
-        self.ready.len()
+        if self.is_partly_handed_over() { 0 } else { self.ready.len() }
     }
 
     /// Requests in memory.
@@ -355,6 +375,17 @@ impl<P: Clone> SlotQueue<P> {
             }
         }
         requests
+    }
+
+    /// Whether some of what was in the slot is in the next layout already: nothing starts here any more, and what is left
+    /// is to follow.
+    fn is_partly_handed_over(&self) -> bool {
+        !self.handed_over.is_empty()
+    }
+
+    /// Whether nothing of a key starts by itself, so that what is left of it only takes room.
+    fn is_at_rest(&self, key: &Key<P>) -> bool {
+        key.is_blocked() || self.is_partly_handed_over() && matches!(key.phase, Phase::Ready | Phase::Idle)
     }
 
     fn key(&self, index: KeyIndex) -> &Key<P> {

@@ -35,11 +35,11 @@ impl<P: Clone> SlotQueue<P> {
             return;
         }
         let mut left = most;
-        for (index, key) in self.keys.iter_mut().enumerate() {
-            let Some(key) = key else { continue };
-            if !matches!(key.phase, Phase::Dead | Phase::Until { .. }) {
+        for index in 0..self.keys.len() {
+            if self.keys[index].as_ref().is_none_or(|key| !self.is_at_rest(key)) {
                 continue;
             }
+            let Some(key) = &mut self.keys[index] else { continue };
             for entry in &mut key.queue {
                 if entry.stored || entry.parking || entry.id.revision > until {
                     continue;

@@ -1,8 +1,8 @@
 //! New requests, and operators' actions on requests.
 
 use super::{
-    Command, Entry, Item, Key, KeyIndex, Phase, SlotQueue, Stage, Then, Ticket, TicketKind, Why, action_done,
-    index_from, phase_ticket,
+    Cancelled, Command, Entry, Item, Key, KeyIndex, Phase, SlotQueue, Stage, Then, Ticket, TicketKind, Why,
+    action_done, index_from, phase_ticket,
 };
 use crate::cluster_hook::registration::Delivery;
 use crate::driver::{ExceptionState, ReceiptOutcome, RequestAction, RequestId};
@@ -15,6 +15,9 @@ impl<P: Clone> SlotQueue<P> {
 
     /// A request of the slot, in the order of the log.
     pub(crate) fn request(&mut self, id: RequestId, key: &str, cause: P, out: &mut Vec<Command<P>>) {
+        if self.handed_over.contains(&id) {
+            return;
+        }
         let index = match self.by_name.get(key) {
             Some(&index) => {
                 let key = self.key(index);
@@ -96,7 +99,12 @@ impl<P: Clone> SlotQueue<P> {
             let at = key.queue.binary_search_by(|entry| entry.id.cmp(&target)).ok()?;
             Some((index_from(index), at))
         });
-        let Some((index, at)) = found else { return };
+        let Some((index, at)) = found else {
+            if self.may_miss(target) {
+                self.missing_actions.entry(target).or_default().push((id, action));
+            }
+            return;
+        };
         if self.loading {
             self.open.insert(id);
             self.key_mut(index).deferred.push((id, target, action));
@@ -118,8 +126,13 @@ impl<P: Clone> SlotQueue<P> {
             {
                 // The action is finished together with the run, so that a crash in between does not lose it. A commit of its
                 // writes that is under way may still succeed: then the action came too late.
-                *cancelled = Some(id);
+                *cancelled = Some(Cancelled { action: id, target });
                 out.push(Command::Cancel { key: index, run: *run });
+                self.open.insert(id);
+            }
+            // For whatever the run is followed by.
+            (Phase::Running { covered, cancelled: Some(_), .. }, RequestAction::Cancel) if at < *covered => {
+                key.deferred.push((id, target, action));
                 self.open.insert(id);
             }
             // It came too late, or twice. On record as seen, so that no later owner takes it for a new one.
@@ -151,9 +164,10 @@ impl<P: Clone> SlotQueue<P> {
         }
     }
 
-    /// Whether the slot has this request and would heed an action on it.
+    /// Whether the slot has this request, or may have it once it is read again, and would heed an action on it.
     pub(crate) fn has(&self, request: RequestId) -> bool {
-        self.keys.iter().flatten().any(|key| key.queue.binary_search_by(|entry| entry.id.cmp(&request)).is_ok())
+        let is_here = |key: &Key<P>| key.queue.binary_search_by(|entry| entry.id.cmp(&request)).is_ok();
+        self.may_miss(request) || self.keys.iter().flatten().any(is_here)
     }
 
     /// An action that a key's phase waits for.

@@ -1,8 +1,8 @@
 //! Starting runs, and what their ends ask to be stored.
 
 use super::{
-    Command, DEATHS_ISOLATED, KeyIndex, Phase, RUNS_MAX, RunEnd, SlotQueue, Stage, Started, Then, Ticket, TicketKind,
-    Why, action_done,
+    Cancelled, Command, DEATHS_ISOLATED, KeyIndex, Phase, RUNS_MAX, RunEnd, SlotQueue, Stage, Started, Then, Ticket,
+    TicketKind, Why, action_done,
 };
 use crate::cluster_hook::registration::Delivery;
 use crate::driver::{ExceptionState, ReceiptOutcome, RequestAction, RequestId};
@@ -17,6 +17,9 @@ impl<P: Clone> SlotQueue<P> {
         isolated_allowed: bool,
         out: &mut Vec<Command<P>>,
     ) -> Option<Started<P>> {
+        if self.is_partly_handed_over() {
+            return None;
+        }
         if isolated_allowed {
             for index in std::mem::take(&mut self.set_aside) {
                 self.ready.push_back(index);
@@ -109,11 +112,12 @@ impl<P: Clone> SlotQueue<P> {
         out: &mut Vec<Command<P>>,
     ) {
         let Some(key) = self.keys.get_mut(index as usize).and_then(Option::as_mut) else { return };
-        let Phase::Running { run: going, lead, covered, ref cancelled, .. } = key.phase else { return };
+        let Phase::Running { run: going, lead, covered, cancelled, .. } = key.phase else { return };
         if going != run {
             return;
         }
-        if let Some(action) = *cancelled {
+        if let Some(Cancelled { action, target }) = cancelled {
+            let covered = key.queue.iter().take(covered).take_while(|entry| entry.id <= target).count();
             self.settle_receipts(index, covered, |_| ReceiptOutcome::Cancelled, out);
             self.action_receipt(index, action, out);
             return;
@@ -157,18 +161,27 @@ impl<P: Clone> SlotQueue<P> {
         if going != run {
             return;
         }
+        let mut too_late = None;
         let then = match retry_at {
-            None => Then::Finish { covered },
+            None => {
+                too_late = cancelled.map(|cancelled| cancelled.action);
+                Then::Finish { covered }
+            }
             Some(at) => {
                 (key.attempts, key.deaths, key.error) = (0, 0, None);
                 // What an operator did meanwhile is for the request that waits now.
-                if let (Some(action), Some(held)) = (cancelled, key.queue.get(covered - 1)) {
-                    key.deferred.push((action, held.id, RequestAction::Cancel));
+                let held = key.queue.get(covered - 1).map(|held| held.id);
+                match cancelled {
+                    Some(Cancelled { action, target }) if Some(target) == held => {
+                        key.deferred.push((action, target, RequestAction::Cancel));
+                    }
+                    Some(Cancelled { action, .. }) => too_late = Some(action),
+                    None => {}
                 }
                 Then::HoldUntil { covered, at, why: Why::RetryAt }
             }
         };
-        if let (Some(action), None) = (cancelled, retry_at) {
+        if let Some(action) = too_late {
             self.side(index, action, action_done(action), out);
         }
         self.set_phase(index, Phase::Settling { outstanding: 0, then });

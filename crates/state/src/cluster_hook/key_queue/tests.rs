@@ -290,6 +290,30 @@ fn k20_a_waiting_request_is_cancelled_at_once_and_a_running_one_when_it_has_ende
 }
 
 #[test]
+fn k20_a_cancel_lets_go_of_nothing_that_is_newer_than_its_request() {
+    let mut bench = Bench::new(Delivery::LatestState);
+    for revision in 1..=4 {
+        bench.request(revision, "a");
+    }
+    let run = bench.start_at(Revision(5)).unwrap();
+    assert_eq!(run.request, id(4));
+    // Its snapshot has this one, so the run covers it.
+    bench.request(5, "a");
+    bench.queue.act(id(10), id(2), RequestAction::Cancel, &mut bench.out);
+    bench.queue.act(id(11), id(3), RequestAction::Cancel, &mut bench.out);
+    assert!(bench.out.contains(&Command::Cancel { key: run.key, run: run.run }));
+    bench.end(&run, RunEnd::Done);
+    let stored = bench.store();
+    for revision in 1..=5 {
+        let cancelled = Item::Receipt { request: id(revision), outcome: ReceiptOutcome::Cancelled };
+        assert_eq!(stored.contains(&cancelled), revision <= 3, "{revision}: {stored:?}");
+    }
+    assert_eq!(bench.run(RunEnd::Done), id(5));
+    bench.queue.passed(Revision(20));
+    assert_eq!(bench.queue.watermark(), Revision(20), "nothing is open any more");
+}
+
+#[test]
 fn k20_an_action_on_what_is_just_being_stored_is_heeded_afterwards() {
     let mut bench = Bench::new(Delivery::EveryChange);
     bench.request(1, "a");
@@ -504,6 +528,147 @@ fn k50_keys_take_turns_and_one_with_many_requests_is_cut_to_make_room() {
         bench.store();
     }
     assert!(runs_of_many <= 2, "{runs_of_many}");
+}
+
+#[test]
+fn k15_a_change_that_did_not_fit_revives_a_dead_key_and_brings_a_waiting_one_forward() {
+    for end in [failed(), RunEnd::RetryAt(NOW.after(Duration::from_secs(3_600)))] {
+        let mut bench = Bench::bounded(Delivery::LatestState, 3);
+        for revision in 1..=3 {
+            bench.request(revision, "a");
+        }
+        let run = bench.start().unwrap();
+        bench.request(4, "a");
+        bench.end(&run, end.clone());
+        bench.store();
+        if end == failed() {
+            for _ in 1..3 {
+                bench.now = bench.now.after(Duration::from_secs(60));
+                bench.queue.wake(bench.now);
+                bench.run(failed());
+            }
+        }
+        assert!(bench.start().is_none(), "what it stands before is not in memory");
+        assert_eq!(bench.queue.wants_reread(), Some(Revision(3)));
+        bench.queue.reread_begins();
+        bench.queue.reread(id(4), "a", 4, &HashSet::new(), &mut bench.out);
+        bench.queue.reread_ends(Revision(4));
+        bench.store();
+        assert_eq!(bench.run(RunEnd::Done), id(4));
+        bench.queue.passed(Revision(20));
+        assert_eq!(bench.queue.watermark(), Revision(20), "nothing is missing any more");
+    }
+}
+
+#[test]
+fn k20_an_action_on_what_is_left_in_the_log_is_heeded_when_that_is_read_again() {
+    let mut bench = Bench::bounded(Delivery::EveryChange, 2);
+    for revision in 1..=4 {
+        bench.request(revision, "a");
+    }
+    assert!(bench.queue.has(id(4)), "it may be, in the log");
+    bench.queue.act(id(10), id(3), RequestAction::Discard, &mut bench.out);
+    assert_eq!(bench.run(RunEnd::Done), id(1));
+    assert_eq!(bench.queue.wants_reread(), Some(Revision(2)));
+    bench.queue.reread_begins();
+    for revision in 3..=4 {
+        bench.queue.reread(id(revision), "a", revision, &HashSet::new(), &mut bench.out);
+    }
+    bench.queue.reread_ends(Revision(10));
+    let stored = bench.store();
+    assert!(stored.contains(&Item::Receipt { request: id(3), outcome: ReceiptOutcome::Discarded }), "{stored:?}");
+    assert_eq!(bench.run(RunEnd::Done), id(2));
+    while bench.queue.wants_reread().is_some() {
+        bench.queue.reread_begins();
+        bench.queue.reread(id(4), "a", 4, &HashSet::new(), &mut bench.out);
+        bench.queue.reread_ends(Revision(10));
+    }
+    assert_eq!(bench.run(RunEnd::Done), id(4));
+}
+
+#[test]
+fn k49_what_is_left_in_the_log_behind_a_dead_letter_is_handed_over_too() {
+    let mut bench = Bench::bounded(Delivery::EveryChange, 3);
+    bench.queue.retry.attempts = Some(1);
+    for revision in 1..=20 {
+        bench.request(revision, "a");
+    }
+    assert_eq!(bench.run(failed()), id(1));
+    let mut stored = Vec::new();
+    for _ in 0..20 {
+        bench.queue.empty(500, &mut bench.out);
+        stored.extend(bench.store());
+        if let Some(after) = bench.queue.wants_reread() {
+            bench.queue.reread_begins();
+            for revision in after.0 + 1..=20 {
+                bench.queue.reread(id(revision), "a", revision, &HashSet::new(), &mut bench.out);
+            }
+            bench.queue.reread_ends(Revision(20));
+        }
+    }
+    assert!(!bench.queue.is_missing_some());
+    assert_eq!(bench.queue.drain_all().len(), 20);
+    assert!(stored.len() >= 17, "copied, so that they take no room: {stored:?}");
+}
+
+#[test]
+fn k49_nothing_starts_in_a_slot_of_which_something_has_been_handed_over() {
+    for (bound, at_rest) in [(100, 0), (2, 2)] {
+        let mut queue = SlotQueue::loading(Delivery::EveryChange, policy(Some(3)), bound);
+        let mut out = Vec::new();
+        for revision in 1..=4 {
+            queue.load_handed_over(id(revision));
+        }
+        for revision in 1..=9 {
+            queue.request(id(revision), "a", revision, &mut out);
+        }
+        queue.activate(NOW, Revision(9), true, &mut out);
+        let mut bench = Bench { queue, out, now: NOW };
+        assert!(bench.start().is_none());
+        assert!(!bench.queue.may_have_something_to_start() && bench.queue.ready() == 0);
+        let mut parked = 0;
+        while bench.queue.is_missing_some() {
+            bench.queue.empty(500, &mut bench.out);
+            let stored = bench.store();
+            parked += stored.len();
+            let Some(after) = bench.queue.wants_reread() else {
+                assert!(!stored.is_empty(), "it stands still with something missing");
+                continue;
+            };
+            bench.queue.reread_begins();
+            for revision in after.0 + 1..=9 {
+                bench.queue.reread(id(revision), "a", revision, &HashSet::new(), &mut bench.out);
+            }
+            bench.queue.reread_ends(Revision(9));
+            assert!(bench.start().is_none());
+        }
+        assert!(parked >= at_rest);
+        assert!(bench.queue.is_quiet());
+        let left = bench.queue.drain_all().into_iter().map(|(_, item)| match item {
+            Item::Receipt { request, .. } | Item::Exception { request, .. } => request,
+        });
+        let left: Vec<RequestId> = left.collect();
+        assert_eq!(left, (5..=9).map(id).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn k47_what_was_left_out_while_the_log_was_read_again_is_read_once_more() {
+    let mut bench = Bench::bounded(Delivery::EveryChange, 1);
+    bench.request(1, "a");
+    bench.request(2, "b");
+    assert_eq!(bench.run(RunEnd::Done), id(1));
+    assert_eq!(bench.queue.wants_reread(), Some(Revision(1)));
+    bench.queue.reread_begins();
+    bench.request(3, "c");
+    // Somebody had finished the other one, so the pass finds nothing to take in.
+    bench.queue.reread(id(2), "b", 2, &HashSet::from([id(2)]), &mut bench.out);
+    bench.queue.reread_ends(Revision(2));
+    assert_eq!(bench.queue.wants_reread(), Some(Revision(2)));
+    bench.queue.reread_begins();
+    bench.queue.reread(id(3), "c", 3, &HashSet::new(), &mut bench.out);
+    bench.queue.reread_ends(Revision(3));
+    assert_eq!(bench.run(RunEnd::Done), id(3));
 }
 
 #[test]

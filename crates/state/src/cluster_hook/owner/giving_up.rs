@@ -72,13 +72,13 @@ impl Owner {
                     continue;
                 }
                 Retiring::Handed => {
-                    slot.retiring = Retiring::No;
+                    slot.retiring = Retiring::Left;
                     slot.last_raise = true;
                     slot.watermark = RETIRED;
                     raises.push((slot.fence, RETIRED));
                     continue;
                 }
-                Retiring::No => {}
+                Retiring::No | Retiring::Left => {}
             }
             if let SlotState::Active(queue) = &mut slot.state
                 && !slot.last_raise

@@ -27,15 +27,27 @@ impl Owner {
     /// Slots of a layout that is not the current one stop once all their requests are known, and hand over what is left.
     pub(super) fn retire_old_layouts(&mut self) {
         let mut stop = Vec::new();
-        for (id, slot) in &self.slots {
-            let (SlotState::Active(queue), Some(definitions)) = (&slot.state, self.matcher.hook(id.hook)) else {
+        let mut commands = Vec::new();
+        for (id, slot) in &mut self.slots {
+            let stopping = slot.stopping.is_some();
+            let (SlotState::Active(queue), Some(definitions)) = (&mut slot.state, self.matcher.hook(id.hook)) else {
                 continue;
             };
             let Some(layout) = definitions.layouts().iter().find(|layout| layout.contains(*id)) else { continue };
             let all_known = layout.until.is_some_and(|until| self.position >= until);
-            if all_known && slot.stopping.is_none() && !queue.is_missing_some() {
+            if !all_known || stopping {
+                continue;
+            }
+            if queue.is_missing_some() {
+                let mut out = Vec::new();
+                queue.empty(PARK_AT_ONCE, &mut out);
+                commands.push((*id, out));
+            } else {
                 stop.push(*id);
             }
+        }
+        for (id, out) in commands {
+            self.obey_queue(id, out);
         }
         for id in stop {
             self.stop_slot(id, Reason::Must);

@@ -215,6 +215,10 @@ impl Owner {
                 self.look_soon();
             }
             Err(DriverError::LeaseLapsed) => self.lapse("the store says that its lease has ended"),
+            // It is not renewed as long as this build runs.
+            Err(error @ (DriverError::NewerFormat { .. } | DriverError::OlderFormat { .. })) => {
+                self.lapse(&error.to_string());
+            }
             Err(error) => {
                 membership.next = Instant::now() + AGAIN;
                 membership.next_by_clock = self.core.clock.now().after(pause);

@@ -2,7 +2,7 @@
 //!
 //! Invariants: what is pending is read after the lease was granted, so that every receipt that the taking over waited for
 //! is seen; while it is read, what the tail brings is kept; a slot starts runs only when this server has applied all that
-//! was read. Slots of one hook are read together, since they share the log.
+//! was read, which only revisions of its own epoch say. Slots of one hook are read together, since they share the log.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -29,7 +29,9 @@ pub(super) struct Load {
 /// The log of one hook being read again.
 #[derive(Default)]
 pub(super) struct Reread {
-    slots: Vec<Fence>,
+    pub(super) slots: Vec<Fence>,
+    /// Rows above this are not for it: the tail had not brought them when they were read, and will.
+    pub(super) until: Option<Revision>,
 }
 
 impl Owner {
@@ -84,6 +86,12 @@ impl Owner {
     /// A page of what is pending.
     pub(super) fn page(&mut self, id: u64, exceptions: Option<Vec<Exception>>, pending: Pending) {
         let Some(load) = self.loads.get(&id) else { return };
+        if pending.epoch != self.epoch {
+            // Its revisions are not those that this server has applied: a slot would start what is not in its snapshot.
+            self.core.look_for_news();
+            self.load_failed(id);
+            return;
+        }
         let (hook, slots) = (load.hook, load.slots.clone());
         let Some(definitions) = self.definitions(hook) else {
             self.load_failed(id);
@@ -91,9 +99,13 @@ impl Owner {
         };
         let wanted = |slot: SlotId| slots.iter().find(|(fence, _)| fence.slot == slot).copied();
         for exception in exceptions.into_iter().flatten() {
+            let Some(key) = definitions.key_of(&exception.change.path, exception.request.revision) else { continue };
+            let came_from = definitions.earlier_slots(exception.slot, &key).find_map(wanted);
+            if let Some(queue) = came_from.and_then(|(fence, _)| self.loading(fence)) {
+                queue.load_handed_over(exception.request);
+            }
             let Some((fence, _)) = wanted(exception.slot) else { continue };
             let Some(queue) = self.loading(fence) else { continue };
-            let Some(key) = definitions.key_of(&exception.change.path, exception.request.revision) else { continue };
             let counts = (exception.attempts, exception.deaths);
             let cause = cause_of(&exception);
             queue.load_exception(exception.request, &key, exception.state, counts, exception.error, cause);
@@ -197,7 +209,7 @@ impl Owner {
         let mut wanting: Vec<(HookNumber, Fence, Revision)> = Vec::new();
         let active: Vec<SlotId> = self.slots.keys().copied().collect();
         for id in active {
-            let Some(slot) = self.slots.get_mut(&id) else { continue };
+            let Some(slot) = self.slots.get_mut(&id).filter(|slot| !slot.has_handed_over()) else { continue };
             let fence = slot.fence;
             let Some(queue) = slot.whole_queue_mut() else { continue };
             if let Some(after) = queue.wants_reread() {
@@ -222,7 +234,7 @@ impl Owner {
                     queue.reread_begins();
                 }
             }
-            self.rereads.insert(hook, Reread { slots });
+            self.rereads.insert(hook, Reread { slots, until: None });
             if let Some(hook) = self.hooks.get(&hook) {
                 let label = crate::cluster_hook::metrics::label(&hook.declared.name);
                 self.core.metrics.hooks.rereads.get_or_create(&label).inc();
@@ -250,13 +262,22 @@ impl Owner {
     }
 
     pub(super) fn reread_page(&mut self, hook: HookNumber, pending: Pending) {
-        let Some(slots) = self.rereads.get(&hook).map(|reread| reread.slots.clone()) else { return };
+        if pending.epoch != self.epoch {
+            self.end_reread(hook, None);
+            return;
+        }
+        let position = self.position;
+        let Some(reread) = self.rereads.get_mut(&hook) else { return };
+        if pending.read_to > position && reread.until.is_none() {
+            reread.until = Some(position);
+        }
+        let (slots, until) = (reread.slots.clone(), reread.until.unwrap_or(pending.read_to));
         let Some(definitions) = self.definitions(hook) else { return };
         let finished: HashSet<RequestId> = pending.receipts.iter().copied().collect();
         let snapshot = self.core.snapshot();
         let existing = |path: &crate::path::Path| snapshot.document(path).cloned();
         let mut outs: Vec<(SlotId, Vec<_>)> = Vec::new();
-        for row in &pending.rows {
+        for row in pending.rows.iter().filter(|row| row.revision <= until) {
             for entry in entries(row, hook, &definitions, existing) {
                 let Entry::Request { id, slot, key, cause } = entry else { continue };
                 let Some(fence) = slots.iter().find(|fence| fence.slot == slot) else { continue };
@@ -273,7 +294,7 @@ impl Owner {
             self.obey_queue(slot, out);
         }
         if pending.read_to >= pending.head {
-            self.end_reread(hook, Some(pending.read_to));
+            self.end_reread(hook, Some(pending.read_to.min(until)));
         }
     }
 

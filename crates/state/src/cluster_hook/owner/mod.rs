@@ -35,7 +35,7 @@ use crate::driver::{
     SlotToken,
 };
 use crate::feed::FeedItem;
-use crate::revision::{Revision, Timestamp};
+use crate::revision::{Epoch, Revision, Timestamp};
 use crate::snapshot::Snapshot;
 use crate::state::WeakState;
 
@@ -136,6 +136,8 @@ enum Retiring {
     Due,
     /// It has been handed over, and the watermark is to say that nothing belongs here any more.
     Handed,
+    /// The watermark says so.
+    Left,
 }
 
 enum SlotState {
@@ -175,6 +177,8 @@ struct Hook {
     /// The last key in line when room ran out, and after how many starts its turn comes.
     probe: Option<(Timestamp, u64)>,
     overloaded_at: Option<Timestamp>,
+    /// When it last gave a slot of its even share away.
+    relieved_at: Option<Timestamp>,
     withdrawn: bool,
     catching_up: bool,
 }
@@ -192,6 +196,8 @@ pub(crate) struct Owner {
     matcher: Arc<Matcher>,
     /// Every transaction up to here was taken in.
     position: Revision,
+    /// The epoch that `position` counts in.
+    epoch: Epoch,
     installation: uuid::Uuid,
     hooks: BTreeMap<HookNumber, Hook>,
     slots: HashMap<SlotId, Slot, FixedState>,
@@ -260,6 +266,7 @@ impl Owner {
         Owner {
             matcher: Matcher::of(begin.tree()),
             position: begin.revision(),
+            epoch: begin.epoch(),
             core,
             state,
             events,
@@ -534,6 +541,7 @@ impl Hook {
             permits: 0,
             probe: None,
             overloaded_at: None,
+            relieved_at: None,
             withdrawn: false,
             catching_up: false,
         }
@@ -561,6 +569,12 @@ impl Slot {
             SlotState::Active(queue) => Some(queue),
             SlotState::Skipped(_) | SlotState::Loading { .. } | SlotState::Releasing | SlotState::Permit => None,
         }
+    }
+
+    /// What is left of it belongs to slots of the next layout. Whatever is stored of it now would take it back to a slot
+    /// that nobody leases any more; what is to happen to it is read from the log by its next owner.
+    fn has_handed_over(&self) -> bool {
+        matches!(self.retiring, Retiring::Handed | Retiring::Left)
     }
 
     /// Rows of the log have passed it by.

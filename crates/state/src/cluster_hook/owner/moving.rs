@@ -150,6 +150,7 @@ impl Owner {
         let now = self.core.clock.now();
         let mut take: Vec<SlotId> = Vec::new();
         let mut give: Vec<(HookNumber, Vec<SlotId>, usize)> = Vec::new();
+        let mut relief: Vec<(HookNumber, Vec<SlotId>, usize)> = Vec::new();
         let mut unsettled = false;
         for (number, hook) in &self.hooks {
             let Some(definitions) = self.matcher.hook(*number) else {
@@ -177,7 +178,7 @@ impl Owner {
                     .filter(|slot| self.slots.get(slot).is_some_and(|slot| slot.stopping.is_none()))
                     .collect();
                 let plan = if removed {
-                    balance::Plan { take: Vec::new(), give_up: held.len() }
+                    balance::Plan { take: Vec::new(), give_up: held.len(), is_relief: false }
                 } else {
                     let view = balance::View {
                         hook: *number,
@@ -190,10 +191,14 @@ impl Owner {
                     };
                     balance::plan(&view, server, held.len())
                 };
-                unsettled |= !plan.take.is_empty() || plan.give_up > 0;
+                unsettled |= !plan.take.is_empty() || plan.give_up > 0 && !plan.is_relief;
                 let here = |slot: &SlotId| self.slots.contains_key(slot);
                 take.extend(plan.take.iter().copied().filter(|slot| !here(slot)));
-                if plan.give_up > 0 {
+                if plan.is_relief {
+                    if hook.relieved_at.is_none_or(|at| now.since(at) >= balance::RELIEF_PAUSE) {
+                        relief.push((*number, held, plan.give_up));
+                    }
+                } else if plan.give_up > 0 {
                     give.push((*number, held, plan.give_up));
                 }
             }
@@ -206,6 +211,13 @@ impl Owner {
             let free = |row: &SlotRow| row.slot.hook == *number && row.owner.is_none() && row.watermark < RETIRED;
             let asks_for_more = view.rows.values().any(free);
             unsettled |= asks_for_more;
+        }
+        for (number, held, count) in relief {
+            if self.give_waiting(held, count)
+                && let Some(hook) = self.hooks.get_mut(&number)
+            {
+                hook.relieved_at = Some(now);
+            }
         }
         for (number, held, count) in give {
             let must = self.must_go(number);
@@ -250,6 +262,21 @@ impl Owner {
         for (_, _, id) in candidates.into_iter().take(count) {
             self.stop_slot(id, reason);
         }
+    }
+
+    /// Gives up so many of these slots for others to run what waits in them. The last one in which something waits stays where
+    /// nothing runs in another: it would only keep another server busy in place of this one. Says whether there was one.
+    fn give_waiting(&mut self, held: Vec<SlotId>, count: usize) -> bool {
+        let waits = |id: &SlotId| {
+            let queue = self.slots.get(id).and_then(Slot::queue);
+            is_permit(*id) || queue.is_some_and(|queue| queue.ready() > 0)
+        };
+        let runs = |id: &SlotId| self.slots.get(id).is_some_and(|slot| !slot.runs.is_empty());
+        let (waiting, others): (Vec<SlotId>, Vec<SlotId>) = held.into_iter().partition(waits);
+        let stay = usize::from(!others.iter().any(runs));
+        let count = count.min(waiting.len().saturating_sub(stay));
+        self.give_some(waiting, count, Reason::Balance);
+        count > 0
     }
 
     fn take_slots(&mut self, server: ServerId, slots: Vec<SlotId>) {

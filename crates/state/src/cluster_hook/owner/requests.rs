@@ -15,12 +15,13 @@ impl Owner {
         match item {
             FeedItem::Transaction(applied) => self.take_in_transaction(&applied),
             FeedItem::Snapshot(snapshot) => {
-                if snapshot.revision() == self.position && snapshot.epoch() == self.core.snapshot().epoch() {
+                if snapshot.revision() == self.position && snapshot.epoch() == self.epoch {
                     return;
                 }
                 // What came in between was not seen here. It is in the log, for whoever leases the slots next.
                 self.matcher = Matcher::of(snapshot.tree());
                 self.position = snapshot.revision();
+                self.epoch = snapshot.epoch();
                 let slots: Vec<SlotId> = self.slots.keys().copied().collect();
                 for id in slots {
                     self.stop_slot(id, Reason::Must);
@@ -112,10 +113,13 @@ impl Owner {
         }
     }
 
-    fn take_in_action(&mut self, id: RequestId, target: RequestId, action: RequestAction) {
+    pub(super) fn take_in_action(&mut self, id: RequestId, target: RequestId, action: RequestAction) {
         let Some(hook) = self.hooks.get(&target.hook) else { return };
         for slot_id in hook.slots.clone() {
             let Some(slot) = self.slots.get_mut(&slot_id) else { continue };
+            if slot.has_handed_over() {
+                continue;
+            }
             match &mut slot.state {
                 SlotState::Active(queue) | SlotState::Skipped(queue) => {
                     if queue.has(target) {

@@ -18,14 +18,14 @@ use crate::driver::{
     Exception, ExceptionState, Fence, Receipt, ReceiptOutcome, RequestId, Settle, Settled, SlotId, SlotToken,
 };
 use crate::error::WriteError;
-use crate::revision::{SubmissionId, Timestamp};
+use crate::revision::{Revision, SubmissionId, Timestamp};
 use crate::testing::points::Pass;
 use crate::transaction::{Transaction, TransactionError};
 
 /// How many items are stored at once.
 const ITEMS_AT_ONCE: usize = 2_000;
 /// How many batches are on their way at once.
-const BATCHES: usize = 2;
+const BATCHES: usize = 4;
 /// So many items not yet durable stop further starts.
 const ITEMS_MAX: usize = 16_000;
 const AGAIN: Duration = Duration::from_millis(50);
@@ -154,7 +154,7 @@ impl Owner {
     }
 
     /// Raises a slot's watermark. On a way of its own: nothing waits for it.
-    pub(super) fn settle_watermarks(&mut self, raises: Vec<(Fence, crate::revision::Revision)>) {
+    pub(super) fn settle_watermarks(&mut self, raises: Vec<(Fence, Revision)>) {
         if raises.is_empty() {
             return;
         }
@@ -387,6 +387,7 @@ impl Owner {
         self.spawn(async move {
             let attributes = run.write_attributes();
             let id = SubmissionId::random();
+            let before = core.snapshot().revision();
             let mut again = AGAIN;
             let end = loop {
                 let passed = core.points.pass(points::RUN_BEFORE_COMPLETION).await;
@@ -413,7 +414,7 @@ impl Owner {
                     Err(WriteError::Unavailable { retryable: true, reason, .. }) => {
                         tracing::debug!(hook = run.hook(), reason, "a run's writes can't be stored yet");
                     }
-                    Err(WriteError::Unknown { submission, .. }) => match resolve(&core, submission).await {
+                    Err(WriteError::Unknown { submission, .. }) => match resolve(&core, submission, before).await {
                         Standing::Committed => break CommitEnd::Committed,
                         Standing::Closed => break CommitEnd::Closed,
                         Standing::NotCommitted => {
@@ -476,7 +477,7 @@ enum Standing {
 /// Finds out whether a submission whose answer was lost is committed. Its commit may still be under way, holding the write
 /// lock; so a transaction that changes nothing goes through that lock first, and what is not in the log by then never will
 /// be.
-async fn resolve(core: &Core, submission: SubmissionId) -> Standing {
+async fn resolve(core: &Core, submission: SubmissionId, before: Revision) -> Standing {
     let _ = core.points.pass(points::RUN_OUTCOME_UNKNOWN).await;
     loop {
         let nothing = |_: &mut Transaction| Ok::<(), TransactionError>(());
@@ -490,7 +491,7 @@ async fn resolve(core: &Core, submission: SubmissionId) -> Standing {
         }
     }
     loop {
-        match core.find_submission(submission).await {
+        match core.find_submission(submission, before).await {
             Ok(Some(_)) => return Standing::Committed,
             Ok(None) => return Standing::NotCommitted,
             Err(_) if core.stop.is_cancelled() => return Standing::Closed,

@@ -141,3 +141,139 @@ async fn k47_an_owner_that_saw_every_row_raises_its_watermark_before_it_goes() {
     let row = bench.until_given_up().await;
     assert_eq!((row.owner, row.watermark), (None, seen));
 }
+
+fn cause_of(fence: &Fence) -> Arc<Cause> {
+    let change = crate::change::Change {
+        path: Ref::<Thing>::root("thing").unwrap().path().clone(),
+        revision: Revision(1),
+        before: None,
+        after: None,
+        sequence: 0,
+        hooks: [fence.slot.hook].into(),
+    };
+    Arc::new(Cause { change, at: Timestamp(0), attributes: Arc::default() })
+}
+
+#[tokio::test]
+async fn k49_an_action_on_what_was_handed_to_the_next_layout_is_left_to_its_next_owner() {
+    for (retiring, heeded) in [(Retiring::No, true), (Retiring::Handed, false), (Retiring::Left, false)] {
+        let mut bench = Bench::new().await;
+        bench.owner.carry_on();
+        let hook = bench.fence.slot.hook;
+        let id = |revision| RequestId { revision: Revision(revision), sequence: 0, hook };
+        let slot = bench.owner.slots.get_mut(&bench.fence.slot).unwrap();
+        slot.queue_mut().unwrap().request(id(5), "thing", cause_of(&bench.fence), &mut Vec::new());
+        slot.retiring = retiring;
+        bench.owner.take_in_action(id(6), id(5), crate::driver::RequestAction::Discard);
+        let slot = &bench.owner.slots[&bench.fence.slot];
+        assert_eq!(slot.outstanding > 0, heeded, "{retiring:?}");
+    }
+}
+
+/// Of two requests of a key one had been handed to the next layout when the lease of the old slot ended.
+#[tokio::test]
+async fn k49_the_next_owner_of_a_slot_that_is_half_handed_over_runs_nothing_of_what_is_left() {
+    for half_handed_over in [false, true] {
+        let mut bench = Bench::new().await;
+        let (old, hook) = (bench.fence.slot, bench.fence.slot.hook);
+        bench.put(1).await;
+        let first = bench.state.snapshot().revision();
+        bench.put(2).await;
+        let registration = Registration::new("hook", 2).on("/things/{thing}").key("{thing}").slots(2);
+        bench.state.register_only(registration).await.unwrap();
+        let snapshot = bench.state.snapshot();
+        bench.owner.matcher = Matcher::of(snapshot.tree());
+        bench.owner.position = snapshot.revision();
+        let layouts = bench.owner.definitions(hook).unwrap().layouts().to_vec();
+        let next = layouts[1].slot_of(hook, "thing");
+        let exception = |request: RequestId, slot| Exception {
+            request,
+            slot,
+            state: crate::driver::ExceptionState::Parked,
+            attempts: 0,
+            deaths: 0,
+            error: None,
+            change: load_entries::requested_change(&cause_of(&bench.fence)),
+        };
+        let driver = bench.state.driver().clone();
+        if half_handed_over {
+            let exception = exception(RequestId { revision: first, sequence: 0, hook }, next);
+            let handed = crate::driver::Settle::Exception { fence: bench.fence, exception: Box::new(exception) };
+            driver.settle(vec![handed]).await.unwrap();
+        }
+        let row = SlotRow { slot: old, owner: None, token: bench.fence.token, watermark: Revision::ZERO };
+        if let SlotState::Loading { read, .. } = &mut bench.owner.slots.get_mut(&old).unwrap().state {
+            *read = None;
+        }
+        bench.owner.load(hook, &[row]);
+        while bench.owner.slots[&old].queue().is_none() {
+            let event = bench.owner.events.recv().await.unwrap();
+            bench.owner.handle(event);
+            bench.owner.carry_on();
+        }
+        let queue = bench.owner.slots.get_mut(&old).unwrap().queue_mut().unwrap();
+        assert_eq!(queue.len(), 2 - usize::from(half_handed_over));
+        assert_eq!(queue.may_have_something_to_start(), !half_handed_over);
+        bench.owner.retire_old_layouts();
+        assert_eq!(bench.until_given_up().await.watermark, crate::cluster_hook::slots::RETIRED);
+        let handed = driver.exceptions(Some(hook)).await.unwrap();
+        assert_eq!(handed.len(), 2);
+        assert!(handed.iter().all(|exception| exception.slot == next));
+    }
+}
+
+/// A server whose lease went with a restore joins anew, and reads its slots before its tail has noticed the restore.
+#[tokio::test]
+async fn d36_a_slot_starts_nothing_that_was_read_in_another_epoch_than_what_its_server_has_applied() {
+    for epoch in [None, Some(Epoch(uuid::Uuid::from_u128(1)))] {
+        let mut bench = Bench::new().await;
+        let slot = bench.fence.slot;
+        bench.put(1).await;
+        bench.owner.position = bench.state.snapshot().revision();
+        bench.owner.epoch = epoch.unwrap_or(bench.owner.epoch);
+        if let SlotState::Loading { read, .. } = &mut bench.owner.slots.get_mut(&slot).unwrap().state {
+            *read = None;
+        }
+        let row = SlotRow { slot, owner: None, token: bench.fence.token, watermark: Revision::ZERO };
+        bench.owner.load(slot.hook, &[row]);
+        while !bench.owner.loads.is_empty() {
+            let event = bench.owner.events.recv().await.unwrap();
+            bench.owner.handle(event);
+        }
+        let now = bench.state.now();
+        bench.owner.activate_loaded(now);
+        let slot = &bench.owner.slots[&slot];
+        assert_eq!(slot.queue().map(SlotQueue::len), epoch.is_none().then_some(1));
+        assert_eq!(slot.stopping.is_some(), epoch.is_some(), "it is given back, to be read anew");
+    }
+}
+
+#[tokio::test]
+async fn k47_rows_that_the_tail_has_not_brought_are_not_taken_from_the_log_that_is_read_again() {
+    for known in [false, true] {
+        let mut bench = Bench::new().await;
+        bench.owner.carry_on();
+        let slot = bench.fence.slot;
+        let request = |revision| RequestId { revision, sequence: 0, hook: slot.hook };
+        bench.put(1).await;
+        let head = bench.state.snapshot().revision();
+        assert!(bench.owner.position < head, "nobody feeds this owner");
+        let pending = bench.state.driver().pending(slot, Revision::ZERO, 100).await.unwrap();
+        // Something is missing, and there is room again: keys that the slot does not know are taken in.
+        let queue = bench.owner.slots.get_mut(&slot).unwrap().queue_mut().unwrap();
+        queue.set_bound(1);
+        for (revision, key) in [(1, "one"), (2, "other")] {
+            queue.request(request(Revision(revision)), key, cause_of(&bench.fence), &mut Vec::new());
+        }
+        queue.set_bound(10);
+        let in_memory = bench.owner.slots[&slot].queue().unwrap().len();
+        if known {
+            bench.owner.position = head;
+        }
+        let queue = bench.owner.slots.get_mut(&slot).unwrap().queue_mut().unwrap();
+        queue.reread_begins();
+        bench.owner.rereads.insert(slot.hook, Reread { slots: vec![bench.fence], until: None });
+        bench.owner.reread_page(slot.hook, pending.clone());
+        assert_eq!(bench.owner.slots[&slot].queue().unwrap().len(), in_memory + usize::from(known));
+    }
+}

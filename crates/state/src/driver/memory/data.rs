@@ -150,8 +150,9 @@ impl Data {
         Ok(LogPage { rows, head: self.head })
     }
 
-    pub(super) fn find_submission(&self, submission: SubmissionId) -> Option<Revision> {
-        self.log.iter().rev().find(|row| row.submission == submission).map(|row| row.revision)
+    pub(super) fn find_submission(&self, submission: SubmissionId, after: Revision) -> Option<Revision> {
+        let newest_first = self.log.iter().rev().take_while(|row| row.revision > after);
+        newest_first.clone().find(|row| row.submission == submission).map(|row| row.revision)
     }
 
     /// Applies a batch whole, or fails and has changed nothing.
@@ -271,7 +272,7 @@ impl Data {
             .copied()
             .collect();
         let exceptions = self.exceptions.values().filter(|row| row.slot == slot).cloned().collect();
-        Pending { rows, receipts, exceptions, read_to, head: self.head }
+        Pending { rows, receipts, exceptions, read_to, head: self.head, epoch: self.epoch }
     }
 
     /// Refuses what a caller knows of another store.

@@ -230,8 +230,12 @@ impl Driver for MemoryDriver {
         }
     }
 
-    async fn find_submission(&self, submission: SubmissionId) -> Result<Option<Revision>, DriverError> {
-        Ok(self.shared.data.lock().find_submission(submission))
+    async fn find_submission(
+        &self,
+        submission: SubmissionId,
+        after: Revision,
+    ) -> Result<Option<Revision>, DriverError> {
+        Ok(self.shared.data.lock().find_submission(submission, after))
     }
 
     async fn begin(&self, epoch: Epoch, after: Revision, rows_max: usize) -> Result<Begun, DriverError> {

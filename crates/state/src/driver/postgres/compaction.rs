@@ -5,19 +5,22 @@ use super::super::DriverError;
 use super::connection::{Call, values};
 use super::driver::PostgresDriver;
 use super::entities::as_driver_error;
-use super::log::column_revision;
+use super::log::{column_revision, head};
 use super::schema::check_format;
 use super::settlement::column_number;
 use crate::revision::{Epoch, Revision, Timestamp};
 
 /// What holds compaction back, as far as the database knows.
-const BOUNDS: &str = "
-    SELECT m.epoch, m.format, m.compacted,
+pub(super) const BOUNDS: &str = concat!(
+    "SELECT m.epoch, m.format, m.compacted,
            CASE WHEN e.damaged THEN m.compacted ELSE e.at END,
            (SELECT min(watermark) FROM slots),
-           (SELECT coalesce(max(revision), 0) FROM changes),
+           (",
+    head!(),
+    "),
            EXISTS (SELECT FROM receipts r WHERE r.revision <= m.compacted)
-    FROM meta m CROSS JOIN entities_mark e";
+    FROM meta m CROSS JOIN entities_mark e"
+);
 
 /// The hooks that have receipts, by one probe of the index for each.
 const HOOKS: &str = "

@@ -328,6 +328,13 @@ impl Connection {
         self.transaction_with("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY", calls, limit).await
     }
 
+    /// Runs one statement as a transaction of its own.
+    pub(super) async fn single(&self, call: Call, limit: Duration) -> Result<Vec<Row>, Failed> {
+        let answers = self.run_each(vec![call], limit, || ()).await.map_err(Failed::Unanswered)?;
+        let rows: Vec<Vec<Row>> = answers.into_iter().collect::<Result<_, _>>().map_err(Failed::Statement)?;
+        Ok(rows.into_iter().next().unwrap_or_default())
+    }
+
     async fn transaction_with(
         &self,
         begin: &'static str,
@@ -348,6 +355,23 @@ impl Connection {
     pub(super) fn send_rollback(&self) {
         let _order = self.order.lock();
         let _ = self.client.batch_execute("ROLLBACK").now_or_never();
+    }
+}
+
+/// Why a statement failed.
+pub(super) enum Failed {
+    /// The database says so.
+    Statement(Error),
+    /// It was not answered.
+    Unanswered(DriverError),
+}
+
+impl From<Failed> for DriverError {
+    fn from(failed: Failed) -> DriverError {
+        match failed {
+            Failed::Statement(error) => statement_failed(&error),
+            Failed::Unanswered(error) => error,
+        }
     }
 }
 
@@ -372,8 +396,7 @@ async fn drive<S, T>(
         loop {
             match connection.poll_message(context) {
                 Poll::Ready(Some(Ok(AsyncMessage::Notification(told)))) if told.channel() == channel => {
-                    // The payload is for people: what there is to know is in the log.
-                    shared.news.told();
+                    shared.news.heard(told.payload());
                 }
                 Poll::Ready(Some(Ok(AsyncMessage::Notice(notice)))) => {
                     tracing::debug!(message = notice.message(), "the database says");

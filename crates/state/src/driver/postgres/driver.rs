@@ -1,7 +1,6 @@
 //! The contract of [`Driver`] on top of the connections.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -11,16 +10,17 @@ use uuid::Uuid;
 
 use super::super::encoding::decode_requested_change;
 use super::super::{
-    Begun, Driver, DriverError, EntityRow, Exception, Fence, HookNumber, LogPage, Meta, Pending, RequestId, ServerId,
-    ServerRow, Settle, Settled, SlotId, SlotRow, SlotToken, StoredState, StoredTree,
+    Begun, Burden, Driver, DriverError, EntityRow, Exception, Fence, HookNumber, LogPage, Meta, Pending, RequestId,
+    ServerId, ServerRow, Settle, Settled, SlotId, SlotRow, SlotToken, StoredState, StoredTree,
 };
 use super::connection::{Call, Role, values};
 use super::link::Link;
 use super::listener::Listener;
-use super::log::{column_revision, find_submission_call, log_row, page_call, read_page};
+use super::log::{StoredEntities, column_revision, find_submission_call, head, log_row, page_call, read_page};
 use super::records::{self, Kinds};
+use super::schema::own_row;
 use super::settlement::{column_number, column_request, column_slot};
-use super::{Shared, compaction, entities, schema, session, settlement, slots, stored};
+use super::{Shared, burden, compaction, entities, schema, session, settlement, slots, stored};
 use crate::clock::Clock;
 use crate::path::Path;
 use crate::record::{IndexDeclaration, RecordPage, RecordQuery, Retention};
@@ -38,8 +38,8 @@ pub(super) struct Links {
     kinds: Mutex<(Option<Epoch>, Arc<Kinds>)>,
     /// What this build declares, for tables that are made anew.
     declarations: Mutex<Vec<IndexDeclaration>>,
-    /// The last look at the log said that a start has found the stored entities damaged.
-    pub(super) entities_damaged: AtomicBool,
+    /// As the last look at the log has seen them.
+    pub(super) entities: Mutex<Option<StoredEntities>>,
 }
 
 /// A server's way to the store. Clones are one driver.
@@ -61,7 +61,7 @@ impl PostgresDriver {
             watch: link(Role::Watch),
             kinds: Mutex::default(),
             declarations: Mutex::default(),
-            entities_damaged: AtomicBool::new(false),
+            entities: Mutex::default(),
             shared,
         };
         PostgresDriver { links: Arc::new(links), listener: Arc::default() }
@@ -111,6 +111,11 @@ impl Driver for PostgresDriver {
         self.shared().clock()
     }
 
+    fn entities_at(&self, epoch: Epoch) -> Revision {
+        let entities = *self.links.entities.lock();
+        entities.filter(|entities| entities.epoch == epoch).map_or(Revision::ZERO, |entities| entities.at)
+    }
+
     fn lock_limit(&self) -> Option<Duration> {
         Some(self.shared().options.lock_limit)
     }
@@ -141,8 +146,10 @@ impl Driver for PostgresDriver {
         let look = self.shared().news.look();
         let rows = self.read(vec![page_call(epoch, after, rows_max, Some(0))]).await?;
         let read = read_page(&rows[0], epoch, after, rows_max)?;
-        self.links.entities_damaged.store(read.entities_damaged, Ordering::Release);
-        self.shared().news.seen(look, epoch, read.page.head);
+        *self.links.entities.lock() = Some(read.entities);
+        if self.shared().news.seen(look, epoch, read.page.head) {
+            self.shared().news.wake();
+        }
         Ok(read.page)
     }
 
@@ -156,8 +163,12 @@ impl Driver for PostgresDriver {
         self.shared().news.wait(after, limit).await;
     }
 
-    async fn find_submission(&self, submission: SubmissionId) -> Result<Option<Revision>, DriverError> {
-        let rows = self.read(vec![find_submission_call(submission)]).await?;
+    async fn find_submission(
+        &self,
+        submission: SubmissionId,
+        after: Revision,
+    ) -> Result<Option<Revision>, DriverError> {
+        let rows = self.read(vec![find_submission_call(submission, after)]).await?;
         Ok(rows[0].first().map(|row| column_revision(row, 0)))
     }
 
@@ -241,6 +252,10 @@ impl Driver for PostgresDriver {
         compaction::compact(self, epoch, keep, floor, rows_max).await
     }
 
+    async fn burden(&self) -> Result<Burden, DriverError> {
+        burden::burden(self).await
+    }
+
     async fn new_epoch(&self, tokens_above: SlotToken) -> Result<Meta, DriverError> {
         let mut calls = vec![Call::new("SELECT pg_advisory_xact_lock($1)", values![self.shared().lock_key("write")])];
         calls.extend(slots::new_epoch_calls(Uuid::new_v4(), tokens_above));
@@ -256,14 +271,17 @@ impl Driver for PostgresDriver {
 }
 
 /// Rows that concern the hook, with the head of the same moment; one more than is given out, to know where a page ends.
-const PENDING: &str = "
-    SELECT h.head, c.revision, c.at, c.submission, c.body
-    FROM (SELECT coalesce(max(revision), 0) AS head FROM changes) h
+pub(super) const PENDING: &str = concat!(
+    "SELECT (",
+    head!(),
+    "), m.epoch, c.revision, c.at, c.submission, c.body
+    FROM meta m
     LEFT JOIN LATERAL (
         SELECT revision, at, submission, body FROM changes
         WHERE revision > $1 AND $2 = ANY (hooks) ORDER BY revision LIMIT $3::bigint + 1
     ) c ON true
-    ORDER BY c.revision";
+    ORDER BY c.revision"
+);
 
 async fn pending(
     driver: &PostgresDriver,
@@ -275,19 +293,20 @@ async fn pending(
     // The rows first, then receipts and exceptions: what they are about is then among the rows, or later.
     let call = Call::new(PENDING, values![after.0.cast_signed(), slot.hook.0.cast_signed(), limit]);
     let found = driver.read(vec![call]).await?;
-    let head = found[0].first().map_or(Revision::ZERO, |row| column_revision(row, 0));
+    let first = own_row(&found[0])?;
+    let (head, epoch) = (column_revision(first, 0), Epoch(first.get(1)));
     let mut rows = Vec::new();
     let mut read_to = head;
     for row in &found[0] {
-        if row.get::<_, Option<i64>>(1).is_none() {
+        if row.get::<_, Option<i64>>(2).is_none() {
             continue;
         }
         if rows.len() == rows_max {
             // The row that does not fit any more is not covered; everything before it is.
-            read_to = Revision(column_revision(row, 1).0 - 1);
+            read_to = Revision(column_revision(row, 2).0 - 1);
             break;
         }
-        rows.push(log_row(row, 1)?);
+        rows.push(log_row(row, 2)?);
     }
     let receipts = Call::new(
         "SELECT hook, revision, sequence FROM receipts WHERE hook = $1 AND revision > $2 AND revision <= $3
@@ -300,7 +319,7 @@ async fn pending(
     );
     let found = driver.read(vec![receipts, exceptions]).await?;
     let receipts: Vec<RequestId> = found[0].iter().map(|row| column_request(row, 0)).collect();
-    Ok(Pending { rows, receipts, exceptions: read_exceptions(&found[1])?, read_to, head })
+    Ok(Pending { rows, receipts, exceptions: read_exceptions(&found[1])?, read_to, head, epoch })
 }
 
 /// Exceptions in order of hook and request.

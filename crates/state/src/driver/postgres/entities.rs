@@ -4,9 +4,7 @@
 //! transaction: a reader with SQL sees whole steps only, and of which revision. A server that is stopped in it is thrown
 //! out by the lock limit, and another goes on.
 
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio_postgres::Row;
@@ -18,7 +16,7 @@ use super::super::{
 use super::connection::{Call, Connection, Role, values};
 use super::driver::PostgresDriver;
 use super::link::OpenTransaction;
-use super::log::{column_revision, log_row};
+use super::log::{column_revision, head, log_row};
 use super::schema::check_format;
 use super::settlement::column_number;
 use crate::path::Path;
@@ -62,7 +60,7 @@ async fn begin(driver: &PostgresDriver) -> Result<(OpenTransaction, Standing), D
     let calls = vec![
         Call::plain(format!("{MARK} FOR UPDATE")),
         Call::plain("SELECT epoch, format, compacted FROM meta FOR KEY SHARE"),
-        Call::plain("SELECT coalesce(max(revision), 0) FROM changes"),
+        Call::plain(head!()),
     ];
     let (transaction, rows) = driver.links.upkeep.begin(calls).await?;
     let (Some(mark), Some(meta), Some(head)) = (rows[0].first(), rows[1].first(), rows[2].first()) else {
@@ -84,6 +82,13 @@ fn expect_epoch(standing: &Standing, expected: Epoch) -> Result<(), DriverError>
     if standing.epoch == expected { Ok(()) } else { Err(DriverError::EpochChanged { expected, found: standing.epoch }) }
 }
 
+/// Until a look at the log says otherwise.
+fn seen_sound(driver: &PostgresDriver) {
+    if let Some(entities) = driver.links.entities.lock().as_mut() {
+        entities.damaged = false;
+    }
+}
+
 /// Moves the table on; see [`super::super::Driver::write_entities`].
 pub(super) async fn write(
     driver: &PostgresDriver,
@@ -93,7 +98,7 @@ pub(super) async fn write(
     changed: Vec<EntityRow>,
     removed: Vec<Path>,
 ) -> Result<(), DriverError> {
-    if from == to && !driver.links.entities_damaged.load(Ordering::Acquire) {
+    if from == to && !driver.links.entities.lock().is_some_and(|entities| entities.damaged) {
         return Ok(());
     }
     let (mut transaction, standing) = begin(driver).await?;
@@ -103,44 +108,54 @@ pub(super) async fn write(
             "the stored entities are not what was written; a server that is up writes all of them anew".to_owned(),
         ));
     }
-    driver.links.entities_damaged.store(false, Ordering::Release);
+    seen_sound(driver);
     if standing.mark.at >= to {
         return Ok(());
     }
     check_entities_step(standing.mark.at, from, to, standing.head)?;
     let mut mark = standing.mark;
-    let mut paths: Vec<String> = removed.iter().map(|path| path.as_str().to_owned()).collect();
-    let gone = paths.clone();
-    paths.extend(changed.iter().map(|row| row.path.as_str().to_owned()));
-    if !paths.is_empty() {
-        let look = Call::new(
-            "SELECT e.path, e.digest FROM unnest($1::text[]) AS given (path)
-             JOIN entities e ON e.path = given.path COLLATE \"C\"",
-            values![paths],
-        );
-        let found = transaction.run(vec![look]).await?;
-        // Once each, though a path may be both removed and changed.
-        let old: HashMap<&str, &[u8]> = found[0].iter().map(|row| (row.get(0), row.get(1))).collect();
-        for digest in old.values() {
-            let digest: [u8; 16] = (*digest)
+    let mut touched: Vec<&str> = removed.iter().map(Path::as_str).collect();
+    touched.extend(changed.iter().map(|row| row.path.as_str()));
+    // Once each, though a path may be both removed and changed.
+    touched.sort_unstable();
+    touched.dedup();
+    // In steps, each with a limit of its own: how much has changed since the last write is not bounded.
+    for paths in touched.chunks(STEP) {
+        for digest in transaction.run(vec![digests_call(paths)]).await?.swap_remove(0) {
+            let digest: [u8; 16] = digest
+                .get::<_, &[u8]>(0)
                 .try_into()
                 .map_err(|_| DriverError::Damaged("a digest of the stored entities has not 16 bytes".to_owned()))?;
             mark.subtract(u128::from_be_bytes(digest));
         }
     }
-    let mut calls = Vec::new();
-    if !gone.is_empty() {
-        let sql =
-            "DELETE FROM entities e USING unnest($1::text[]) AS gone (path) WHERE e.path = gone.path COLLATE \"C\"";
-        calls.push(Call::new(sql, values![gone]));
+    for paths in removed.chunks(STEP) {
+        transaction.run(vec![delete_call(paths)]).await?;
     }
-    if !changed.is_empty() {
-        calls.push(put_call(&changed, &mut mark));
+    for rows in changed.chunks(STEP) {
+        transaction.run(vec![put_call(rows, &mut mark)]).await?;
     }
     mark.at = to;
-    calls.push(mark_call(&mark));
-    transaction.commit(calls).await.map_err(as_driver_error)?;
+    transaction.commit(vec![mark_call(&mark)]).await.map_err(as_driver_error)?;
     Ok(())
+}
+
+/// The digests of those that are there.
+fn digests_call(paths: &[&str]) -> Call {
+    let paths: Vec<String> = paths.iter().map(|path| (*path).to_owned()).collect();
+    Call::new(
+        "SELECT e.digest FROM unnest($1::text[]) AS given (path)
+         JOIN entities e ON e.path = given.path COLLATE \"C\"",
+        values![paths],
+    )
+}
+
+fn delete_call(paths: &[Path]) -> Call {
+    let paths: Vec<String> = paths.iter().map(|path| path.as_str().to_owned()).collect();
+    Call::new(
+        "DELETE FROM entities e USING unnest($1::text[]) AS gone (path) WHERE e.path = gone.path COLLATE \"C\"",
+        values![paths],
+    )
 }
 
 /// Writes rows, and adds them to the mark. One row for each path.
@@ -191,7 +206,7 @@ pub(super) async fn replace(driver: &PostgresDriver, epoch: Epoch, tree: StoredT
         )));
     }
     put_whole(transaction, &tree).await?;
-    driver.links.entities_damaged.store(false, Ordering::Release);
+    seen_sound(driver);
     Ok(())
 }
 

@@ -7,22 +7,33 @@ use tokio_postgres::Row;
 use super::super::encoding::decode_row;
 use super::super::{DriverError, LogPage, LogRow, check_no_gap};
 use super::connection::{Call, values};
-use super::schema::check_format;
+use super::schema::{check_format, own_row};
 use crate::revision::{Epoch, Revision, SubmissionId, Timestamp};
 
+/// The head of the log, alone or in brackets within another statement. Joined to others it would be found by reading the whole
+/// log, and not the end of its index.
+macro_rules! head {
+    () => {
+        "SELECT coalesce(max(revision), 0) FROM changes"
+    };
+}
+pub(super) use head;
+
 /// One statement, so that head, epoch and rows are of one moment. Without rows there is one line all the same.
-pub(super) const PAGE: &str = "
-    SELECT m.epoch, m.format, m.compacted, h.head, e.damaged,
+pub(super) const PAGE: &str = concat!(
+    "SELECT m.epoch, m.format, m.compacted, (",
+    head!(),
+    "), e.damaged, e.at,
            coalesce($4, (extract(epoch FROM clock_timestamp()) * 1000)::bigint),
            c.revision, c.at, c.submission, c.body
     FROM meta m
     CROSS JOIN entities_mark e
-    CROSS JOIN LATERAL (SELECT coalesce(max(revision), 0) AS head FROM changes) h
     LEFT JOIN LATERAL (
         SELECT revision, at, submission, body FROM changes
         WHERE revision > $1 AND m.epoch = $2 AND m.compacted <= $1 ORDER BY revision LIMIT $3
     ) c ON true
-    ORDER BY c.revision";
+    ORDER BY c.revision"
+);
 
 /// The rows after a revision with what is known of the store at that moment.
 pub(super) fn page_call(epoch: Epoch, after: Revision, rows_max: usize, now: Option<i64>) -> Call {
@@ -30,18 +41,25 @@ pub(super) fn page_call(epoch: Epoch, after: Revision, rows_max: usize, now: Opt
     Call::new(PAGE, values![after.0.cast_signed(), epoch.0, rows_max, now])
 }
 
+/// The written-behind entities, as a look at the log sees them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct StoredEntities {
+    pub(super) epoch: Epoch,
+    pub(super) at: Revision,
+    /// A start has found that they are not what was written.
+    pub(super) damaged: bool,
+}
+
 /// What a page's statement answers.
 pub(super) struct Page {
     pub(super) page: LogPage,
     pub(super) now: Timestamp,
-    pub(super) entities_damaged: bool,
+    pub(super) entities: StoredEntities,
 }
 
 /// Checks what was read against what the caller knows.
 pub(super) fn read_page(rows: &[Row], epoch: Epoch, after: Revision, rows_max: usize) -> Result<Page, DriverError> {
-    let first = rows.first().ok_or_else(|| {
-        DriverError::Unavailable("the store's own row is not there; the store is being made, or was emptied".to_owned())
-    })?;
+    let first = own_row(rows)?;
     let found = Epoch(first.get(0));
     check_format(first.get::<_, i32>(1).cast_unsigned())?;
     let compacted = column_revision(first, 2);
@@ -57,12 +75,13 @@ pub(super) fn read_page(rows: &[Row], epoch: Epoch, after: Revision, rows_max: u
     }
     let mut log = Vec::with_capacity(rows.len());
     for row in rows {
-        if row.get::<_, Option<i64>>(6).is_some() {
-            log.push(log_row(row, 6)?);
+        if row.get::<_, Option<i64>>(7).is_some() {
+            log.push(log_row(row, 7)?);
         }
     }
     check_no_gap(after, &log, rows_max, head)?;
-    Ok(Page { page: LogPage { rows: log, head }, now: Timestamp(first.get(5)), entities_damaged: first.get(4) })
+    let entities = StoredEntities { epoch, at: column_revision(first, 5), damaged: first.get(4) };
+    Ok(Page { page: LogPage { rows: log, head }, now: Timestamp(first.get(6)), entities })
 }
 
 pub(super) fn column_revision(row: &Row, column: usize) -> Revision {
@@ -77,9 +96,9 @@ pub(super) fn log_row(row: &Row, column: usize) -> Result<Arc<LogRow>, DriverErr
 }
 
 /// From the newest row back: what is asked for was usually committed a moment ago.
-pub(super) fn find_submission_call(submission: SubmissionId) -> Call {
+pub(super) fn find_submission_call(submission: SubmissionId, after: Revision) -> Call {
     Call::new(
-        "SELECT revision FROM changes WHERE submission = $1 ORDER BY revision DESC LIMIT 1",
-        values![submission.0],
+        "SELECT revision FROM changes WHERE submission = $1 AND revision > $2 ORDER BY revision DESC LIMIT 1",
+        values![submission.0, after.0.cast_signed()],
     )
 }

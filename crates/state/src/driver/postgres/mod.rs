@@ -77,6 +77,7 @@
 //! made when a table was empty must not be kept when it has grown.
 
 mod backup;
+mod burden;
 mod clock;
 mod compaction;
 mod connection;
@@ -201,7 +202,7 @@ impl PostgresStore {
             target: self.target.clone(),
             options: self.options.clone(),
             channel: format!("tidegate_{}", self.options.schema),
-            news: News::new(),
+            news: News::default(),
             clock: DatabaseClock::default(),
         })
     }

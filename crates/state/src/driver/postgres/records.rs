@@ -17,7 +17,7 @@ use super::super::record_index::{
 use super::super::{DriverError, RecordId, RecordRow, RecordWrite, StoredDocument};
 use super::connection::{Call, Connection, Value, values};
 use super::driver::PostgresDriver;
-use super::log::column_revision;
+use super::log::{column_revision, head};
 use super::settlement::column_number;
 use crate::record::{IndexDeclaration, RecordCursor, RecordPage, RecordQuery, Retention};
 use crate::revision::{Revision, Timestamp};
@@ -485,7 +485,7 @@ pub(super) async fn prune(
         .begin(vec![
             Call::new("SELECT pruned_to FROM record_kinds WHERE number = $1 FOR UPDATE", values![kind]),
             // What was committed up to here is seen by every statement after this one.
-            Call::plain("SELECT coalesce(max(revision), 0) FROM changes"),
+            Call::plain(head!()),
             Call::new(
                 "SELECT revision, sequence, keys FROM records WHERE kind = $1 AND at < $2
                  ORDER BY at, revision, sequence LIMIT $3 FOR UPDATE",

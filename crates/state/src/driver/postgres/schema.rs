@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres::{Client, Config, NoTls, Row};
 use uuid::Uuid;
 
 use super::super::entities_mark::EntitiesMark;
@@ -10,6 +10,7 @@ use super::super::format::Formats;
 use super::super::{DriverError, Meta};
 use super::Shared;
 use super::connection::{Call, Connection, Role, values};
+use super::log::head;
 use super::records::Kinds;
 use crate::record::IndexDeclaration;
 use crate::revision::{Epoch, Revision};
@@ -23,18 +24,22 @@ mod embedded {
     refinery::embed_migrations!("src/driver/postgres/migrations");
 }
 
-const META: &str = "SELECT epoch, installation, format, compacted,
-                           (SELECT coalesce(max(revision), 0) FROM changes) FROM meta";
+const META: &str = concat!("SELECT epoch, installation, format, compacted, (", head!(), ") FROM meta");
 
 /// The store's own row, and the head.
 pub(super) fn meta() -> Call {
     Call::plain(META)
 }
 
-pub(super) fn read_meta(rows: &[tokio_postgres::Row]) -> Result<Meta, DriverError> {
-    let row = rows.first().ok_or_else(|| {
+/// The row of a statement that reads the store's own.
+pub(super) fn own_row(rows: &[Row]) -> Result<&Row, DriverError> {
+    rows.first().ok_or_else(|| {
         DriverError::Unavailable("the store's own row is not there; the store is being made, or was emptied".to_owned())
-    })?;
+    })
+}
+
+pub(super) fn read_meta(rows: &[Row]) -> Result<Meta, DriverError> {
+    let row = own_row(rows)?;
     let meta = Meta {
         epoch: Epoch(row.get(0)),
         installation: row.get(1),

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 
 use super::super::encoding::{concerned_hooks, encode_row};
 use super::super::{Batch, Begun, CommitError, DriverError, Exception, Fence, LogRow, RequestId, Session, check_batch};
+use super::Shared;
 use super::connection::{Call, values};
 use super::driver::PostgresDriver;
 use super::link::OpenTransaction;
@@ -53,6 +54,7 @@ pub(super) async fn begin(
     let calls = vec![Call::new(LOCK, values![shared.lock_key("write")]), page_call(epoch, after, rows_max, None)];
     let (transaction, rows) = driver.links.commit.begin(calls).await?;
     let read = read_page(&rows[1], epoch, after, rows_max.max(1))?;
+    *driver.links.entities.lock() = Some(read.entities);
     let page = read.page;
     if page.rows.last().map_or(after, |row| row.revision) < page.head {
         // Dropping the transaction lets go.
@@ -69,7 +71,8 @@ pub(super) async fn begin(
             read.now
         }
     };
-    shared.news.seen(look, epoch, page.head);
+    // Nobody needs to be woken: the caller takes these rows in.
+    let _ = shared.news.seen(look, epoch, page.head);
     let session = PostgresSession { driver: driver.clone(), transaction, epoch, head: page.head, now };
     Ok(Begun { session: Box::new(session), rows: page.rows })
 }
@@ -95,7 +98,7 @@ impl Session for PostgresSession {
         let changes = changes.map_err(CommitError::NotCommitted)?;
         let mut calls = Vec::with_capacity(8);
         if !batch.rows.is_empty() {
-            calls.push(append_call(&batch.rows, &driver.shared().channel, new_head));
+            calls.push(append_call(&batch.rows, driver.shared(), new_head));
         }
         if changes.needs_look() {
             // Open records are read and locked before anything is sent that would commit.
@@ -121,7 +124,7 @@ impl Session for PostgresSession {
 }
 
 /// Appends rows of the log and tells of the new head.
-pub(super) fn append_call(rows: &[Arc<LogRow>], channel: &str, head: Revision) -> Call {
+pub(super) fn append_call(rows: &[Arc<LogRow>], shared: &Shared, head: Revision) -> Call {
     let (mut revisions, mut times, mut submissions) = (Vec::new(), Vec::new(), Vec::new());
     let (mut hooks, mut bodies) = (Vec::new(), Vec::new());
     for row in rows {
@@ -131,7 +134,7 @@ pub(super) fn append_call(rows: &[Arc<LogRow>], channel: &str, head: Revision) -
         hooks.push(hooks_text(row));
         bodies.push(encode_row(row));
     }
-    Call::new(APPEND, values![revisions, times, submissions, hooks, bodies, channel.to_owned(), head.to_string()])
+    Call::new(APPEND, values![revisions, times, submissions, hooks, bodies, shared.channel.clone(), head.to_string()])
 }
 
 /// The text of an array of numbers; arrays of arrays can't be of different lengths.

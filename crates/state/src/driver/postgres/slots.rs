@@ -11,7 +11,8 @@ use super::super::{DriverError, Fence, ServerId, ServerRow, SlotId, SlotRow, Slo
 use super::connection::{Call, values};
 use super::driver::PostgresDriver;
 use super::log::column_revision;
-use super::settlement::{column_fence, column_slot, transaction_time};
+use super::schema::{FORMAT, check_format, own_row};
+use super::settlement::{column_fence, column_number, column_slot, transaction_time};
 use crate::revision::{Revision, Timestamp};
 
 const ORDER: &str = "SELECT counter FROM tokens FOR UPDATE";
@@ -28,12 +29,15 @@ const FORGET: &str = concat!(
     " AND NOT EXISTS (SELECT FROM slots s WHERE s.owner = o.id)"
 );
 
-/// The lease is counted by the database from now, whatever the clock of who asks says.
+const FORMAT_OF_STORE: &str = "SELECT format FROM meta";
+
+/// The lease is counted by the database from now, whatever the clock of who asks says. A server that does not know the
+/// store's format is not entered, nor is its lease renewed: what it owns passes to those that know it.
 const ENTER: &str = concat!(
     "INSERT INTO servers (id, name, lease_until, draining, applied, hooks, load)
-     VALUES ($1, $2, $3 + ",
+     SELECT $1::uuid, $2::text, $3::bigint + ",
     transaction_time!("$4"),
-    ", $5, $6, $7, $8)
+    ", $5::boolean, $6::bigint, $7::text, $8::text WHERE (SELECT format FROM meta) <= $9
      ON CONFLICT (id) DO UPDATE SET name = excluded.name, lease_until = excluded.lease_until,
          draining = excluded.draining, applied = excluded.applied, hooks = excluded.hooks, load = excluded.load"
 );
@@ -44,6 +48,7 @@ const HEARTBEAT: &str = "
     UPDATE servers SET name = $2, draining = draining OR $5, applied = $6, hooks = $7, load = $8,
         lease_until = greatest(lease_until, $3 + coalesce($4, (extract(epoch FROM clock_timestamp()) * 1000)::bigint))
     WHERE id = $1 AND lease_until > coalesce($4, (extract(epoch FROM clock_timestamp()) * 1000)::bigint)
+      AND (SELECT format FROM meta) <= $9
     RETURNING coalesce($4, (extract(epoch FROM clock_timestamp()) * 1000)::bigint)";
 
 /// No heartbeat of an owner, or of this server, comes in between.
@@ -105,7 +110,8 @@ fn server_values(driver: &PostgresDriver, server: &ServerRow) -> Vec<super::conn
         server.draining,
         server.applied.0.cast_signed(),
         hooks,
-        load
+        load,
+        FORMAT.cast_signed()
     ]
 }
 
@@ -121,19 +127,26 @@ async fn in_order(driver: &PostgresDriver, calls: Vec<Call>) -> Result<Vec<Vec<R
 /// Enters a server. One that comes under the id that it had before owns nothing any more.
 pub(super) async fn join(driver: &PostgresDriver, server: &ServerRow) -> Result<(), DriverError> {
     let calls = vec![
+        Call::plain(FORMAT_OF_STORE),
         Call::new(FREE, values![server.id.0]),
         Call::new(FORGET, values![driver.shared().now_given()]),
         Call::new(ENTER, server_values(driver, server)),
     ];
-    in_order(driver, calls).await.map(drop)
+    let rows = in_order(driver, calls).await?;
+    check_format(column_number(own_row(&rows[0])?, 0))
 }
 
 pub(super) async fn heartbeat(driver: &PostgresDriver, server: &ServerRow) -> Result<(), DriverError> {
     let connection = driver.links.watch.get().await?;
     let sent = std::time::Instant::now();
     let call = Call::new(HEARTBEAT, server_values(driver, server));
-    let rows = connection.run(vec![call], driver.shared().options.answer_limit).await?;
-    let row = rows[0].first().ok_or(DriverError::LeaseLapsed)?;
+    let limit = driver.shared().options.answer_limit;
+    let rows = connection.run(vec![call], limit).await?;
+    let Some(row) = rows[0].first() else {
+        let rows = connection.run(vec![Call::plain(FORMAT_OF_STORE)], limit).await?;
+        check_format(column_number(own_row(&rows[0])?, 0))?;
+        return Err(DriverError::LeaseLapsed);
+    };
     driver.shared().clock.observe(Timestamp(row.get(0)), sent);
     Ok(())
 }

@@ -17,7 +17,7 @@ use super::connection::{Call, Connection, Role, values};
 use super::driver::{PostgresDriver, exceptions_sql, read_exceptions};
 use super::entities::{mark_call, put_call, read_log, read_table};
 use super::errors::is_deadlock;
-use super::log::column_revision;
+use super::log::{column_revision, head};
 use super::records::{Entries, Kinds, RecordChanges, damaged_keys, put_kind_call, read_kinds_call};
 use super::session::append_call;
 use super::settlement::{column_fence, column_number, column_request, exceptions_call, receipts_call};
@@ -235,7 +235,7 @@ impl PostgresStore {
             Call::plain("SELECT counter FROM tokens FOR UPDATE"),
             Call::plain("SELECT installation FROM meta FOR UPDATE"),
             Call::plain("SELECT at FROM entities_mark FOR UPDATE"),
-            Call::plain("SELECT coalesce(max(revision), 0) FROM changes"),
+            Call::plain(head!()),
         ])
         .await?;
         let counter = rows[2].first().map_or(0, |row| row.get::<_, i64>(0).cast_unsigned());
@@ -265,7 +265,7 @@ impl PostgresStore {
         ])
         .await?;
         for rows in state.log.chunks(STEP) {
-            run(vec![append_call(rows, &shared.channel, state.meta.head)]).await?;
+            run(vec![append_call(rows, &shared, state.meta.head)]).await?;
         }
         let mut mark = EntitiesMark { at: state.tree.revision, ..EntitiesMark::default() };
         for rows in state.tree.entities.chunks(STEP) {

@@ -15,7 +15,7 @@ use super::super::{
     Pending, RequestId, ServerId, ServerRow, Session, Settle, Settled, SlotId, SlotRow, SlotToken, StoredState,
     StoredTree, check_no_gap,
 };
-use super::stored::{ExceptionsOf, read_exceptions, read_head, read_log, read_log_row, read_stored};
+use super::stored::{ExceptionsOf, read_epoch, read_exceptions, read_head, read_log, read_log_row, read_stored};
 use super::writer::{Failed, Writer};
 use super::{Shared, Store, entities, records};
 use crate::clock::Clock;
@@ -239,17 +239,21 @@ impl Driver for SqliteDriver {
         }
     }
 
-    async fn find_submission(&self, submission: SubmissionId) -> Result<Option<Revision>, DriverError> {
+    async fn find_submission(
+        &self,
+        submission: SubmissionId,
+        after: Revision,
+    ) -> Result<Option<Revision>, DriverError> {
         if self.shared().uncertain.load(Ordering::Acquire) {
             return Err(DriverError::Unavailable(
                 "whether the last commit took place is known once the disk takes another write".to_owned(),
             ));
         }
         // From the newest row back: what is asked for was usually committed a moment ago.
-        let sql = "SELECT revision FROM changes WHERE submission = ?1 ORDER BY revision DESC LIMIT 1";
+        let sql = "SELECT revision FROM changes WHERE submission = ?1 AND revision > ?2 ORDER BY revision DESC LIMIT 1";
         self.read(move |connection| {
-            let found: Option<i64> =
-                connection.prepare_cached(sql)?.query_row([submission.0.as_bytes()], |row| row.get(0)).optional()?;
+            let wanted = rusqlite::params![submission.0.as_bytes(), after.0.cast_signed()];
+            let found: Option<i64> = connection.prepare_cached(sql)?.query_row(wanted, |row| row.get(0)).optional()?;
             Ok(found.map(|revision| Revision(revision.cast_unsigned())))
         })
         .await
@@ -333,10 +337,12 @@ impl Driver for SqliteDriver {
 
     async fn pending(&self, slot: SlotId, after: Revision, rows_max: usize) -> Result<Pending, DriverError> {
         // The rows first, then receipts and exceptions: what they are about is then among the rows, or later.
-        let mut page = PendingRows::default();
-        let in_tail = page.gather_from_tail(self.shared(), slot.hook, after, rows_max.max(1));
+        let in_tail = PendingRows::from_tail(self.shared(), slot.hook, after, rows_max.max(1));
         self.read(move |connection| {
-            let page = if in_tail { page } else { PendingRows::read(connection, slot.hook, after, rows_max.max(1))? };
+            let page = match in_tail {
+                Some(page) => page,
+                None => PendingRows::read(connection, slot.hook, after, rows_max.max(1))?,
+            };
             let sql = "SELECT revision, sequence FROM receipts WHERE hook = ?1 AND revision > ?2 AND revision <= ?3";
             let receipts = connection
                 .prepare_cached(sql)?
@@ -346,7 +352,8 @@ impl Driver for SqliteDriver {
                 })?
                 .collect::<rusqlite::Result<_>>()?;
             let exceptions = read_exceptions(connection, ExceptionsOf::Slot(slot))?;
-            Ok(Pending { rows: page.rows, receipts, exceptions, read_to: page.read_to, head: page.head })
+            let PendingRows { rows, read_to, head, epoch } = page;
+            Ok(Pending { rows, receipts, exceptions, read_to, head, epoch })
         })
         .await
     }
@@ -421,36 +428,39 @@ impl Writer {
 }
 
 /// The rows of one page of what waits in a slot.
-#[derive(Default)]
 struct PendingRows {
     rows: Vec<Arc<LogRow>>,
     read_to: Revision,
     head: Revision,
+    epoch: Epoch,
 }
 
 impl PendingRows {
-    /// Says whether the tail reached back far enough. It is looked at in steps, so that nobody waits for it for long.
-    fn gather_from_tail(&mut self, shared: &Shared, hook: HookNumber, after: Revision, rows_max: usize) -> bool {
-        self.read_to = after;
+    /// None where the tail does not reach back far enough. It is looked at in steps, so that nobody waits for it for long.
+    fn from_tail(shared: &Shared, hook: HookNumber, after: Revision, rows_max: usize) -> Option<Self> {
+        let epoch = shared.known.lock().epoch;
+        let mut page = PendingRows { rows: Vec::new(), read_to: after, head: after, epoch };
         loop {
-            let (step, head) = {
+            let step = {
                 let known = shared.known.lock();
-                (known.tail.after(self.read_to, TAIL_STEP), known.head)
+                if known.epoch != epoch {
+                    return None;
+                }
+                page.head = known.head;
+                known.tail.after(page.read_to, TAIL_STEP)?
             };
-            let Some(step) = step else { return false };
-            self.head = head;
             for row in &step {
                 if row.concerns(hook) {
-                    if self.rows.len() == rows_max {
-                        return true;
+                    if page.rows.len() == rows_max {
+                        return Some(page);
                     }
-                    self.rows.push(row.clone());
+                    page.rows.push(row.clone());
                 }
-                self.read_to = row.revision;
+                page.read_to = row.revision;
             }
             if step.len() < TAIL_STEP {
-                self.read_to = self.read_to.max(head);
-                return true;
+                page.read_to = page.read_to.max(page.head);
+                return Some(page);
             }
         }
     }
@@ -462,7 +472,7 @@ impl PendingRows {
         rows_max: usize,
     ) -> Result<Self, DriverError> {
         let head = read_head(connection)?;
-        let mut page = PendingRows { rows: Vec::new(), read_to: head, head };
+        let mut page = PendingRows { rows: Vec::new(), read_to: head, head, epoch: read_epoch(connection)? };
         let sql = "SELECT revision, at, submission, body, hooks FROM changes
                    WHERE revision > ?1 AND hooks IS NOT NULL ORDER BY revision";
         let mut statement = connection.prepare_cached(sql)?;

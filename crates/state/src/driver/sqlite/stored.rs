@@ -40,6 +40,10 @@ pub(super) fn read_head(connection: &Connection) -> rusqlite::Result<Revision> {
         .query_row([], |row| column_revision(row, 0))
 }
 
+pub(super) fn read_epoch(connection: &Connection) -> rusqlite::Result<Epoch> {
+    connection.prepare_cached("SELECT epoch FROM meta")?.query_row([], |row| Ok(Epoch(column_uuid(row, 0)?)))
+}
+
 /// What servers are told without the store being asked.
 pub(super) fn read_known(connection: &Connection, tail_bounds: (usize, usize)) -> Result<Known, DriverError> {
     let sql = "SELECT epoch, installation, token_counter, compacted FROM meta";

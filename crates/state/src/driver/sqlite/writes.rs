@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::super::encoding::{encode_hooks, encode_requested_change, outcome_number};
 use super::super::leases::LeaseChanges;
 use super::super::{Batch, DriverError, Exception, Fence, LogRow, Receipt, Settle, Settled, SlotToken, check_batch};
+use super::stored::read_epoch;
 use super::tail::Effect;
 use super::writer::Writer;
 use crate::revision::{Epoch, Revision, Timestamp};
@@ -262,9 +263,7 @@ impl Writer {
 
     /// Refuses what a caller knows of another store.
     pub(super) fn expect_epoch(&self, expected: Epoch) -> Result<(), DriverError> {
-        let sql = "SELECT epoch FROM meta";
-        let found: [u8; 16] = self.connection.prepare_cached(sql)?.query_row([], |row| row.get(0))?;
-        let found = Epoch(Uuid::from_bytes(found));
+        let found = read_epoch(&self.connection)?;
         if found == expected { Ok(()) } else { Err(DriverError::EpochChanged { expected, found }) }
     }
 

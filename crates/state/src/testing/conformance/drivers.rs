@@ -283,7 +283,12 @@ pub async fn d24_idle_writes_nothing(case: Case) {
     let counter: Ref<Counter> = Ref::root(case.id("n")).unwrap();
     put_counter(&case, cluster.server(0), &counter, 1).await;
     agree(&cluster, None).await;
-    cluster.server(0).core().write_entities().await.unwrap();
+    within("the entities are written", async {
+        while cluster.stored().await.tree.revision < cluster.stored().await.meta.head {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
     let mut before = cluster.stored().await;
     let rounds = cluster.points(0).count(point::UPKEEP_COMPACTION);
     within("200 rounds", async {

@@ -100,10 +100,14 @@ pub async fn d15_readers_see_every_row_in_order_while_many_commit(subject: Subje
 pub async fn d16_a_submission_is_found_by_its_id_while_its_row_is_kept(subject: Subject) {
     subject.put(5, &[]).await;
     for revision in 1..=5 {
-        let found = subject.driver.find_submission(submission(Revision(revision))).await.unwrap();
+        let found = subject.driver.find_submission(submission(Revision(revision)), Revision::ZERO).await.unwrap();
         assert_eq!(found, Some(Revision(revision)));
+        for (after, is_above) in [(revision - 1, true), (revision, false)] {
+            let found = subject.driver.find_submission(submission(Revision(revision)), Revision(after)).await.unwrap();
+            assert_eq!(found.is_some(), is_above);
+        }
     }
-    assert_eq!(subject.driver.find_submission(submission(Revision(6))).await.unwrap(), None);
+    assert_eq!(subject.driver.find_submission(submission(Revision(6)), Revision::ZERO).await.unwrap(), None);
 }
 
 /// Given a commit that was applied and one that was not, both answered as unknown, the submission tells them apart.
@@ -116,7 +120,7 @@ pub async fn d19_a_lost_answer_is_unknown_and_the_submission_says_what_happened(
         faults.next_commits([fault]);
         let batch = |head, now| Batch { rows: rows(head, now, 1, &[]), ..Batch::default() };
         assert!(matches!(subject.commit(batch).await, Err(CommitError::Unknown(_))));
-        let found = subject.driver.find_submission(submission(head.next())).await.unwrap();
+        let found = subject.driver.find_submission(submission(head.next()), Revision::ZERO).await.unwrap();
         assert_eq!(found, applied.then_some(head.next()));
     }
     faults.set_absent(true);

@@ -127,7 +127,7 @@ pub async fn k46_what_waits_is_read_page_by_page(subject: Subject) {
     let revisions =
         |pending: &crate::driver::Pending| pending.rows.iter().map(|row| row.revision.0).collect::<Vec<_>>();
     assert_eq!(revisions(&all), [1, 2, 3, 8, 9, 10]);
-    assert_eq!((all.read_to, all.head), (Revision(10), Revision(10)));
+    assert_eq!((all.read_to, all.head, all.epoch), (Revision(10), Revision(10), subject.epoch().await));
     assert_eq!(all.receipts, [request(1), request(3), request(8)]);
     assert_eq!(all.exceptions, std::slice::from_ref(&dead));
 

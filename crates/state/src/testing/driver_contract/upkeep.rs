@@ -89,7 +89,7 @@ pub async fn d41_compaction_takes_nothing_that_is_needed(subject: Subject) {
     let behind = subject.driver.begin(epoch, Revision(3), 10).await.map(|_| ());
     assert!(matches!(behind, Err(DriverError::Compacted { .. })), "{behind:?}");
     assert_eq!(subject.driver.read_log(epoch, Revision(9), 10).await.unwrap().rows.len(), 1);
-    assert_eq!(subject.driver.find_submission(super::submission(Revision(3))).await.unwrap(), None);
+    assert_eq!(subject.driver.find_submission(super::submission(Revision(3)), Revision::ZERO).await.unwrap(), None);
     assert_eq!(subject.put(1, &[]).await, Revision(11));
     // A row that is to be kept by its time keeps those after it, whatever time the clock gave them.
     subject.write_behind(Revision(10), Revision(11)).await;

@@ -6,8 +6,7 @@ use std::fmt;
 use super::{HistoryEvent, Line, RunOutcome};
 use crate::cluster_hook::Delivery;
 use crate::driver::{
-    ExceptionState, HookNumber, LogEntry, ReceiptOutcome, RequestAction, RequestId, ServerId, SlotId, SlotToken,
-    StoredState,
+    HookNumber, LogEntry, ReceiptOutcome, RequestAction, RequestId, ServerId, SlotId, SlotToken, StoredState,
 };
 use crate::revision::Revision;
 
@@ -94,17 +93,17 @@ pub struct Expectation {
 }
 
 #[derive(Debug, Clone)]
-struct RunLine {
-    line: usize,
+pub(super) struct RunLine {
+    pub(super) line: usize,
     server: String,
-    key: (HookNumber, String),
+    pub(super) key: (HookNumber, String),
     slot: SlotId,
     slot_token: SlotToken,
     token: u64,
-    request: RequestId,
+    pub(super) request: RequestId,
     attempt: u32,
-    snapshot: Revision,
-    delivery: Delivery,
+    pub(super) snapshot: Revision,
+    pub(super) delivery: Delivery,
     ended: Option<(usize, RunOutcome)>,
 }
 
@@ -128,16 +127,16 @@ pub fn check(lines: &[Line], expectation: &Expectation) -> Vec<HistoryViolation>
     checker.found
 }
 
-struct Checker<'a> {
+pub(super) struct Checker<'a> {
     lines: &'a [Line],
-    expectation: &'a Expectation,
+    pub(super) expectation: &'a Expectation,
     found: Vec<HistoryViolation>,
-    runs: Vec<RunLine>,
+    pub(super) runs: Vec<RunLine>,
     leases: HashMap<(SlotId, SlotToken), Held>,
 }
 
 impl Checker<'_> {
-    fn violation(&mut self, rule: Rule, lines: &[usize], what: String) {
+    pub(super) fn violation(&mut self, rule: Rule, lines: &[usize], what: String) {
         self.found.push(HistoryViolation { rule, what, lines: lines.to_vec() });
     }
 
@@ -259,6 +258,10 @@ impl Checker<'_> {
     /// What each start must satisfy by itself: G6, G9, G10, the slot's lease; and G4.
     fn starts(&mut self) {
         let runs = self.runs.clone();
+        let mut retried: HashMap<RequestId, Vec<Revision>> = HashMap::new();
+        for (_, request, at) in self.actions().filter(|(action, ..)| *action == RequestAction::Retry) {
+            retried.entry(request).or_default().push(at);
+        }
         let mut of_request: HashMap<RequestId, Vec<&RunLine>> = HashMap::new();
         for run in &runs {
             if run.snapshot < run.request.revision {
@@ -285,14 +288,22 @@ impl Checker<'_> {
                 let refused = self.lines[first.line..second.line].iter().any(|line| {
                     matches!(&line.event, HistoryEvent::Receipt { request: of, durable: false, .. } if *of == request)
                 });
-                let rejected = second.attempt > first.attempt;
+                // A completion whose writes are refused is a failure too, and the attempts of a letter begin anew.
+                let died = self.lines[first.line..second.line].iter().any(|line| {
+                    matches!(&line.event, HistoryEvent::Held { request: of, dead: true, durable: true, .. } if *of == request)
+                });
+                let revived = died && (retried.contains_key(&request) || first.delivery == Delivery::LatestState);
+                let rejected = second.attempt > first.attempt || revived || self.was_cancelled(first, second.line);
                 let handed_over = first.slot_token != second.slot_token
                     && (first.ended.is_none() || !self.held_at(first.slot, first.slot_token, second.line));
                 let was_handed_back =
                     first.ended.is_none_or(|(at, _)| !self.held_at(first.slot, first.slot_token, at) || refused);
-                let acted = self.lines[first.line..second.line]
-                    .iter()
-                    .any(|line| matches!(&line.event, HistoryEvent::Acted { request: of } if *of == request));
+                // Who acted writes that down when it has been answered, which may be after the run that it led to.
+                let between = |at: &Revision| first.snapshot < *at && *at <= second.snapshot;
+                let acted = retried.get(&request).is_some_and(|revisions| revisions.iter().any(between))
+                    || self.lines[first.line..second.line]
+                        .iter()
+                        .any(|line| matches!(&line.event, HistoryEvent::Acted { request: of } if *of == request));
                 // A run that ended while its lease held is only to be repeated when its receipt was lost with the lease.
                 let lost_receipt = handed_over && !self.has_durable_receipt(request, first.line, second.line);
                 if !(returned || rejected || refused || acted || handed_over && was_handed_back || lost_receipt) {
@@ -301,6 +312,20 @@ impl Checker<'_> {
                 }
             }
         }
+    }
+
+    /// A run for the latest state may be called off by letting go of an older request that it covered: its end is on record
+    /// with that one, and what came after it gets another run.
+    fn was_cancelled(&self, run: &RunLine, until: usize) -> bool {
+        run.delivery == Delivery::LatestState
+            && self.lines[run.line..until].iter().any(|line| match &line.event {
+                HistoryEvent::Receipt { request, outcome: ReceiptOutcome::Cancelled, durable: true, .. } => {
+                    request.hook == run.request.hook
+                        && *request <= run.request
+                        && self.expectation.keys.get(request) == Some(&run.key.1)
+                }
+                _ => false,
+            })
     }
 
     fn has_durable_receipt(&self, request: RequestId, from: usize, to: usize) -> bool {
@@ -330,7 +355,19 @@ impl Checker<'_> {
                     let what = format!("token {} of key {} follows {}", second.token, key.1, first.token);
                     self.violation(Rule::FallingToken, &[first.line, second.line], what);
                 }
-                if second.request < first.request {
+                // A run for the latest state that was not acknowledged has settled nothing: the next owner may know of fewer
+                // of the key's requests than it covered.
+                let settles = |line: &Line| match &line.event {
+                    HistoryEvent::Receipt { request, outcome, durable: true, .. } => {
+                        *request == first.request && matches!(outcome, ReceiptOutcome::Done | ReceiptOutcome::Coalesced)
+                    }
+                    HistoryEvent::Held { request, durable: true, .. } => *request == first.request,
+                    _ => false,
+                };
+                let unsettled = first.delivery == Delivery::LatestState
+                    && first.slot_token != second.slot_token
+                    && !self.lines[first.line..second.line].iter().any(settles);
+                if second.request < first.request && !unsettled {
                     let what = format!("key {}: {} ran after {}", key.1, second.request, first.request);
                     self.violation(Rule::FallingRevision, &[first.line, second.line], what);
                 }
@@ -344,7 +381,8 @@ impl Checker<'_> {
                 }
                 let durable = settled
                     .get(&first.request)
-                    .is_some_and(|places| places.iter().any(|place| *place > first.line && *place < second.line));
+                    .is_some_and(|places| places.iter().any(|place| *place > first.line && *place < second.line))
+                    || self.was_cancelled(first, second.line);
                 if same_lease && !durable {
                     let what = format!(
                         "key {}: {} started before it was durable how {} ended",
@@ -359,16 +397,23 @@ impl Checker<'_> {
     /// G5: receipts.
     fn receipts(&mut self) {
         let mut seen: HashMap<RequestId, usize> = HashMap::new();
+        let mut told: HashSet<(RequestId, SlotToken)> = HashSet::new();
+        let mut runs_of: HashMap<RequestId, Vec<usize>> = HashMap::new();
+        for (at, run) in self.runs.iter().enumerate() {
+            runs_of.entry(run.request).or_default().push(at);
+        }
         for (place, line) in self.lines.iter().enumerate() {
             let HistoryEvent::Receipt { request, fence, outcome, durable: true } = &line.event else { continue };
             if let Some(earlier) = seen.insert(*request, place) {
                 self.violation(Rule::SecondReceipt, &[earlier, place], format!("{request} was acknowledged twice"));
             }
+            told.insert((*request, fence.token));
+            let runs = || runs_of.get(request).into_iter().flatten().map(|at| &self.runs[*at]);
             // The line is written after the answer, so a lease that ended in between is not held against it: another
             // owner's lease line before it, with a run of its own, is.
-            let overtaken = self.runs.iter().find(|run| {
-                run.slot == fence.slot && run.slot_token > fence.token && run.request == *request && run.line < place
-            });
+            let overtaken =
+                runs().find(|run| run.slot == fence.slot && run.slot_token > fence.token && run.line < place);
+            let is_run = runs().any(|run| run.slot_token == fence.token);
             if let Some(run) = overtaken {
                 let what = format!(
                     "{request} was acknowledged under token {}, after it had run under {}",
@@ -377,7 +422,6 @@ impl Checker<'_> {
                 let line = run.line;
                 self.violation(Rule::ReceiptUnderLostToken, &[line, place], what);
             }
-            let is_run = self.runs.iter().any(|run| run.request == *request && run.slot_token == fence.token);
             let is_for_a_run = match outcome {
                 ReceiptOutcome::Done => is_run || self.is_action(*request),
                 ReceiptOutcome::Coalesced | ReceiptOutcome::Discarded | ReceiptOutcome::Cancelled => true,
@@ -390,15 +434,11 @@ impl Checker<'_> {
         let mut recorded: HashSet<RequestId> = HashSet::new();
         for (request, token) in &self.expectation.records {
             let slot_token = SlotToken(token >> 24);
-            let told = self.lines.iter().any(|line| {
-                matches!(&line.event, HistoryEvent::Receipt { request: of, durable: true, fence, .. }
-                    if of == request && fence.token == slot_token)
-            });
             // A server that died before the answer has told nobody.
             let stored = self.expectation.stored.as_ref().is_some_and(|stored| {
                 stored.receipts.iter().any(|receipt| receipt.request == *request && receipt.fence.token == slot_token)
             });
-            if !(told || stored) || !recorded.insert(*request) {
+            if !(told.contains(&(*request, slot_token)) || stored) || !recorded.insert(*request) {
                 let what = format!("a record of {request} under token {token} has no receipt of its own");
                 self.violation(Rule::StaleRecord, &[], what);
             }
@@ -407,11 +447,11 @@ impl Checker<'_> {
 
     fn is_action(&self, id: RequestId) -> bool {
         let Some(stored) = &self.expectation.stored else { return true };
-        stored
-            .log
-            .iter()
-            .filter(|row| row.revision == id.revision)
-            .any(|row| matches!(row.entries.get(id.sequence as usize), Some(LogEntry::Action { .. })))
+        // In the order of revisions.
+        let place = stored.log.binary_search_by_key(&id.revision, |row| row.revision);
+        place.is_ok_and(|place| {
+            matches!(stored.log[place].entries.get(id.sequence as usize), Some(LogEntry::Action { .. }))
+        })
     }
 
     /// Runs at once, under tokens that hold.
@@ -452,99 +492,6 @@ impl Checker<'_> {
                     format!("{} runs of hook {} at once on {server}, which has room for {room}", here.len(), hook.0);
                 self.violation(Rule::CapExceeded, &lines, what);
             }
-        }
-    }
-
-    /// G1, G2 and G3: the log's requests against receipts, letters and runs.
-    fn against_what_is_stored(&mut self) {
-        let Some(stored) = &self.expectation.stored else { return };
-        let mut requests: BTreeMap<RequestId, ()> = BTreeMap::new();
-        let mut let_go: HashSet<RequestId> = HashSet::new();
-        for row in &stored.log {
-            for (sequence, entry) in row.entries.iter().enumerate() {
-                let sequence = u32::try_from(sequence).unwrap_or(u32::MAX);
-                let id = |hook| RequestId { revision: row.revision, sequence, hook };
-                match entry {
-                    LogEntry::Change { hooks, .. } => requests.extend(hooks.iter().map(|hook| (id(*hook), ()))),
-                    LogEntry::Existing { hook, .. } => {
-                        requests.insert(id(*hook), ());
-                    }
-                    LogEntry::Action { request, action } => {
-                        if matches!(action, RequestAction::Discard | RequestAction::Cancel) {
-                            let_go.insert(*request);
-                        }
-                    }
-                }
-            }
-        }
-        let reaches_back = stored.meta.compacted;
-        let phantoms: Vec<(RequestId, usize)> = self
-            .runs
-            .iter()
-            .filter(|run| run.request.revision > reaches_back && !requests.contains_key(&run.request))
-            .map(|run| (run.request, run.line))
-            .collect();
-        let receipts: HashMap<RequestId, ReceiptOutcome> =
-            stored.receipts.iter().map(|receipt| (receipt.request, receipt.outcome)).collect();
-        let waiting: HashMap<RequestId, &ExceptionState> =
-            stored.exceptions.iter().map(|exception| (exception.request, &exception.state)).collect();
-        let watermarks: HashMap<SlotId, Revision> = stored.slots.iter().map(|row| (row.slot, row.watermark)).collect();
-        let lowest = |hook: HookNumber| {
-            watermarks
-                .iter()
-                .filter(|(slot, _)| slot.hook == hook)
-                .map(|(_, mark)| *mark)
-                .min()
-                .unwrap_or(Revision::ZERO)
-        };
-        // What a covering run saw, by key: the highest snapshot of a run whose receipt is durable.
-        let mut seen: HashMap<(HookNumber, &str), Revision> = HashMap::new();
-        let mut ran: HashSet<RequestId> = HashSet::new();
-        for run in &self.runs {
-            ran.insert(run.request);
-            if run.delivery == Delivery::LatestState && receipts.contains_key(&run.request) {
-                let best = seen.entry((run.key.0, run.key.1.as_str())).or_default();
-                *best = (*best).max(run.snapshot);
-            }
-        }
-        let mut lost: Vec<(RequestId, String)> = Vec::new();
-        for request in requests.keys() {
-            let covered_later = || {
-                let key = self.expectation.keys.get(request)?;
-                seen.get(&(request.hook, key.as_str())).map(|snapshot| *snapshot >= request.revision)
-            };
-            match (receipts.get(request), waiting.get(request)) {
-                (Some(ReceiptOutcome::Done), _) if !ran.contains(request) && !self.runs.is_empty() => {
-                    lost.push((*request, "has a receipt, but never ran".to_owned()));
-                }
-                (Some(ReceiptOutcome::Coalesced), _) if covered_later() == Some(false) => {
-                    let dead_behind = stored.exceptions.iter().any(|exception| {
-                        exception.request > *request
-                            && self.expectation.keys.get(&exception.request) == self.expectation.keys.get(request)
-                    });
-                    if !dead_behind {
-                        lost.push((*request, "was coalesced into no run that saw it".to_owned()));
-                    }
-                }
-                (Some(ReceiptOutcome::Discarded | ReceiptOutcome::Cancelled), _) if !let_go.contains(request) => {
-                    lost.push((*request, "was let go of by nobody".to_owned()));
-                }
-                (Some(_), _) | (None, Some(ExceptionState::Dead)) => {}
-                (None, Some(_)) if self.expectation.may_wait => {}
-                (None, None) if self.expectation.may_wait && request.revision > lowest(request.hook) => {}
-                (None, None) if let_go.contains(request) => {}
-                // Receipts at or below the watermark may have been pruned.
-                (None, None) if request.revision <= reaches_back => {}
-                (None, Some(state)) => lost.push((*request, format!("is {state:?} at the end"))),
-                (None, None) => lost.push((*request, "has no receipt and no dead letter".to_owned())),
-            }
-        }
-        for (request, line) in phantoms {
-            self.violation(Rule::Phantom, &[line], format!("no committed change asked for {request}"));
-        }
-        for (request, what) in lost {
-            let rule = if what.starts_with("has a receipt") { Rule::StaleEffect } else { Rule::LostRun };
-            self.violation(rule, &[], format!("{request} {what}"));
         }
     }
 }

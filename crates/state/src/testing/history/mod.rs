@@ -5,6 +5,7 @@
 //! opened for append, so that a kill loses none; lines of several files are merged by their time.
 
 mod checker;
+mod stored;
 
 use std::fs::File;
 use std::io::{self, Write as _};

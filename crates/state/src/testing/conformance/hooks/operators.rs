@@ -307,6 +307,19 @@ pub async fn k33_waiting_for_hooks_says_what_is_not_finished_and_keeps_its_limit
     }
     probe.release("a");
     assert!(state.wait_for_hooks(WaitForHooks::all().until(later)).await.unwrap().finished);
+    // Nobody runs this one yet, so nobody asks for what is there.
+    let existing = per_store("existing").from_existing();
+    state.register_only(existing.clone()).await.unwrap();
+    let wait = WaitForHooks::all().hook("existing");
+    match state.wait_for_hooks(wait.clone().limit(Duration::from_millis(100))).await {
+        Err(WaitError::HooksTimedOut { unfinished, .. }) => assert!(unfinished.contains("existing"), "{unfinished}"),
+        other => panic!("{other:?}"),
+    }
+    assert!(state.wait_for_hooks(WaitForHooks::all().hook("hook").limit(LIMIT)).await.unwrap().finished);
+    let second = Probe::new();
+    world.register(0, &existing, 4, &second).await;
+    assert!(state.wait_for_hooks(wait.limit(LIMIT)).await.unwrap().finished);
+    assert_eq!(second.seen().len(), 2, "both stores were there before it");
     world.finish().await;
 }
 

@@ -58,7 +58,11 @@ struct Restored {
     old_head: Revision,
     /// A submission that was lost.
     lost: SubmissionId,
+    /// Holds the runs of the keys "pending" and "running" that went at the restore, and none that began afterwards.
+    held: Held,
 }
+
+type Held = [Option<tokio::sync::watch::Sender<bool>>; 2];
 
 /// What values tell: whether a change is from before the backup, was lost, or was made afterwards.
 const LOST: u64 = 1_000;
@@ -99,12 +103,13 @@ async fn restored(case: &Case) -> Restored {
         server.flush().await.unwrap();
     }
     let old_epoch = world.cluster.server(0).snapshot().epoch();
+    let held = ["pending", "running"].map(|key| probe.keep_held(key));
     world.cluster.store().restore(backup).await.unwrap();
     for server in world.cluster.running() {
         server.flush().await.unwrap();
         assert_ne!(server.snapshot().epoch(), old_epoch);
     }
-    Restored { world, probe, resource, old_epoch, old_head, lost }
+    Restored { world, probe, resource, old_epoch, old_head, lost, held }
 }
 
 /// Whether a run for this value, the last of its key, was there, and every run of the key has ended.
@@ -116,14 +121,12 @@ fn has_run(probe: &Probe, value: u64) -> bool {
 /// D35: after a restore no hook runs for what was lost, what was pending at the backup runs, and what had run before it
 /// does not run again.
 pub async fn d35_hooks_run_for_what_the_backup_has(case: Case) {
-    let Restored { world, probe, old_epoch, .. } = restored(&case).await;
+    let Restored { world, probe, old_epoch, held, .. } = restored(&case).await;
     let before: Vec<usize> = (0..20).map(|number| probe.seen_of(&key(number)).len()).collect();
     // The run of the old epoch still goes when that of the new one begins.
-    let old = probe.keep_held("pending");
     probe.started("pending", 2).await;
     probe.until("it ends", |probe| probe.ended_of("pending") == 1).await;
-    drop(old);
-    probe.release("running");
+    drop(held);
     world.set(1, "after", NEW).await;
     assert!(world.hooks_finish(1).await.finished);
     let after: Vec<usize> = (0..20).map(|number| probe.seen_of(&key(number)).len()).collect();
@@ -139,8 +142,7 @@ pub async fn d35_hooks_run_for_what_the_backup_has(case: Case) {
 /// D36: revisions and requests of the lost part are given out again for other contents, and nothing that is known by them
 /// is taken for its namesake; a resource takes the first token of the new epoch, and none of the old one any more.
 pub async fn d36_numbers_of_two_epochs_are_not_confused(case: Case) {
-    let Restored { world, probe, resource, old_epoch, old_head, lost } = restored(&case).await;
-    let (pending, running) = (probe.keep_held("pending"), probe.keep_held("running"));
+    let Restored { world, resource, old_epoch, old_head, lost, held, .. } = restored(&case).await;
     let of_old = |resource: &Resource| -> Vec<Named> {
         resource.taken().into_iter().filter(|named| named.epoch == old_epoch).collect()
     };
@@ -154,7 +156,7 @@ pub async fn d36_numbers_of_two_epochs_are_not_confused(case: Case) {
     assert!(world.hooks_finish(0).await.finished, "no token of the new epoch was refused");
     // The runs that were lost with their requests come too late for the resource, and for the tree, if they come at all:
     // they are told to end, and made to after a while.
-    drop((pending, running));
+    drop(held);
     world.set(0, "late", NEW).await;
     assert!(world.hooks_finish(0).await.finished);
     let old = of_old(&resource);

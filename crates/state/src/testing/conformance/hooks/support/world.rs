@@ -44,9 +44,23 @@ impl World {
 
     /// Registers a hook on a server.
     pub(crate) async fn register(&mut self, server: usize, registration: &Registration, room: u32, probe: &Probe) {
+        let earlier_lives = self.lives_of(server).await;
         let handler = Arc::new(probe.clone());
         let handle = self.cluster.server(server).register(registration.clone(), room, handler).await.unwrap();
+        let is_first = self.handles.iter().all(|(of, _)| *of != server);
         self.handles.push((server, handle));
+        if is_first && !self.cluster.faults(server).is_absent() {
+            // Before the clock may be stepped: it would miss a step while it is still joining.
+            let joined = || async { self.lives_of(server).await.iter().any(|id| !earlier_lives.contains(id)) };
+            self.eventually("the server joins", joined).await;
+        }
+    }
+
+    /// The ids under which a server has joined, in this life and the ones before it.
+    async fn lives_of(&self, server: usize) -> Vec<crate::driver::ServerId> {
+        let name = self.cluster.server(server).server();
+        let rows = self.cluster.stored().await.servers;
+        rows.into_iter().filter(|row| row.name == *name).map(|row| row.id).collect()
     }
 
     pub(crate) async fn register_everywhere(&mut self, registration: &Registration, room: u32, probe: &Probe) {
