@@ -15,11 +15,7 @@ pub(crate) enum FolderError {
 /// Makes the folder, for its owner alone, and takes it for as long as what is returned is held.
 pub(crate) fn take(path: &Path, lock: &str) -> Result<File, FolderError> {
     let failed = |path: &Path, source: io::Error| FolderError::Unusable { path: path.to_path_buf(), source };
-    let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(path).map_err(|error| failed(path, error))?;
+    make_private(path).map_err(|error| failed(path, error))?;
     let lock_path = path.join(lock);
     let lock = File::create(&lock_path).map_err(|error| failed(&lock_path, error))?;
     match lock.try_lock() {
@@ -27,6 +23,15 @@ pub(crate) fn take(path: &Path, lock: &str) -> Result<File, FolderError> {
         Err(TryLockError::WouldBlock) => Err(FolderError::InUse { path: path.to_path_buf() }),
         Err(TryLockError::Error(error)) => Err(failed(&lock_path, error)),
     }
+}
+
+/// Makes a folder that is not there, for its owner alone.
+pub(crate) fn make_private(path: &Path) -> io::Result<()> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(path)
 }
 
 /// Replaces a file that only its owner may read.

@@ -29,6 +29,7 @@
 //! | parts on their way into the artifact store | `uploads` |
 //! | the page | `page`, `assets/` |
 //! | who may ask what: tokens, roles, the audit trail | [`access`] |
+//! | a server whose database does not answer yet | `waiting` |
 //! | a region's agent, and a node of it, as processes of their own | [`agent`], [`node`] |
 //!
 //! # Invariants
@@ -58,6 +59,7 @@ mod server;
 mod uploads;
 mod validation;
 mod views;
+mod waiting;
 
 pub use config::{ConfigError, ConfigFile};
 pub use database::drop_schema;

@@ -40,6 +40,7 @@ use crate::http::shares::Shares;
 use crate::http::tls::{Certificate, TlsError, TlsMetrics};
 use crate::routes;
 use crate::uploads::Uploads;
+use crate::waiting;
 
 /// Where a server listens if nobody says.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:7600";
@@ -57,6 +58,9 @@ pub struct Options {
     pub database: Option<String>,
     /// The schema of that database that the installation is in. Absent: as the file says, or `tidegate`.
     pub schema: Option<String>,
+    /// End if the database that is shared can't be reached, where the server would wait for it, answering that it is not
+    /// ready.
+    pub fail_fast: bool,
     /// Where to listen. Beyond loopback TLS and authentication are needed, unless `[access]` says
     /// otherwise by name. Port 0: any free one. Absent: as the file says, or [`DEFAULT_LISTEN`].
     pub listen: Option<SocketAddr>,
@@ -80,6 +84,7 @@ impl Options {
             data: data.into(),
             database: None,
             schema: None,
+            fail_fast: false,
             listen: None,
             config: ConfigFile::default(),
             config_path: None,
@@ -207,7 +212,8 @@ impl std::fmt::Debug for Handle {
 pub struct Server;
 
 impl Server {
-    /// Starts a server. When this returns it serves, and its regions serve what they did before.
+    /// Starts a server. When this returns it serves, and its regions serve what they did before. It does not as long as a
+    /// database that is shared can't be reached; dropped meanwhile, it ends.
     ///
     /// # Errors
     /// See [`StartError`].
@@ -224,7 +230,7 @@ impl Server {
         let listener = TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
         let address = listener.local_addr().map_err(|source| StartError::Listen { address, source })?;
 
-        let state = database::open(&options, address).await?;
+        let (state, listener) = waiting::open(&options, address, listener, certificate.as_ref()).await?;
         match open(&options, address, authentication, certificate, &state, listener).await {
             Ok(opened) => {
                 opened.app.set_not_ready(None);

@@ -82,6 +82,26 @@ impl Failure {
     }
 }
 
+/// What helps where no server could be reached. Where one answers and is not believed, starting another does not.
+fn to_reach(reason: &str) -> &'static str {
+    let certificate = reason.contains("invalid peer certificate");
+    if certificate && reason.contains("UnknownIssuer") {
+        "This machine does not know the authority that signed the server's certificate: name the authority's certificate with \
+         --ca or TIDEGATE_CA."
+    } else if certificate && reason.contains("CaUsedAsEndEntity") {
+        "The server's certificate is an authority's own, and no server may use one: give the server a certificate that is \
+         made without CA:TRUE, or signed by that authority."
+    } else if certificate && reason.contains("NotValidForName") {
+        "Name the server in --url or TIDEGATE_URL as its certificate does."
+    } else if certificate {
+        "Mend the server's certificate, or name the authority that signed it with --ca or TIDEGATE_CA."
+    } else if reason.contains("invalid HTTP version") {
+        "What listens there does not speak plain HTTP: write https:// in --url or TIDEGATE_URL if it is a server with TLS."
+    } else {
+        "Start one with `tidegate server --data DIR`, or name another with --url or TIDEGATE_URL."
+    }
+}
+
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         let text = error.to_string();
@@ -95,7 +115,7 @@ impl From<ClientError> for Failure {
                 } else {
                     "It is not known whether the server got the request."
                 },
-                "Start one with `tidegate server --data DIR`, or name another with --url or TIDEGATE_URL.",
+                to_reach(&reason),
             )
             .with_exit(Exit::Unreachable),
             ClientError::Url { url, reason } => Failure::usage(

@@ -83,7 +83,10 @@ pub fn run(registry: Registry) -> ExitCode {
 /// would be printed there too, and panic in whatever task has logged.
 fn start_log(default: &str) {
     use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_env("TIDEGATE_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    let filter = EnvFilter::try_from_env("TIDEGATE_LOG").unwrap_or_else(|_| {
+        // What it has to say of a certificate is in the error as well.
+        EnvFilter::new(format!("{default},rustls_platform_verifier=off"))
+    });
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))

@@ -23,6 +23,7 @@
 //! | `/garbage/{id}` | [`Garbage`] | rollout |
 //! | `/uptime/control-plane`, `…/marks/last` | [`Uptime`], [`UptimeMark`] | the uptime hook |
 //! | `/artifact-store/source` | [`SourceStore`] | the first server |
+//! | `/version-floor/stores` | [`VersionFloor`] | restores |
 //!
 //! Nothing here decides anything: decisions are in [`crate::controller`], users' actions in [`crate::operations`].
 
@@ -43,6 +44,7 @@ mod source_store;
 mod store;
 mod uptime;
 mod version;
+mod version_floor;
 mod wake;
 
 pub use assignment::{ArtifactId, Assignment, EmbeddedPermission, Held};
@@ -68,4 +70,5 @@ pub use source_store::SourceStore;
 pub use store::{EmbeddedSwap, Freshness, Limits, OnNewPush, Retention, SchemaMode, Store};
 pub use uptime::{Gap, Uptime, UptimeMark};
 pub use version::{RegionVersion, RolledBack, Version, VersionData, VersionManifest, VersionStatus};
+pub use version_floor::VersionFloor;
 pub use wake::Wake;

@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tidegate_state::{Ref, Transaction};
+use tidegate_state::{Ref, Transaction, TransactionError};
 use uuid::Uuid;
 
 use super::{OperationError, Operations, OperatorAction, check_folder_name, check_name, phase_word, step, store_of};
-use crate::entities::{Assignment, Garbage, GarbageKind, GarbageState, Push, PushName, Region, Store, Version};
+use crate::entities::{
+    Assignment, Garbage, GarbageKind, GarbageState, Push, PushName, Region, Store, Version, VersionFloor,
+};
 
 /// The most partitions that a store may have.
 pub(super) const PARTITIONS_MAX: u32 = 4_096;
@@ -45,6 +47,12 @@ impl NewStore {
     }
 }
 
+/// The number of the first version of a store that is made now.
+fn first_version(transaction: &mut Transaction) -> Result<u64, TransactionError> {
+    let place = Ref::<VersionFloor>::root(VersionFloor::ID).map_err(TransactionError::Path)?;
+    Ok(transaction.get(&place)?.map_or(1, |floor| floor.next_version))
+}
+
 impl Operations {
     /// Creates a store. `settle` sets what differs from the defaults.
     ///
@@ -59,7 +67,7 @@ impl Operations {
         let by = by.to_owned();
         self.write(move |transaction, _| {
             check_folder_name("store's name", &new.name)?;
-            let place = Ref::<Store>::root(new.name.clone()).map_err(tidegate_state::TransactionError::Path)?;
+            let place = Ref::<Store>::root(new.name.clone()).map_err(TransactionError::Path)?;
             if transaction.get(&place)?.is_some() {
                 return Err(OperationError::StoreExists { store: new.name.clone() });
             }
@@ -67,6 +75,7 @@ impl Operations {
             store.partitions = new.partitions.unwrap_or(store.partitions);
             store.hook_overrides = new.hook_overrides.clone();
             settle(&mut store);
+            store.next_version = first_version(transaction)?;
             check_settings(&store)?;
             transaction.create(&place, store.clone())?;
             OperatorAction::new(transaction, "create store", &by, "").on_store(&new.name).keep(transaction)?;
@@ -163,13 +172,11 @@ impl Operations {
                 }
             }
             for (push, _) in &pushes {
-                transaction
-                    .delete(&Ref::<PushName>::root(push.id()).map_err(tidegate_state::TransactionError::Path)?)?;
+                transaction.delete(&Ref::<PushName>::root(push.id()).map_err(TransactionError::Path)?)?;
             }
             let_artifacts_go(transaction, &name, &place, &store)?;
             for (region, _) in transaction.roots::<Region>()? {
-                let assignment =
-                    region.child::<Assignment>(name.clone()).map_err(tidegate_state::TransactionError::Path)?;
+                let assignment = region.child::<Assignment>(name.clone()).map_err(TransactionError::Path)?;
                 transaction.delete(&assignment)?;
             }
             transaction.delete(&place)?;
@@ -195,7 +202,7 @@ fn let_artifacts_go(
             due_at: now.after(store.retention.grace()),
             state: GarbageState::Waiting,
         };
-        let entry = Ref::root(Garbage::artifact_entry(artifact)).map_err(tidegate_state::TransactionError::Path)?;
+        let entry = Ref::root(Garbage::artifact_entry(artifact)).map_err(TransactionError::Path)?;
         transaction.put(&entry, garbage)?;
     }
     Ok(())

@@ -66,8 +66,25 @@ impl AuditRecord {
         key.falling(self.at.0).falling(i64::try_from(self.revision).unwrap_or(i64::MAX))
     }
 
+    /// That somebody at the machine put a backup back. Nobody asked a server for it, and no token was needed.
+    pub(crate) fn of_restore(at: Timestamp, by: &str, target: &str) -> Self {
+        Self {
+            at,
+            revision: 0,
+            user: by.to_owned(),
+            role: None,
+            token: None,
+            request: String::new(),
+            route: "tidegate restore".to_owned(),
+            target: target.to_owned(),
+            store: None,
+            outcome: AuditOutcome::Done,
+            status: None,
+        }
+    }
+
     /// Appends it to a transaction, and so to its place in the trail.
-    pub(super) fn append(&self, transaction: &mut Transaction) -> Result<(), TransactionError> {
+    pub(crate) fn append(&self, transaction: &mut Transaction) -> Result<(), TransactionError> {
         let record = Self { revision: transaction.revision().0, ..self.clone() };
         transaction.append(&record)?;
         Ok(())

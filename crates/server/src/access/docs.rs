@@ -1,10 +1,13 @@
 //! `docs/access.md`, made from the table.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use tidegate_api::Role;
+use tidegate_api::{Role, Setting};
 
+use super::config::{AccessSection, Authentication, TlsSection};
 use super::table::{Rule, TABLE, Who};
+use crate::config::{LimitsSection, ServerLimits};
 
 /// Set to write the page instead of comparing it.
 const WRITE: &str = "TIDEGATE_WRITE_DOCS";
@@ -36,6 +39,42 @@ A session of the page (signing in with a token) reads what its token may read, a
 |---|---|---|---|---|---|---|---|
 ";
 
+const LIMITS_HEAD: &str = "
+## Limits
+
+Each is a setting of the file that `--config` names, by this name (`server.limits.reads` is `reads` under
+`[server.limits]`). `tidegate config show` says which are in force. Besides, a server has at most 8 192 connections, and
+1 024 from one address beyond loopback.
+
+| setting | default | what it bounds |
+|---|---|---|
+";
+
+const LIMITS: &[(&str, &str)] = &[
+    ("server.limits.body_bytes", "bytes of a request's body, but for manifests and parts"),
+    ("server.limits.manifest_bytes", "bytes of a manifest"),
+    ("server.limits.part_bytes", "bytes of a part"),
+    ("server.limits.requests", "requests at once, but for those below; further ones are refused (503)"),
+    ("server.limits.reads", "look-ups in batches at once"),
+    ("server.limits.uploads", "parts that are received at once"),
+    ("server.limits.watches", "open watch streams"),
+    ("server.limits.request_seconds", "seconds that a request may take; parts and watches have a limit on silence"),
+    ("server.limits.batch_keys", "keys in a batch"),
+    ("access.limits.requests_per_second", "requests of one token, or one address, in the long run (429 beyond)"),
+    ("access.limits.requests_burst", "how many of these may come at once"),
+    ("access.limits.look_ups_per_second", "look-ups of one token, or one address, in the long run"),
+    ("access.limits.look_ups_burst", "how many of these may come at once"),
+    ("access.limits.wrong_tokens_burst", "wrong tokens of one address at once; one more every two seconds"),
+];
+
+fn defaults() -> BTreeMap<String, Setting> {
+    let mut settings = ServerLimits::default().settings(&LimitsSection::default());
+    let (access, tls) = (AccessSection::default(), TlsSection::default());
+    settings.extend(super::config::settings(Authentication::Off, &access, &tls, &[]));
+    settings.retain(|name, _| name.contains(".limits."));
+    settings
+}
+
 fn render() -> String {
     let mut text = HEAD.to_owned();
     for rule in TABLE {
@@ -47,6 +86,12 @@ fn render() -> String {
         }
         let _ = writeln!(text, " {} |", rule.scope.words());
     }
+    text.push_str(LIMITS_HEAD);
+    let defaults = defaults();
+    for (name, meaning) in LIMITS {
+        let value = defaults.get(*name).map_or("?", |setting| &setting.value);
+        let _ = writeln!(text, "| `{name}` | {value} | {meaning} |");
+    }
     text
 }
 
@@ -57,6 +102,15 @@ fn cell(rule: &Rule, role: Role) -> &'static str {
         Who::Roles(_) if matches!(role, Role::Team | Role::Region) && !rule.scope.words().is_empty() => "◐",
         Who::Roles(_) => "●",
     }
+}
+
+#[test]
+fn every_limit_is_on_the_page() {
+    let told: Vec<&str> = LIMITS.iter().map(|(name, _)| *name).collect();
+    let mut there: Vec<String> = defaults().into_keys().collect();
+    there.retain(|name| !told.contains(&name.as_str()));
+    assert!(there.is_empty(), "{there:?} are settings that the page does not tell of");
+    assert!(!render().contains("| ? |"), "the page tells of settings that there are not");
 }
 
 #[test]

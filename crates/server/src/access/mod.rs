@@ -54,7 +54,7 @@ pub(crate) use exposure::{Exposed, authentication};
 pub(crate) use guard::{Asked, Gate, guard};
 pub(crate) use metrics::AccessMetrics;
 pub(crate) use refusal::Refusal;
-pub(crate) use token::Token;
+pub(crate) use token::{Revoked, Token};
 pub(crate) use tokens::{create, first_admin, list, revoke};
 
 use config::{AccessLimits, Authentication};

@@ -12,8 +12,10 @@ use tidegate_state::driver::sqlite::{SqliteOptions, SqliteStore};
 use tidegate_state::driver::{Driver, LogEntry, Meta, SlotToken, StoredDocument};
 use tidegate_state::{DriverError, Entity, Timestamp};
 
+use super::tokens::Revocations;
 use super::versions::Known;
 use super::{BackupFailure, blocking};
+use crate::access::{Revoked, Token};
 
 /// What is there before a restore.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -51,13 +53,15 @@ pub struct Installed {
 pub(super) struct Looked {
     pub(super) at_hand: AtHand,
     pub(super) known: Known,
+    /// Which tokens are revoked in it; none where that can't be told, or where it is another installation's.
+    pub(super) revoked: Option<Revocations>,
     /// The highest token that it has given out, where a new file is to take its place.
     pub(super) tokens: SlotToken,
 }
 
 impl Looked {
     fn without_state(at_hand: AtHand) -> Self {
-        Looked { at_hand, known: Known::default(), tokens: SlotToken(0) }
+        Looked { at_hand, known: Known::default(), revoked: None, tokens: SlotToken(0) }
     }
 }
 
@@ -81,7 +85,7 @@ pub(super) async fn look_at_file(file: &Path, header: &BackupHeader) -> Result<L
     // Closing it ends its write-ahead log, and takes a moment.
     blocking(move || drop((driver, store))).await?;
     Ok(match looked {
-        Ok((at_hand, known)) => Looked { at_hand, known, tokens },
+        Ok(looked) => Looked { tokens, ..looked },
         Err(error) => Looked { tokens, ..Looked::without_state(AtHand::Unreadable { why: error.to_string() }) },
     })
 }
@@ -92,7 +96,7 @@ pub(super) async fn look_at_shared(store: &PostgresStore, header: &BackupHeader)
         return Ok(Looked::without_state(AtHand::Absent));
     }
     match look(&*store.driver(), header).await {
-        Ok((at_hand, known)) => Ok(Looked { at_hand, known, tokens: SlotToken(0) }),
+        Ok(looked) => Ok(looked),
         Err(error @ DriverError::Damaged(_)) => {
             Ok(Looked::without_state(AtHand::Unreadable { why: error.to_string() }))
         }
@@ -101,16 +105,19 @@ pub(super) async fn look_at_shared(store: &PostgresStore, header: &BackupHeader)
     }
 }
 
-async fn look(driver: &dyn Driver, header: &BackupHeader) -> Result<(AtHand, Known), DriverError> {
+async fn look(driver: &dyn Driver, header: &BackupHeader) -> Result<Looked, DriverError> {
     let meta = driver.meta().await?;
     let tree = driver.load().await?;
     let log = driver.read_log(meta.epoch, tree.revision, usize::MAX).await?;
     let mut stores: HashMap<String, StoredDocument> = HashMap::new();
     let mut pushes: HashSet<tidegate_state::Path> = HashSet::new();
+    let mut tokens: HashMap<String, StoredDocument> = HashMap::new();
+    let mut highest = 0;
     let mut changed_at = Timestamp::default();
     for row in tree.entities {
         match (row.path.collection(), row.path.depth()) {
             (Store::COLLECTION, 1) => drop(stores.insert(row.path.id().into_owned(), row.document)),
+            (Token::COLLECTION, 1) => drop(tokens.insert(row.path.id().into_owned(), row.document)),
             (Push::COLLECTION, 2) => {
                 pushes.insert(row.path);
             }
@@ -122,8 +129,15 @@ async fn look(driver: &dyn Driver, header: &BackupHeader) -> Result<(AtHand, Kno
         for entry in &row.entries {
             let LogEntry::Change { path, after, .. } = entry else { continue };
             match (path.collection(), path.depth(), after) {
-                (Store::COLLECTION, 1, Some(after)) => drop(stores.insert(path.id().into_owned(), after.clone())),
-                (Store::COLLECTION, 1, None) => drop(stores.remove(&*path.id())),
+                (Store::COLLECTION, 1, Some(after)) => {
+                    let before = stores.insert(path.id().into_owned(), after.clone());
+                    highest = highest.max(before.as_ref().map_or(0, number_of));
+                }
+                (Store::COLLECTION, 1, None) => {
+                    highest = highest.max(stores.remove(&*path.id()).as_ref().map_or(0, number_of));
+                }
+                (Token::COLLECTION, 1, Some(after)) => drop(tokens.insert(path.id().into_owned(), after.clone())),
+                (Token::COLLECTION, 1, None) => drop(tokens.remove(&*path.id())),
                 (Push::COLLECTION, 2, Some(_)) => {
                     pushes.insert(path.clone());
                 }
@@ -146,14 +160,25 @@ async fn look(driver: &dyn Driver, header: &BackupHeader) -> Result<(AtHand, Kno
         stores: stores.len() as u64,
         pushes: pushes.len() as u64,
     };
-    let known =
-        Known { goes_on: goes_on(&meta, header), stores: stores.into_iter().filter_map(next_version).collect() };
-    Ok((AtHand::Installed(installed), known))
+    highest = stores.values().map(number_of).fold(highest, u64::max);
+    let stores = stores.into_iter().filter_map(next_version).collect();
+    let known = Known { goes_on: goes_on(&meta, header), stores, highest };
+    let revoked = installed.same_installation.then(|| tokens.into_iter().filter_map(revoked).collect());
+    Ok(Looked { at_hand: AtHand::Installed(installed), known, revoked, tokens: SlotToken(0) })
 }
 
 fn next_version((name, document): (String, StoredDocument)) -> Option<(String, (uuid::Uuid, u64))> {
     let store: Store = serde_json::from_str(&document.json).ok()?;
     Some((name, (store.incarnation, store.next_version)))
+}
+
+fn number_of(document: &StoredDocument) -> u64 {
+    serde_json::from_str::<Store>(&document.json).map_or(0, |store| store.next_version)
+}
+
+fn revoked((id, document): (String, StoredDocument)) -> Option<(String, Revoked)> {
+    let token: Token = serde_json::from_str(&document.json).ok()?;
+    Some((id, token.revoked?))
 }
 
 /// Whether a database has everything that was committed since the backup, as far as can be told: it counts in the same

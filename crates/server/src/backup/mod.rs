@@ -6,6 +6,7 @@
 //! | taking a backup | [`back_up`], `take` |
 //! | what a backup would replace, and carrying that out | [`Restoration`], `restore` |
 //! | the numbers of versions after a restore | `versions` |
+//! | tokens after a restore | `tokens` |
 //! | the artifacts that a tree names, and where they lie | `artifacts` |
 //! | the database that is there before a restore | `at_hand` |
 //! | putting a new database file in the place of the old one | `swap` |
@@ -15,7 +16,7 @@
 //!   of PostgreSQL, keeps it to one revision. So it works whether servers are up, down or stuck, and needs no token that
 //!   whoever can read the database would not have.
 //! - A restore keeps the installation's id, begins an epoch, and raises the next version of every store above all that can
-//!   have been given out: see [`versions`].
+//!   have been given out: see [`versions`]. Tokens that were revoked since the backup stay so, and sessions end.
 //! - A file is restored with no server on the folder: its lock is taken. Servers on PostgreSQL may be up: the database is
 //!   replaced in one transaction, and they notice the epoch and load what is there.
 
@@ -24,6 +25,7 @@ mod at_hand;
 mod restore;
 mod swap;
 mod take;
+mod tokens;
 pub mod versions;
 
 use std::path::PathBuf;

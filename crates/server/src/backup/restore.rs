@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tidegate_dataset::artifact::{ArtifactError, ArtifactStore};
 use tidegate_rollout::entities::{Push, SourceStore, Store};
+use tidegate_rollout::operations::OperatorAction;
 use tidegate_state::backup::{Backup, BackupHeader, OpenBackup};
 use tidegate_state::driver::SlotToken;
 use tidegate_state::{Attributes, Clock, Ref, StateOptions, SystemClock, Transaction, TransactionError, WriteError};
@@ -15,7 +16,8 @@ use tidegate_state::{Attributes, Clock, Ref, StateOptions, SystemClock, Transact
 use super::artifacts::{copy, missing};
 use super::at_hand::{AtHand, Looked, look_at_file, look_at_shared};
 use super::take::folder_beside;
-use super::{BackupFailure, CopyError, Database, NamedArtifact, Place, blocking, swap, versions};
+use super::{BackupFailure, CopyError, Database, NamedArtifact, Place, blocking, swap, tokens, versions};
+use crate::access::AuditRecord;
 use crate::data_folder;
 use crate::database::with_records;
 
@@ -34,6 +36,8 @@ pub struct Restoration {
     /// What of the following is in the backup.
     from_included: Vec<NamedArtifact>,
     facts: Facts,
+    /// How many tokens it revokes again; none where the database at hand can't tell which were.
+    revoked: Option<u64>,
     /// No server starts on the folder as long as this is held.
     _lock: Option<File>,
 }
@@ -65,6 +69,9 @@ pub struct Restored {
     pub pushes: u64,
     /// What was replaced.
     pub replaced: AtHand,
+    /// How many of its tokens were revoked since the backup, and are so again. Absent where what was replaced can't tell:
+    /// then every token that held when the backup was taken holds again.
+    pub revoked: Option<u64>,
     /// Where the replaced database file is now.
     pub kept: Option<PathBuf>,
     /// Artifacts that came from the backup.
@@ -78,15 +85,20 @@ pub struct Restored {
 impl Restoration {
     /// Reads a backup whole, and looks at what it would replace and at its artifacts. `included` is the folder of a backup
     /// with artifacts; absent, the one beside the file if there is one. The data folder is taken, so that no server starts
-    /// on it.
+    /// on it. `by` is who restores, for the records.
     ///
     /// # Errors
     /// See [`BackupFailure`]. Nothing was changed.
-    pub async fn prepare(place: &Place, from: &Path, included: Option<&Path>) -> Result<Restoration, BackupFailure> {
+    pub async fn prepare(
+        place: &Place,
+        from: &Path,
+        included: Option<&Path>,
+        by: &str,
+    ) -> Result<Restoration, BackupFailure> {
         let path = from.to_owned();
         let backup = blocking(move || Backup::read(&path)).await??;
         let database = place.database()?;
-        let (lock, Looked { at_hand, known, tokens }) = match (&database, &place.data) {
+        let (lock, Looked { at_hand, known, revoked, tokens }) = match (&database, &place.data) {
             (Database::File(file), Some(data)) => {
                 let lock = data_folder::take(data, crate::server::LOCK)?;
                 (Some(lock), look_at_file(file, backup.header()).await?)
@@ -97,8 +109,8 @@ impl Restoration {
         let mut options = with_records(StateOptions::new("restore"));
         options.transaction_budget = BUDGET;
         let backup = backup.open(options).await.map_err(|error| BackupFailure::Content(error.to_string()))?;
-        let known = Arc::new(known);
-        raise_numbers(&backup, known).await?;
+        let count = renew(&backup, Arc::new((known, revoked.clone().unwrap_or_default())), by).await?;
+        let revoked = revoked.map(|_| count);
 
         let snapshot = backup.state().snapshot();
         let named = NamedArtifact::all_of(&snapshot);
@@ -133,7 +145,18 @@ impl Restoration {
             missing: lacking,
             other_store,
         };
-        Ok(Restoration { backup, database, tokens, artifacts, included, mark, from_included, facts, _lock: lock })
+        Ok(Restoration {
+            backup,
+            database,
+            tokens,
+            artifacts,
+            included,
+            mark,
+            from_included,
+            facts,
+            revoked,
+            _lock: lock,
+        })
     }
 
     /// What the backup says of itself.
@@ -146,6 +169,18 @@ impl Restoration {
     #[must_use]
     pub fn at_hand(&self) -> &AtHand {
         &self.facts.at_hand
+    }
+
+    /// Whether what is replaced is gone then: a file is kept beside the new one, a shared database is not.
+    #[must_use]
+    pub fn keeps_nothing(&self) -> bool {
+        matches!(self.database, Database::Shared(_)) && !matches!(self.facts.at_hand, AtHand::Absent)
+    }
+
+    /// Whether it is known where the artifacts are, so that they were looked at.
+    #[must_use]
+    pub fn knows_artifacts(&self) -> bool {
+        self.artifacts.is_some()
     }
 
     /// How many stores and pushes the backup has.
@@ -179,7 +214,8 @@ impl Restoration {
     /// # Errors
     /// See [`BackupFailure`]; then the database is as it was.
     pub async fn carry_out(self) -> Result<Restored, BackupFailure> {
-        let Restoration { backup, database, tokens, artifacts, included, mark, from_included, facts, _lock } = self;
+        let Restoration { backup, database, tokens, artifacts, included, mark, from_included, facts, revoked, _lock } =
+            self;
         let mut not_copied = Vec::new();
         if let (Some(artifacts), Some(included)) = (&artifacts, &included) {
             not_copied = copy(included, artifacts, &from_included).await;
@@ -211,6 +247,7 @@ impl Restoration {
             stores: facts.stores,
             pushes: facts.pushes,
             replaced: facts.at_hand,
+            revoked,
             kept,
             copied: copied.collect(),
             not_copied,
@@ -219,14 +256,37 @@ impl Restoration {
     }
 }
 
-async fn raise_numbers(backup: &OpenBackup, known: Arc<versions::Known>) -> Result<(), BackupFailure> {
+/// Changes what has to change in a state that comes back, and keeps on record who brought it. Says how many tokens are revoked
+/// again.
+async fn renew(
+    backup: &OpenBackup,
+    found: Arc<(versions::Known, tokens::Revocations)>,
+    by: &str,
+) -> Result<u64, BackupFailure> {
     let header = backup.header();
-    let by = "restore";
-    let what = format!("restore revision {} of epoch {}", header.revision, header.epoch);
+    let target = format!("revision {} of epoch {}", header.revision, header.epoch);
     let attributes = Attributes::from([("user".to_owned(), by.to_owned())]);
-    let raise = move |transaction: &mut Transaction| versions::raise(transaction, &known, &what, by);
-    let written = backup.state().transaction().attributes(attributes).write(raise).await;
-    written.map(drop).map_err(|error: WriteError<TransactionError>| BackupFailure::Content(error.to_string()))
+    let by = by.to_owned();
+    let renew = move |transaction: &mut Transaction| {
+        let (known, revoked) = &*found;
+        versions::raise(transaction, known)?;
+        let count = tokens::keep_out(transaction, revoked)?;
+        let at = transaction.now();
+        transaction.append(&OperatorAction {
+            store: None,
+            push: None,
+            region: None,
+            what: format!("restore {target}"),
+            by: by.clone(),
+            reason: "the state was restored from a backup".to_owned(),
+            at,
+        })?;
+        AuditRecord::of_restore(at, &by, &target).append(transaction)?;
+        Ok::<u64, TransactionError>(count)
+    };
+    let written = backup.state().transaction().attributes(attributes).write(renew).await;
+    let failed = |error: WriteError<TransactionError>| BackupFailure::Content(error.to_string());
+    written.map(|committed| committed.value).map_err(failed)
 }
 
 async fn open_included(folder: &Path) -> Result<ArtifactStore, BackupFailure> {

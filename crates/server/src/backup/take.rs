@@ -75,6 +75,8 @@ pub async fn back_up(place: &Place, to: &Path, with_artifacts: bool) -> Result<T
     if let Some(from) = &stores {
         let beside = folder.clone();
         let failed = |source| BackupFailure::Artifacts { store: folder.display().to_string(), source };
+        crate::data_folder::make_private(&folder)
+            .map_err(|source| BackupFailure::File { path: folder.clone(), source })?;
         let into = super::blocking(move || ArtifactStore::local(beside)).await?.map_err(failed)?;
         not_copied = artifacts::copy(from, &into, &noted.artifacts).await;
     }

@@ -55,7 +55,7 @@ impl Default for ConnectionLimits {
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long open requests have to end when a process stops.
-const DRAIN: Duration = Duration::from_secs(10);
+pub(crate) const DRAIN: Duration = Duration::from_secs(10);
 
 /// Waits until what was open when [`serve`] was told to end has been answered, for a time; then it is cut off.
 pub(crate) async fn drain(serving: &mut JoinHandle<io::Result<()>>) {

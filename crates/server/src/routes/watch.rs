@@ -18,6 +18,8 @@ use tidegate_rollout::entities::{Region, Store};
 use tidegate_state::{Applied, Entity, Epoch, Feed, FeedItem, Path as TreePath, Ref, Revision, Snapshot};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio::time::error::Elapsed;
 
 use crate::access::{Asked, Token};
 use crate::app::{App, WatchRoom};
@@ -100,6 +102,20 @@ pub(super) fn gone(at: &Snapshot) -> ApiError {
     )
 }
 
+/// Since when nothing was sent. What happens elsewhere in the tree is nothing that the reader hears.
+struct Quiet(Instant);
+
+impl Quiet {
+    fn begin() -> Self {
+        Self(Instant::now())
+    }
+
+    /// What comes before the reader is to be told that the watch lives.
+    async fn until_heartbeat<T>(&self, next: impl Future<Output = T>) -> Result<T, Elapsed> {
+        tokio::time::timeout_at(self.0 + HEARTBEAT, next).await
+    }
+}
+
 /// What a watch is about.
 enum Scope {
     Everything,
@@ -145,8 +161,9 @@ struct TreeWatch {
 
 impl TreeWatch {
     async fn run(mut self, sender: Sender) -> Result<(), Cut> {
+        let mut quiet = Quiet::begin();
         loop {
-            let event = match tokio::time::timeout(HEARTBEAT, self.feed.next()).await {
+            let event = match quiet.until_heartbeat(self.feed.next()).await {
                 Ok(None) => return Ok(()),
                 Ok(Some(FeedItem::Snapshot(snapshot))) => Some(self.snapshot(&snapshot)),
                 Ok(Some(FeedItem::Transaction(applied))) => self.change(&applied),
@@ -164,6 +181,7 @@ impl TreeWatch {
                     WatchEvent::Heartbeat { .. } => "heartbeat",
                 };
                 sender.send(name, Some(id), &event).await?;
+                quiet = Quiet::begin();
             }
         }
     }
@@ -237,6 +255,7 @@ struct PushWatch {
 impl PushWatch {
     async fn run(mut self, sender: Sender) -> Result<(), Cut> {
         let mut last: Option<PushView> = None;
+        let mut quiet = Quiet::begin();
         loop {
             let Some(view) = self.view() else {
                 // The push is gone: its store was deleted, or retention let it go.
@@ -246,12 +265,13 @@ impl PushWatch {
             if last.as_ref().is_none_or(|last| differs(last, &view)) {
                 sender.send("push", None, &view).await?;
                 last = Some(view);
+                quiet = Quiet::begin();
                 tokio::time::sleep(VIEW_PAUSE).await;
             }
             if ended {
                 return sender.end().await;
             }
-            self.changed(&sender).await?;
+            self.changed(&sender, &mut quiet).await?;
         }
     }
 
@@ -264,14 +284,15 @@ impl PushWatch {
 
     /// Waits until something happens that may show in the view; all that has happened by then
     /// counts as one.
-    async fn changed(&mut self, sender: &Sender) -> Result<(), Cut> {
+    async fn changed(&mut self, sender: &Sender, quiet: &mut Quiet) -> Result<(), Cut> {
         loop {
-            let item = tokio::time::timeout(HEARTBEAT, self.feed.next()).await;
+            let item = quiet.until_heartbeat(self.feed.next()).await;
             let mut concerned = match item {
                 Ok(None) => return Err(Cut::Closed),
                 Ok(Some(item)) => self.concerns(&item),
                 Err(_) => {
                     sender.comment().await?;
+                    *quiet = Quiet::begin();
                     // Time alone may show, too: a region that fell silent.
                     true
                 }
@@ -300,7 +321,11 @@ impl PushWatch {
                 Some((Region::COLLECTION, _)) => {
                     path.depth() == 1 || path.pairs().nth(1).is_some_and(|(_, id)| id == store)
                 }
-                Some(("stores" | "push-names" | "cluster-hooks" | "uptime" | "garbage" | "artifact-store", _)) => false,
+                Some((
+                    "stores" | "push-names" | "cluster-hooks" | "uptime" | "garbage" | "artifact-store"
+                    | "version-floor",
+                    _,
+                )) => false,
                 _ => true,
             }
         })
@@ -422,6 +447,18 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_hears_that_its_watch_lives_while_only_the_rest_of_the_tree_changes() {
+        let quiet = Quiet::begin();
+        let mut ignored = 0;
+        let elsewhere = || tokio::time::sleep(Duration::from_secs(1));
+        while quiet.until_heartbeat(elsewhere()).await.is_ok() {
+            ignored += 1;
+            assert!(Duration::from_secs(ignored) <= HEARTBEAT);
+        }
+        assert!(ignored > 0);
+    }
 
     #[test]
     fn a_scope_is_everything_an_entity_or_a_collection() {

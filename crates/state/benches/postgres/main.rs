@@ -21,6 +21,7 @@ mod size;
 
 use tidegate_state::driver::postgres::PostgresStore;
 use tidegate_state::{State, StateOptions};
+use tokio::runtime::{Handle, Runtime};
 
 use self::server::{Server, pgbench};
 
@@ -31,8 +32,31 @@ const BACKLOG_STEP: u64 = 50;
 const PARTS: [&str; 8] =
     ["commits", "backlog", "end-to-end", "held", "commit-to-start", "hand-over", "start", "compaction"];
 
-async fn open(store: &PostgresStore, name: &str) -> State {
-    State::open(store.driver(), StateOptions::new(name)).await.unwrap()
+/// A server of the state tree with a runtime of its own, as servers in processes of their own have: tasks of one do not
+/// queue up behind those of another.
+struct Node {
+    state: State,
+    runtime: Handle,
+}
+
+impl std::ops::Deref for Node {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+async fn open(store: &PostgresStore, name: &str) -> Node {
+    // Never dropped: that has to wait for what it runs, which can't be done here.
+    let runtime = Box::leak(Box::new(runtime())).handle().clone();
+    let opened = State::open(store.driver(), StateOptions::new(name));
+    let state = runtime.spawn(opened).await.unwrap().unwrap();
+    Node { state, runtime }
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
 fn main() {
@@ -52,9 +76,8 @@ fn main() {
             return;
         }
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     println!("pgbench -c 1: {:.0}/s", pgbench(&server, 1));
-    runtime.block_on(async {
+    runtime().block_on(async {
         if wanted("commits") {
             rates::commits(&server).await;
         }

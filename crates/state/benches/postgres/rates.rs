@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use tidegate_state::HookHandle;
 use tidegate_state::driver::postgres::PostgresStore;
-use tidegate_state::{HookHandle, State};
 use tokio::task::JoinHandle;
 
 use crate::items::{Empty, KEYS, finished, put, registration};
 use crate::processor::ProcessorTime;
 use crate::server::{Foreign, Measured, Server};
-use crate::{BACKLOG_STEP, open};
+use crate::{BACKLOG_STEP, Node, open};
 
 const SECONDS: u64 = 5;
 
@@ -19,13 +19,13 @@ const SECONDS: u64 = 5;
 const HELD: Duration = Duration::from_secs(60);
 const HELD_PART: Duration = Duration::from_secs(10);
 
-/// So many writers on each state, until a time; each says how many changes it has made.
-fn writers(states: &[State], on_each: u64, until: Instant) -> Vec<JoinHandle<u64>> {
+/// So many writers on each server, until a time; each says how many changes it has made.
+fn writers(nodes: &[&Node], on_each: u64, until: Instant) -> Vec<JoinHandle<u64>> {
     let mut writers = Vec::new();
-    for (place, state) in (0..).zip(states) {
+    for (place, node) in (0..).zip(nodes) {
         for writer in 0..on_each {
-            let state = state.clone();
-            writers.push(tokio::spawn(async move {
+            let state = node.state.clone();
+            writers.push(node.runtime.spawn(async move {
                 let mut written = 0;
                 while Instant::now() < until {
                     put(&state, place * 5_000 + writer * 151 + written * 64, 1, written + 2).await;
@@ -38,11 +38,11 @@ fn writers(states: &[State], on_each: u64, until: Instant) -> Vec<JoinHandle<u64
     writers
 }
 
-/// Writes for a while with so many writers on each state; changes per second in all.
-async fn write_for_a_while(states: &[State], on_each: u64) -> f64 {
+/// Writes for a while with so many writers on each server; changes per second in all.
+async fn write_for_a_while(nodes: &[&Node], on_each: u64) -> f64 {
     let started = Instant::now();
     let mut changes = 0;
-    for writer in writers(states, on_each, started + Duration::from_secs(SECONDS)) {
+    for writer in writers(nodes, on_each, started + Duration::from_secs(SECONDS)) {
         changes += writer.await.unwrap();
     }
     changes as f64 / started.elapsed().as_secs_f64()
@@ -50,29 +50,33 @@ async fn write_for_a_while(states: &[State], on_each: u64) -> f64 {
 
 /// Two servers that both run the hook, and have come to rest.
 struct Pair {
-    states: [State; 2],
+    nodes: [Node; 2],
     hook: Arc<Empty>,
     registered: Vec<HookHandle>,
 }
 
 impl Pair {
     async fn open(store: &PostgresStore) -> Pair {
-        let states = [open(store, "first").await, open(store, "second").await];
+        let nodes = [open(store, "first").await, open(store, "second").await];
         let hook = Arc::new(Empty::default());
         let mut registered = Vec::new();
-        for state in &states {
-            registered.push(state.register(registration(), 1_024, hook.clone()).await.unwrap());
+        for node in &nodes {
+            registered.push(node.register(registration(), 1_024, hook.clone()).await.unwrap());
         }
-        put(&states[0], 0, 1, 1).await;
-        finished(&states[0]).await;
-        Pair { states, hook, registered }
+        put(&nodes[0], 0, 1, 1).await;
+        finished(&nodes[0]).await;
+        Pair { nodes, hook, registered }
     }
 
     async fn close(self) {
         drop(self.registered);
-        for state in self.states {
-            state.close().await;
+        for node in self.nodes {
+            node.close().await;
         }
+    }
+
+    fn both(&self) -> [&Node; 2] {
+        self.nodes.each_ref()
     }
 }
 
@@ -82,13 +86,13 @@ pub(crate) async fn commits(server: &Server) {
     put(&first, 0, 1, 1).await;
     let measured = Measured::begin(server);
     let time = ProcessorTime::begin(server);
-    let alone = write_for_a_while(std::slice::from_ref(&first), 64).await;
+    let alone = write_for_a_while(&[&first], 64).await;
     let cost = time.per_change(alone * SECONDS as f64);
     measured.end("committed transactions, 64 writers on one server", alone, "1.5");
     println!("  {cost}");
     let second = open(&store, "second").await;
     let measured = Measured::begin(server);
-    let both = write_for_a_while(&[first.clone(), second.clone()], 64).await;
+    let both = write_for_a_while(&[&first, &second], 64).await;
     measured.end("committed transactions, 64 writers on each of two servers", both, "-");
     println!("two servers: {:.0} % of one server's rate; wanted: 85", 100.0 * both / alone);
     first.close().await;
@@ -135,9 +139,9 @@ pub(crate) async fn end_to_end(server: &Server, writers: u64, wanted: &str) {
     let pair = Pair::open(&store).await;
     let measured = Measured::begin(server);
     let (started, time) = (Instant::now(), ProcessorTime::begin(server));
-    let rate = write_for_a_while(&pair.states, writers).await;
+    let rate = write_for_a_while(&pair.both(), writers).await;
     let changes = rate * SECONDS as f64;
-    finished(&pair.states[0]).await;
+    finished(&pair.nodes[0]).await;
     let rate = changes / started.elapsed().as_secs_f64();
     let cost = time.per_change(changes);
     measured.end(&format!("committed, run and acknowledged, two servers, {writers} writers on each"), rate, wanted);
@@ -151,7 +155,7 @@ pub(crate) async fn held(server: &Server) {
     let pair = Pair::open(&store).await;
     let foreign = Foreign::open(server, &schema);
     let started = Instant::now();
-    let writers = writers(&pair.states, 64, started + HELD);
+    let writers = writers(&pair.both(), 64, started + HELD);
     let mut parts = Vec::new();
     let mut before = pair.hook.runs.load(Ordering::Relaxed);
     for part in 1..=HELD.as_secs() / HELD_PART.as_secs() {
@@ -163,7 +167,7 @@ pub(crate) async fn held(server: &Server) {
     for writer in writers {
         writer.await.unwrap();
     }
-    finished(&pair.states[0]).await;
+    finished(&pair.nodes[0]).await;
     drop(foreign);
     let each: Vec<String> = parts.iter().map(|rate| format!("{rate:.0}")).collect();
     println!(

@@ -44,6 +44,10 @@ pub(crate) struct RestoreArguments {
     /// A folder with the backup's artifacts [default: the one beside the backup, if there is one].
     #[arg(long, value_name = "DIR")]
     pub(crate) artifacts_from: Option<PathBuf>,
+    /// Replace the state of this other installation, which the database holds; without it a restore replaces its own
+    /// installation's alone, whatever --yes says.
+    #[arg(long, value_name = "ID")]
+    pub(crate) replace_installation: Option<String>,
     /// Do not ask.
     #[arg(long, short)]
     pub(crate) yes: bool,

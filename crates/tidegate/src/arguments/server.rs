@@ -18,6 +18,10 @@ pub(crate) struct ServerArguments {
     /// configuration says, or a file below --data].
     #[arg(long, env = "TIDEGATE_DATABASE", value_name = "URL", hide_env_values = true)]
     pub(crate) database: Option<String>,
+    /// End with an error if that database can't be reached at the start; without this the server answers that it is not
+    /// ready, and starts once the database answers.
+    #[arg(long)]
+    pub(crate) fail_fast: bool,
     /// Where artifacts are kept: `s3://bucket/prefix` or `file:///a/folder` [default: as the configuration says, or a
     /// folder below --data]. All servers have to reach one store.
     #[arg(long, env = "TIDEGATE_ARTIFACTS", value_name = "URL")]

@@ -4,6 +4,7 @@ use tidegate_api::PinView;
 use tidegate_api::agent::{PinAnswer, PinOrder, StorePins};
 use tidegate_server::agent::{Agent, AgentSetup, AgentStartError, ControlError, Exposure, pin_version, pins, unpin};
 
+use super::local_user;
 use super::server::stop_signal;
 use crate::arguments::{AgentArguments, AgentCommand, AgentRunArguments};
 use crate::exit::Exit;
@@ -14,12 +15,12 @@ use crate::parent::Parent;
 pub(super) async fn run(arguments: AgentArguments, parent: &Parent, output: Output) -> Result<Exit, Failure> {
     match (arguments.command, arguments.run) {
         (Some(AgentCommand::Pin { store, version, reason, data }), _) => {
-            let order = PinOrder { version, reason, by: user() };
+            let order = PinOrder { version, reason, by: local_user() };
             let answer = pin_version(&data, &store, order).await?;
             output.result(&answer, pinned)?;
         }
         (Some(AgentCommand::Unpin { store, data }), _) => {
-            let lifted = unpin(&data, &store, &user()).await?;
+            let lifted = unpin(&data, &store, &local_user()).await?;
             output.result(&lifted, |lifted, _| {
                 format!("the pin of {} to version {} is lifted", plain(&store), lifted.version)
             })?;
@@ -71,11 +72,6 @@ async fn start(arguments: AgentRunArguments, parent: &Parent, output: Output) ->
         Some(refused) => Err(refused.into()),
         None => Ok(()),
     }
-}
-
-/// Who gives an order, for the record.
-fn user() -> String {
-    std::env::var("USER").ok().filter(|user| !user.is_empty()).unwrap_or_else(|| "local user".to_owned())
 }
 
 fn pinned(answer: &PinAnswer, style: Style) -> String {

@@ -156,6 +156,12 @@ fn name_and_value(text: &str) -> Result<(String, String), Failure> {
     }
 }
 
+/// Who gives an order at this machine, for the record.
+fn local_user() -> String {
+    let named = ["SUDO_USER", "USER", "LOGNAME"].into_iter().filter_map(|name| std::env::var(name).ok());
+    named.into_iter().find(|user| !user.is_empty()).unwrap_or_else(|| "local user".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,7 +3,7 @@
 use tidegate_server::backup::{AtHand, NamedArtifact, Restoration, Restored};
 
 use super::backup::{failure_of, place_of};
-use super::confirm;
+use super::{confirm, local_user};
 use crate::arguments::RestoreArguments;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -16,14 +16,34 @@ const FAILED: &str = "the backup was not restored";
 
 pub(super) async fn run(arguments: RestoreArguments, output: Output) -> Result<Exit, Failure> {
     let place = place_of(arguments.place)?;
-    let prepared = Restoration::prepare(&place, &arguments.from, arguments.artifacts_from.as_deref()).await;
+    let included = arguments.artifacts_from.as_deref();
+    let prepared = Restoration::prepare(&place, &arguments.from, included, &local_user()).await;
     let restoration = prepared.map_err(|error| failure_of(FAILED, &error))?;
     say(&announcement(&restoration, output.error_style));
+    refuse_another(restoration.at_hand(), arguments.replace_installation.as_deref())?;
     confirm("Restore it?", arguments.yes)?;
     let restored = restoration.carry_out().await.map_err(|error| failure_of(FAILED, &error))?;
     output.result(&restored, text)?;
     // The state is restored; what could not be copied is named, and can be copied by restoring once more.
     Ok(if restored.not_copied.is_empty() { Exit::Done } else { Exit::Failed })
+}
+
+/// A wrong address in a script must not cost another installation its state.
+fn refuse_another(at_hand: &AtHand, named: Option<&str>) -> Result<(), Failure> {
+    match at_hand {
+        AtHand::Installed(there) if !there.same_installation && named != Some(&there.installation) => {
+            Err(Failure::usage(
+                FAILED,
+                format!("What is there is the state of another installation, {}.", there.installation),
+                &format!(
+                    "Name the database or the folder of the backup's installation. If that state is to be replaced, add \
+                     --replace-installation {}.",
+                    there.installation
+                ),
+            ))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What is about to happen.
@@ -41,6 +61,13 @@ fn announcement(restoration: &Restoration, style: Style) -> String {
         ),
         format!("it replaces: {}", replaced(restoration.at_hand())),
     ];
+    if restoration.keeps_nothing() {
+        lines
+            .push("what it replaces is not kept: take a backup of it first if anything of it may be needed".to_owned());
+    }
+    if !restoration.knows_artifacts() {
+        lines.push("where the artifacts are was not named, so they were not looked at".to_owned());
+    }
     if !restoration.included().is_empty() {
         let count = counted(restoration.included().len() as u64, "artifact");
         lines.push(format!("{count} will be copied into the artifact store"));
@@ -119,6 +146,17 @@ fn text(restored: &Restored, style: Style) -> String {
         let NamedArtifact { store, version, .. } = &failed.artifact;
         let mark = style.mark(Paint::Bad);
         lines.push(format!("  {mark} version {version} of {} was not copied: {}", plain(store), plain(&failed.why)));
+    }
+    match restored.revoked {
+        Some(0) => {}
+        Some(count) => {
+            lines.push(format!("  {} that were revoked since are revoked again", counted(count, "token")));
+        }
+        None if matches!(restored.replaced, AtHand::Absent) => {}
+        None => lines.push(format!(
+            "  {} tokens that were revoked after that hold again: look at `tidegate token list`",
+            style.mark(Paint::Held)
+        )),
     }
     lines.push("  version numbers go on far above all that were given out, so that none is used twice".to_owned());
     lines.join("\n")

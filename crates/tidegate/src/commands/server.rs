@@ -22,6 +22,7 @@ pub(super) async fn run(
     let mut options = Options::new(arguments.data);
     options.database = arguments.database;
     options.listen = arguments.listen;
+    options.fail_fast = arguments.fail_fast;
     options.artifacts = arguments.artifacts;
     options.registry = registry;
     if let Some(path) = arguments.config {
@@ -30,7 +31,14 @@ pub(super) async fn run(
     }
     options.config.access.allow_plain_http |= arguments.exposure.allow_plain_http;
     options.config.access.allow_anyone |= arguments.exposure.allow_anyone;
-    let mut handle = start_server(options).await?;
+    let mut handle = tokio::select! {
+        started = start_server(options) => started?,
+        // It may still wait for its database.
+        stopped = stop_signal(parent) => {
+            stopped?;
+            return Ok(Exit::Done);
+        }
+    };
     if let Some(token) = handle.take_first_token() {
         // Nothing but this shows it, and nothing keeps it.
         let mark = output.error_style.mark(Paint::Good);

@@ -1,5 +1,6 @@
 //! Backups, and putting one back: under load, with servers up and down, in either database, on a new machine.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -82,6 +83,10 @@ impl World {
         self.server.scratch().join(name)
     }
 
+    fn database(&self) -> String {
+        self.server.data().join("state.sqlite").to_str().unwrap().to_owned()
+    }
+
     fn push(&self, id: &str) -> u64 {
         let output = self.server.run(&["push", "things", &self.input, "--id", id]);
         assert_eq!(output.status.code(), Some(0), "{}\n{}", describe(&output), self.server.log_text());
@@ -143,6 +148,11 @@ fn backup_under_load(world: &World, to: &str) -> Value {
 fn d35_a_backup_under_load_is_restored_and_no_version_is_given_out_twice() {
     let mut world = World::start(None);
     assert_eq!((world.push("p1"), world.push("p2")), (1, 2));
+    let token = |name: &str| {
+        let made = world.server.json(&["token", "create", "--name", name, "--role", "viewer"]);
+        made["token"]["id"].as_str().unwrap_or_else(|| panic!("{made:#}")).to_owned()
+    };
+    let (lost, kept) = (token("lost"), token("kept"));
     let to = world.file("things.backup").to_str().unwrap().to_owned();
     let taken = backup_under_load(&world, &to);
     assert_eq!((&taken["stores"], &taken["pushes"]), (&Value::from(1), &Value::from(2)));
@@ -155,13 +165,21 @@ fn d35_a_backup_under_load_is_restored_and_no_version_is_given_out_twice() {
         world.set(number);
     }
     assert_eq!((world.push("p3"), world.push("p4"), world.push("p5")), (3, 4, 5));
+    world.server.json(&["token", "revoke", &lost, "--reason", "leaked", "--yes"]);
+    // A store that the backup knows nothing of, and that is lost with it.
+    let begin_later = |world: &World, id: &str| {
+        world.server.json(&["store", "create", "later", "--key", "id"]);
+        world.server.json(&["push", "later", &world.input, "--id", id]);
+        world.server.json(&["push", "status", id])["version"].as_u64().unwrap()
+    };
+    assert_eq!(begin_later(&world, "l1"), 1);
     world.offline.refused(&["restore", "--from", &to, "--yes"], 1, &["a server is running on"]);
     assert!(world.knows("p5"));
     world.server.kill();
 
     // Without a terminal to ask on nothing is done, but it is said what would be.
     let revision = taken["revision"].to_string();
-    world.offline.refused(&["restore", "--from", &to], 2, &["--yes", &revision, "5 pushes", "2 pushes"]);
+    world.offline.refused(&["restore", "--from", &to], 2, &["--yes", &revision, "6 pushes", "2 pushes"]);
     world.server.restart();
     assert!(world.knows("p5"));
     world.server.kill();
@@ -171,7 +189,19 @@ fn d35_a_backup_under_load_is_restored_and_no_version_is_given_out_twice() {
     assert_eq!(restored["replaced"]["same_installation"], Value::from(true), "{restored:#}");
     assert!(restored["missing"].as_array().unwrap().is_empty(), "{restored:#}");
     assert!(Path::new(restored["kept"].as_str().unwrap()).is_file(), "{restored:#}");
+    assert_eq!(restored["revoked"], Value::from(1), "{restored:#}");
     world.server.restart();
+    let tokens = world.server.json(&["token", "list"]);
+    let status = |id: &str| {
+        let listed = tokens.as_array().or_else(|| tokens["tokens"].as_array()).unwrap().iter();
+        let found = listed.clone().find(|token| token["id"] == id).unwrap_or_else(|| panic!("{tokens:#}"));
+        found["status"].as_str().unwrap().to_owned()
+    };
+    assert_eq!((status(&lost).as_str(), status(&kept).as_str()), ("revoked", "active"));
+    let trail = world.server.json(&["audit"]).to_string();
+    assert!(trail.contains("tidegate restore") && trail.contains(taken["epoch"].as_str().unwrap()), "{trail}");
+    let again = begin_later(&world, "l2");
+    assert!(again > 1_000 && again < 10_000, "{again}: the regions know a version 1 of it");
     assert!(world.knows("p2") && !world.knows("p3") && !world.knows("p5"));
     world.until("the regions serve what the backup says", |_| {
         ["a", "b", "c"].iter().all(|region| world.serves(region) == Some(2))
@@ -203,6 +233,10 @@ fn d35_a_backup_with_artifacts_makes_an_installation_on_a_new_machine() {
     let taken = world.offline.json(&["backup", "--to", &to, "--with-artifacts"]);
     assert!(taken["not_copied"].as_array().unwrap().is_empty(), "{taken:#}");
     assert_eq!(taken["artifacts_folder"], Value::from(format!("{to}.artifacts")));
+    for private in [to.clone(), format!("{to}.artifacts"), world.database()] {
+        let mode = std::fs::metadata(&private).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{private} is for its owner alone");
+    }
 
     // By reference: the artifacts are nowhere on the new machine, and named.
     let alone = world.file("elsewhere/alone.backup");
@@ -311,6 +345,15 @@ fn d35_on_postgres_a_restore_is_noticed_by_servers_that_are_up() {
     assert_eq!(world.serves("a"), Some(next));
 }
 
+/// The installation that a restore refuses to replace, as it says itself.
+fn other_installation(world: &World, backup: &str) -> String {
+    let refused = world.offline.run(&["restore", "--from", backup, "--yes"]);
+    assert_eq!(refused.status.code(), Some(2), "{}", describe(&refused));
+    let said = String::from_utf8(refused.stderr).unwrap();
+    let named = said.split("--replace-installation ").nth(1).unwrap_or_else(|| panic!("{said}"));
+    named.split(|c: char| !c.is_ascii_hexdigit() && c != '-').next().unwrap().to_owned()
+}
+
 #[test]
 fn d35_a_backup_of_one_database_is_restored_into_the_other() {
     let Some(mut shared) = World::on_postgres() else { return };
@@ -323,10 +366,15 @@ fn d35_a_backup_of_one_database_is_restored_into_the_other() {
     shared.offline.json(&["backup", "--to", &from_shared, "--with-artifacts"]);
     file.server.kill();
     shared.server.kill();
-    let restored = shared.offline.json(&["restore", "--from", &from_file, "--yes"]);
+    // What is there is another installation's, so it has to be named.
+    let of_shared = other_installation(&shared, &from_file);
+    let replace = ["restore", "--from", &from_file, "--yes", "--replace-installation"];
+    shared.offline.refused(&[&replace[..], &[taken["installation"].as_str().unwrap()]].concat(), 2, &[&of_shared]);
+    let restored = shared.offline.json(&[&replace[..], &[&of_shared]].concat());
     assert_eq!(restored["installation"], taken["installation"]);
     assert_eq!(restored["replaced"]["same_installation"], Value::from(false), "{restored:#}");
-    file.offline.json(&["restore", "--from", &from_shared, "--yes"]);
+    let of_file = other_installation(&file, &from_shared);
+    file.offline.json(&["restore", "--from", &from_shared, "--yes", "--replace-installation", &of_file]);
     file.server.restart();
     shared.server.restart();
     assert!(shared.knows("of-file") && !shared.knows("of-postgres"));

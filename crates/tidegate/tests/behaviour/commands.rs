@@ -381,7 +381,7 @@ fn d10_other_input_under_a_used_id_is_refused_before_anything_reads_as_done() {
     }
     let same = server.run(&["push", "things", first.to_str().unwrap(), "--id", "p1"]);
     assert_eq!(same.status.code(), Some(0), "{}", describe(&same));
-    assert!(String::from_utf8_lossy(&same.stderr).contains("COMPLETED"), "{}", describe(&same));
+    assert!(describe(&same).contains("COMPLETED"), "{}", describe(&same));
 }
 
 #[test]

@@ -8,5 +8,6 @@ mod commands;
 mod demo;
 mod hostile;
 mod kill;
+mod outage;
 mod process;
 mod processes;

@@ -85,7 +85,7 @@ impl Process {
         self.running = Some((child, input));
     }
 
-    /// Starts it, and again should it end, as a service manager would: a server whose database is down just now ends.
+    /// Starts it, and again should it end, as a service manager would: a server whose database goes while it starts ends.
     pub(crate) async fn start(&mut self) -> Result<(), String> {
         assert!(self.running.is_none(), "{} runs", self.program.name);
         self.spawn();

@@ -181,6 +181,16 @@ impl Drop for Store {
     }
 }
 
+/// Makes a file that is not there, for its owner alone: the files that SQLite keeps beside it get the same mode. Where that
+/// can't be done SQLite says why, in opening it.
+fn make_private(path: &Path) {
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let _ = options.open(path);
+}
+
 impl SqliteStore {
     /// Opens the file, or makes it; migrates its tables if an older release wrote it. Blocks for as long as that takes.
     ///
@@ -190,6 +200,7 @@ impl SqliteStore {
     pub fn open(path: impl AsRef<Path>, options: SqliteOptions) -> Result<Self, DriverError> {
         let path = path.as_ref().to_owned();
         let lock = FileLock::take(&path)?;
+        make_private(&path);
         let connection = schema::open_writer(&path)?;
         if let Some(bytes_max) = options.bytes_max {
             limit_size(&connection, Some(bytes_max))?;
