@@ -2,12 +2,16 @@
 //!
 //! A node announces itself again and again. The agent keeps whom it has taken in, with the secret that it was told, so that
 //! after a restart it knows its nodes; one that has gone counts as silent until it is back.
+//!
+//! Invariant: a name is one process. Were it two that announce themselves by turns, each would be told to load what the other
+//! has, and one of them would serve an older version while the region counts as up to date.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::State;
@@ -24,6 +28,7 @@ use super::AgentApp;
 use crate::data_folder::write_private;
 use crate::http::errors::{ApiError, ApiResult, NOTHING_CHANGED};
 use crate::http::extract::{Body, Path as PathIds};
+use crate::node::ANNOUNCE_EVERY;
 use crate::routes::artifacts;
 
 /// Where an agent keeps whom it has taken in.
@@ -31,6 +36,9 @@ const FILE: &str = "nodes.json";
 
 /// How many nodes of their own a region has at most.
 const NODES_MAX: usize = 128;
+
+/// How long after it was last heard of a node may be elsewhere: two announcements of it would have come by then.
+const GONE_AFTER: Duration = ANNOUNCE_EVERY.saturating_mul(3);
 
 /// The longest address and secret.
 const TEXT_BYTES_MAX: usize = 256;
@@ -49,6 +57,8 @@ struct Known {
 struct KnownNode {
     announced: Announced,
     engine: RemoteEngine,
+    /// When it last announced itself, if it has since this agent was started.
+    heard: Option<Instant>,
 }
 
 /// What is kept of a node.
@@ -79,7 +89,7 @@ impl Nodes {
         for (name, announced) in kept {
             let place = announced.place().map_err(io::Error::other)?;
             let engine = RemoteEngine::new(place, Arc::clone(&token)).map_err(io::Error::other)?;
-            nodes.insert(name, KnownNode { announced, engine });
+            nodes.insert(name, KnownNode { announced, engine, heard: None });
         }
         Ok(Nodes(Arc::new(Known { file, token, nodes: Mutex::new(nodes) })))
     }
@@ -96,15 +106,29 @@ impl Nodes {
     }
 
     /// Takes in a node, or notes where it is now. The node, if it was not known before. Blocks where anything is new.
-    fn take(&self, name: &str, announced: Announced) -> Result<Option<RegionNode>, String> {
+    fn take(&self, name: &str, announced: Announced, now: Instant) -> Result<Option<RegionNode>, String> {
         let place = announced.place()?;
         let mut nodes = self.0.nodes.lock();
         let full = nodes.len() >= NODES_MAX;
         let new = match nodes.get_mut(name) {
-            Some(known) if known.announced == announced => return Ok(None),
+            Some(known) if known.announced == announced => {
+                known.heard = Some(now);
+                return Ok(None);
+            }
+            // One that was started again where it was is known by its address.
+            Some(KnownNode { announced: other, heard: Some(heard), .. })
+                if other.address != announced.address && now.duration_since(*heard) < GONE_AFTER =>
+            {
+                return Err(format!(
+                    "a process at {} announces itself by this name, too; where that has just ended, this one is taken in \
+                     {GONE_AFTER:?} after it was last heard of",
+                    other.address
+                ));
+            }
             Some(known) => {
                 known.engine.moved(place);
                 known.announced = announced;
+                known.heard = Some(now);
                 None
             }
             None if full => {
@@ -113,7 +137,7 @@ impl Nodes {
             None => {
                 let engine = RemoteEngine::new(place, self.token()).map_err(|error| error.to_string())?;
                 let node = region_node(name, &engine);
-                nodes.insert(name.to_owned(), KnownNode { announced, engine });
+                nodes.insert(name.to_owned(), KnownNode { announced, engine, heard: Some(now) });
                 Some(node)
             }
         };
@@ -152,7 +176,9 @@ pub(super) async fn announce(
     }
     let nodes = app.0.nodes.clone();
     let announced = Announced { address: announcement.address, secret: announcement.secret };
-    let taken = tokio::task::spawn_blocking(move || nodes.take(&name, announced)).await.map_err(ApiError::internal)?;
+    let taken = tokio::task::spawn_blocking(move || nodes.take(&name, announced, Instant::now()))
+        .await
+        .map_err(ApiError::internal)?;
     if let Some(node) = taken.map_err(refused)? {
         tracing::info!(region = app.0.region, node = node.name, "a node has joined");
         app.0.hosted.agent().add_node(node);
@@ -189,4 +215,32 @@ async fn check_token(app: &AgentApp, headers: &HeaderMap) -> ApiResult<()> {
             "Start the node with the token file of its agent (`--token-file`).",
         ),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_name_is_one_process_until_that_was_not_heard_of_for_a_while() {
+        let folder = tempfile::tempdir().unwrap();
+        let nodes = Nodes::open(folder.path()).unwrap();
+        let at =
+            |port: u16, secret: &str| Announced { address: format!("127.0.0.1:{port}"), secret: secret.to_owned() };
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        assert!(nodes.take("n", at(1, "a"), start).unwrap().is_some());
+        assert!(nodes.take("n", at(1, "a"), after(5)).unwrap().is_none());
+        let refused = nodes.take("n", at(2, "b"), after(6)).map(drop).unwrap_err();
+        assert!(refused.contains("127.0.0.1:1"), "{refused}");
+        // Started again where it was, with another secret.
+        assert!(nodes.take("n", at(1, "c"), after(7)).unwrap().is_none());
+        assert!(nodes.take("n", at(2, "b"), after(8)).is_err());
+        let gone = after(7) + GONE_AFTER;
+        assert!(nodes.take("n", at(2, "b"), gone).unwrap().is_none());
+        assert_eq!(nodes.known()[0].address.as_ref().map(ToString::to_string), Some("127.0.0.1:2".to_owned()));
+        // After a restart the agent has heard of nobody.
+        let nodes = Nodes::open(folder.path()).unwrap();
+        assert!(nodes.take("n", at(3, "d"), start).unwrap().is_none());
+    }
 }

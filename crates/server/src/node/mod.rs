@@ -46,7 +46,7 @@ mod routes;
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:7620";
 
 /// How often a node announces itself.
-const ANNOUNCE_EVERY: Duration = Duration::from_secs(5);
+pub(crate) const ANNOUNCE_EVERY: Duration = Duration::from_secs(5);
 
 /// The region that the node was last told it belongs to.
 const REGION_FILE: &str = "region";

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use tokio_postgres::Config;
-use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
+use tokio_postgres::config::{ChannelBinding, Host, SslMode, TargetSessionAttrs};
 
 use super::super::DriverError;
 use super::tls::{RootCertificates, Tls, TlsMode, TlsOptions};
@@ -58,10 +58,19 @@ impl Target {
     /// environment is for libpq.
     pub(super) fn parse(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<Target, DriverError> {
         let mut own = Own::default();
-        let rest = if text.starts_with("postgres://") || text.starts_with("postgresql://") {
-            strip_url(text, &mut own)?
-        } else {
-            strip_pairs(text, &mut own)?
+        let rest = match text.split_once("://") {
+            Some(("postgres" | "postgresql", after)) => {
+                expect_escaped(after)?;
+                strip_url(text, &mut own)?
+            }
+            // A value of a pair may hold this, too.
+            Some((scheme, _)) if scheme.chars().all(|c| c.is_ascii_alphanumeric() || c == '+') => {
+                return Err(refused(&format!("it begins with {scheme}://")));
+            }
+            _ if !text.trim().is_empty() && !text.contains('=') => {
+                return Err(refused("it is neither a URL nor pairs of NAME=VALUE"));
+            }
+            _ => strip_pairs(text, &mut own)?,
         };
         let mut config = Config::from_str(&rest).map_err(|error| {
             // The error names a parameter at most; the string itself may have a password.
@@ -110,6 +119,29 @@ fn decoded(text: &str) -> Result<String, DriverError> {
     let decoded = percent_encoding::percent_decode_str(text).decode_utf8();
     Ok(decoded.map_err(|_| refused("a parameter is not UTF-8"))?.into_owned())
 }
+
+/// Refuses a URL in which a password, most likely, ends early: what follows it would be taken for a host, and be shown.
+fn expect_escaped(after_scheme: &str) -> Result<(), DriverError> {
+    let address = after_scheme.split('?').next().unwrap_or_default();
+    let (authority, path) = address.split_once('/').unwrap_or((address, ""));
+    if authority.matches('@').count() > 1 || path.contains('@') {
+        return Err(refused("within a user's name or password @ is written %40, / is %2F and : is %3A"));
+    }
+    Ok(())
+}
+
+/// Variables of libpq that ask for something which is not to be had here. Connecting without it would be less than what was
+/// asked for, or to somewhere else.
+const UNKNOWN: [&str; 8] = [
+    "PGSERVICE",
+    "PGHOSTADDR",
+    "PGREQUIREAUTH",
+    "PGREQUIREPEER",
+    "PGSSLCRL",
+    "PGSSLCRLDIR",
+    "PGSSLMINPROTOCOLVERSION",
+    "PGSSLMAXPROTOCOLVERSION",
+];
 
 /// Takes our parameters out of the query of a URL.
 fn strip_url(text: &str, own: &mut Own) -> Result<String, DriverError> {
@@ -165,6 +197,17 @@ fn strip_pairs(text: &str, own: &mut Own) -> Result<String, DriverError> {
 
 /// Fills in from the environment what the string leaves out.
 fn complete(config: &mut Config, own: &mut Own, variable: &dyn Fn(&str) -> Option<String>) -> Result<(), DriverError> {
+    if let Some(name) = UNKNOWN.into_iter().find(|name| variable(name).is_some()) {
+        return Err(refused(&format!("{name} is set, which is not known here; unset it")));
+    }
+    if config.get_channel_binding() == ChannelBinding::Prefer {
+        match variable("PGCHANNELBINDING").as_deref() {
+            None | Some("prefer") => {}
+            Some("require") => drop(config.channel_binding(ChannelBinding::Require)),
+            Some("disable") => drop(config.channel_binding(ChannelBinding::Disable)),
+            Some(_) => return Err(refused("PGCHANNELBINDING is none of disable, prefer, require")),
+        }
+    }
     if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
         let socket = Path::new("/var/run/postgresql");
         match variable("PGHOST") {
@@ -187,7 +230,7 @@ fn complete(config: &mut Config, own: &mut Own, variable: &dyn Fn(&str) -> Optio
         }
     }
     if config.get_user().is_none()
-        && let Some(user) = variable("PGUSER")
+        && let Some(user) = ["PGUSER", "USER", "LOGNAME"].into_iter().find_map(variable)
     {
         config.user(user);
     }
@@ -279,19 +322,23 @@ fn password_from(file: &Path, config: &Config) -> Option<String> {
         return None;
     }
     let text = std::fs::read_to_string(file).ok()?;
-    let host = match config.get_hosts().first()? {
-        Host::Tcp(name) => name.clone(),
-        Host::Unix(_) => "localhost".to_owned(),
-    };
-    let port = config.get_ports().first().copied().unwrap_or(5432).to_string();
     let user = config.get_user().unwrap_or_default();
     let database = config.get_dbname().unwrap_or(user);
-    text.lines().filter(|line| !line.starts_with('#')).find_map(|line| {
-        let fields = password_fields(line);
-        let [in_host, in_port, in_database, in_user, password] = &fields[..] else { return None };
-        let fits = |pattern: &str, value: &str| pattern == "*" || pattern == value;
-        let all = fits(in_host, &host) && fits(in_port, &port) && fits(in_database, database) && fits(in_user, user);
-        all.then(|| password.clone())
+    let ports = config.get_ports();
+    let fits = |pattern: &str, value: &str| pattern == "*" || pattern == value;
+    // One password goes to all hosts: that of the first one which has an entry.
+    config.get_hosts().iter().enumerate().find_map(|(place, host)| {
+        let host = match host {
+            Host::Tcp(name) => name,
+            Host::Unix(_) => "localhost",
+        };
+        let port = ports.get(place).or(ports.first()).copied().unwrap_or(5432).to_string();
+        text.lines().filter(|line| !line.starts_with('#')).find_map(|line| {
+            let fields = password_fields(line);
+            let [in_host, in_port, in_database, in_user, password] = &fields[..] else { return None };
+            let all = fits(in_host, host) && fits(in_port, &port) && fits(in_database, database) && fits(in_user, user);
+            all.then(|| password.clone())
+        })
     })
 }
 
@@ -336,6 +383,19 @@ mod tests {
         let target = parse("", &environment).unwrap();
         assert_eq!(target.place, "the database \"d\" at h:7 (user \"u\")");
         assert_eq!(target.tls.mode(), TlsMode::Disable);
+        let target = parse("postgres://h/d", &[("USER", "somebody"), ("PGCHANNELBINDING", "require")]).unwrap();
+        assert_eq!(target.config.get_user(), Some("somebody"), "the system's, as psql takes it");
+        assert_eq!(target.config.get_channel_binding(), ChannelBinding::Require);
+    }
+
+    #[test]
+    fn d11_what_a_variable_asks_for_and_is_not_to_be_had_is_refused_and_not_passed_over() {
+        for (name, value) in
+            [("PGSERVICE", "production"), ("PGREQUIREAUTH", "scram-sha-256"), ("PGCHANNELBINDING", "x")]
+        {
+            let error = parse("postgres://u@h/d", &[(name, value)]).unwrap_err().to_string();
+            assert!(error.contains(name), "{error}");
+        }
     }
 
     #[test]
@@ -345,6 +405,11 @@ mod tests {
             "postgres://u:secret@h:port/d",
             "postgres://u:secret@h/d?what=1",
             "host=h password='secret",
+            "mysql://u:secret@h/d",
+            "h:5432",
+            "postgres://u:p@secret@h/d",
+            "postgres://u:p/secret@h/d",
+            "postgres://u:p@ss/secret@h/d",
             "postgres://u:secret@h/d?sslmode=verify-ca",
             "postgres://u:secret@h/d?sslmode=verify-ca&sslrootcert=/nowhere/root.crt",
         ] {
@@ -372,5 +437,7 @@ mod tests {
         assert_eq!(password("postgres://u%3Ax@h/d").as_deref(), Some("se:cret:1"));
         assert_eq!(password("postgres://u@h/e"), None);
         assert_eq!(password("postgres://u:own@h/d").as_deref(), Some("own"));
+        // Of several hosts the second one has an entry.
+        assert_eq!(password("postgres://u%3Ax@unknown,h/e").as_deref(), Some("se:cret:1"));
     }
 }
