@@ -21,6 +21,7 @@
 //! | starting and stopping | [`Server`], `server` |
 //! | the configuration file | [`config`] |
 //! | where the state is kept | `database` |
+//! | looking again before something is said to be unknown | `look_again` |
 //! | backups, and putting one back | [`backup`] |
 //! | routes, one file per subject | `routes` |
 //! | errors, extractors, guards | `http` |
@@ -51,6 +52,7 @@ pub mod config;
 mod data_folder;
 mod database;
 mod http;
+mod look_again;
 pub mod node;
 mod page;
 mod routes;

@@ -38,6 +38,7 @@ use crate::http::metrics::HttpMetrics;
 use crate::http::serve::{ConnectionLimits, ConnectionMetrics, Service, drain, serve};
 use crate::http::shares::Shares;
 use crate::http::tls::{Certificate, TlsError, TlsMetrics};
+use crate::look_again::LookAgain;
 use crate::routes;
 use crate::uploads::Uploads;
 
@@ -401,6 +402,7 @@ async fn host(
     let limits = ServerLimits::from_section(&options.config.server.limits);
     let app = App::new(Inner {
         state: state.clone(),
+        look_again: LookAgain::new(database::database(options).is_some()),
         operations,
         registry,
         lifecycle,
