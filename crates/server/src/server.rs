@@ -385,6 +385,9 @@ async fn host(
 
     let mut host_options = HostOptions::new(options.data.join("regions"), artifacts.clone());
     host_options.name = format!("server {}", state.server());
+    if let Some(lease) = database::region_lease(options) {
+        host_options.limits = host_options.limits.with_lease(lease);
+    }
     host_options.metrics.register(&mut metrics);
     let regions = RegionHost::start(state.clone(), host_options, setups).await?;
 
