@@ -276,12 +276,14 @@ impl Handle {
         self.app.regions()
     }
 
-    /// Ends the server in order: no new requests, open ones end (watches at once), cluster hooks
-    /// hand back what they have, regions stop.
+    /// Ends the server in order: no new requests, open ones end (watches at once) while cluster hooks hand back what they
+    /// have; then regions stop, and at last the state.
     pub async fn shutdown(mut self) {
         self.app.set_not_ready(Some("The server is stopping."));
         self.closing.cancel();
-        drain(&mut self.serving).await;
+        // Other servers can take over what the hooks hand back while requests still end here.
+        let state = self.app.state().clone();
+        tokio::join!(drain(&mut self.serving), state.drain());
         for task in self.tasks.drain(..) {
             // They end as soon as they see that the server closes.
             if let Err(error) = task.await {
