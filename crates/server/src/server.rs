@@ -39,6 +39,7 @@ use crate::http::serve::{ConnectionLimits, ConnectionMetrics, Service, drain, se
 use crate::http::shares::Shares;
 use crate::http::tls::{Certificate, TlsError, TlsMetrics};
 use crate::look_again::LookAgain;
+use crate::membership;
 use crate::routes;
 use crate::uploads::Uploads;
 
@@ -158,6 +159,17 @@ pub enum StartError {
         why: String,
         /// What the right one was called by the server that first used it.
         known: String,
+    },
+    /// Another server on the database has the name.
+    #[error(
+        "another server on this database is called {name} and lives (id {id}); operators and the others tell servers apart \
+         by their names"
+    )]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// The other's id in the cluster.
+        id: String,
     },
     /// A region can't be registered.
     #[error("a region can't be registered: {0}")]
@@ -330,6 +342,9 @@ async fn open(
     state: &State,
     listener: TcpListener,
 ) -> Result<Opened, StartError> {
+    if database::database(options).is_some() {
+        membership::claim_name(state, &options.data).await?;
+    }
     let closing = CancellationToken::new();
     // Should the start fail, what has begun by then ends with it.
     let failed = closing.clone().drop_guard();
@@ -348,6 +363,9 @@ async fn open(
     if let Some(certificate) = certificate {
         let looking = certificate.keep(TlsMetrics::register(&mut metrics), closing.clone());
         tasks.push(tokio::spawn(looking));
+    }
+    if database::database(options).is_some() {
+        tasks.push(tokio::spawn(membership::remember(state.clone(), options.data.clone(), closing.clone())));
     }
     let (app, hooks) = host(options, address, state, (guard, metrics, closing.clone())).await?;
     let router = routes::router(app.clone()).map_err(|unruled| StartError::Prepare(unruled.to_string()))?;
