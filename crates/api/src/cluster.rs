@@ -12,6 +12,9 @@ pub struct ClusterView {
     pub driver: String,
     /// The newest revision that the answering server has applied.
     pub revision: u64,
+    /// The time by the clock that all times here are by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub now: Option<EpochMs>,
     /// The servers, by name.
     pub servers: Vec<ServerView>,
     /// The cluster hooks, by name.

@@ -11,7 +11,7 @@ use tidegate_dataset::artifact::ArtifactStore;
 use tidegate_lifecycle::{Lifecycle, Registry};
 use tidegate_rollout::Operations;
 use tidegate_rollout::region::RegionHost;
-use tidegate_state::{Snapshot, State};
+use tidegate_state::{Snapshot, State, Timestamp};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +22,7 @@ use crate::http::extract::Actor;
 use crate::http::guard::{Hosts, Room};
 use crate::http::metrics::HttpMetrics;
 use crate::http::shares::{Share, Shares};
+use crate::look_again::LookAgain;
 use crate::uploads::Uploads;
 use crate::views::Scene;
 
@@ -34,6 +35,7 @@ pub(crate) struct App(Arc<Inner>);
 
 pub(crate) struct Inner {
     pub(crate) state: State,
+    pub(crate) look_again: LookAgain,
     pub(crate) operations: Operations,
     pub(crate) registry: Arc<Registry>,
     pub(crate) lifecycle: Lifecycle,
@@ -89,8 +91,33 @@ impl App {
     }
 
     /// Whose token this is.
-    pub(crate) fn bearer_of_text(&self, token: &str) -> Result<Bearer, Refusal> {
-        access::bearer_of_text(token, &self.0.state.snapshot(), self.0.state.now())
+    pub(crate) async fn bearer_of_text(&self, token: &str) -> Result<Bearer, Refusal> {
+        self.bearer(|snapshot, now| access::bearer_of_text(token, snapshot, now)).await
+    }
+
+    /// Who is found in the snapshot, or in a newer one where the token may have been made a moment ago at another server.
+    pub(crate) async fn bearer(
+        &self,
+        find: impl Fn(&Snapshot, Timestamp) -> Result<Bearer, Refusal>,
+    ) -> Result<Bearer, Refusal> {
+        let found = find(&self.0.state.snapshot(), self.0.state.now());
+        match found {
+            Err(refusal) if refusal.may_be_new() && self.look_again().await => {
+                find(&self.0.state.snapshot(), self.0.state.now())
+            }
+            found => found,
+        }
+    }
+
+    /// Whether other servers write into the state, so that what is not known here may be known to them.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.0.look_again.is_shared()
+    }
+
+    /// Before it is said that something is unknown: catches up with other servers, and says whether to look again. See
+    /// [`crate::look_again`].
+    pub(crate) async fn look_again(&self) -> bool {
+        self.0.look_again.catch_up(&self.0.state).await
     }
 
     pub(crate) fn hosts(&self) -> Arc<Hosts> {

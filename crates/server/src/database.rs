@@ -43,6 +43,13 @@ pub(crate) async fn open(options: &Options, address: SocketAddr) -> Result<State
     Ok(State::open(driver, state).await?)
 }
 
+/// The lease of the regions that this server hosts, where it follows the server's own: another server on the database can
+/// take them over. A server by itself has the usual one, unless it is told otherwise.
+pub(crate) fn region_lease(options: &Options) -> Option<Duration> {
+    let shared = database(options).map(|_| StateOptions::new("default").lease);
+    options.config.server.lease().or(shared)
+}
+
 /// The database that is shared, if one is named: by flag, or in the file.
 pub(crate) fn database(options: &Options) -> Option<&str> {
     options.database.as_deref().or(options.config.server.database.as_deref())

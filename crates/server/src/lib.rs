@@ -21,6 +21,8 @@
 //! | starting and stopping | [`Server`], `server` |
 //! | the configuration file | [`config`] |
 //! | where the state is kept | `database` |
+//! | which server this is among those that share a database | `membership` |
+//! | looking again before something is said to be unknown | `look_again` |
 //! | backups, and putting one back | [`backup`] |
 //! | routes, one file per subject | `routes` |
 //! | errors, extractors, guards | `http` |
@@ -52,6 +54,8 @@ pub mod config;
 mod data_folder;
 mod database;
 mod http;
+mod look_again;
+mod membership;
 pub mod node;
 mod page;
 mod routes;

@@ -38,6 +38,8 @@ use crate::http::metrics::HttpMetrics;
 use crate::http::serve::{ConnectionLimits, ConnectionMetrics, Service, drain, serve};
 use crate::http::shares::Shares;
 use crate::http::tls::{Certificate, TlsError, TlsMetrics};
+use crate::look_again::LookAgain;
+use crate::membership;
 use crate::routes;
 use crate::uploads::Uploads;
 use crate::waiting;
@@ -163,6 +165,17 @@ pub enum StartError {
         /// What the right one was called by the server that first used it.
         known: String,
     },
+    /// Another server on the database has the name.
+    #[error(
+        "another server on this database is called {name} and lives (id {id}); operators and the others tell servers apart \
+         by their names"
+    )]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// The other's id in the cluster.
+        id: String,
+    },
     /// A region can't be registered.
     #[error("a region can't be registered: {0}")]
     Register(#[from] OperationError),
@@ -281,12 +294,14 @@ impl Handle {
         self.app.regions()
     }
 
-    /// Ends the server in order: no new requests, open ones end (watches at once), cluster hooks
-    /// hand back what they have, regions stop.
+    /// Ends the server in order: no new requests, open ones end (watches at once) while cluster hooks hand back what they
+    /// have; then regions stop, and at last the state.
     pub async fn shutdown(mut self) {
         self.app.set_not_ready(Some("The server is stopping."));
         self.closing.cancel();
-        drain(&mut self.serving).await;
+        // Other servers can take over what the hooks hand back while requests still end here.
+        let state = self.app.state().clone();
+        tokio::join!(drain(&mut self.serving), state.drain());
         for task in self.tasks.drain(..) {
             // They end as soon as they see that the server closes.
             if let Err(error) = task.await {
@@ -333,6 +348,9 @@ async fn open(
     state: &State,
     listener: TcpListener,
 ) -> Result<Opened, StartError> {
+    if database::database(options).is_some() {
+        membership::claim_name(state, &options.data).await?;
+    }
     let closing = CancellationToken::new();
     // Should the start fail, what has begun by then ends with it.
     let failed = closing.clone().drop_guard();
@@ -351,6 +369,9 @@ async fn open(
     if let Some(certificate) = certificate {
         let looking = certificate.keep(TlsMetrics::register(&mut metrics), closing.clone());
         tasks.push(tokio::spawn(looking));
+    }
+    if database::database(options).is_some() {
+        tasks.push(tokio::spawn(membership::remember(state.clone(), options.data.clone(), closing.clone())));
     }
     let (app, hooks) = host(options, address, state, (guard, metrics, closing.clone())).await?;
     let router = routes::router(app.clone()).map_err(|unruled| StartError::Prepare(unruled.to_string()))?;
@@ -390,6 +411,9 @@ async fn host(
 
     let mut host_options = HostOptions::new(options.data.join("regions"), artifacts.clone());
     host_options.name = format!("server {}", state.server());
+    if let Some(lease) = database::region_lease(options) {
+        host_options.limits = host_options.limits.with_lease(lease);
+    }
     host_options.metrics.register(&mut metrics);
     let regions = RegionHost::start(state.clone(), host_options, setups).await?;
 
@@ -407,6 +431,7 @@ async fn host(
     let limits = ServerLimits::from_section(&options.config.server.limits);
     let app = App::new(Inner {
         state: state.clone(),
+        look_again: LookAgain::new(database::database(options).is_some()),
         operations,
         registry,
         lifecycle,

@@ -171,7 +171,7 @@ pub use change::{Applied, Change};
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use cluster_hook::*;
 pub use document::Document;
-pub use driver::{Driver, DriverError, RecordId, RequestId, ServerName};
+pub use driver::{Driver, DriverError, RecordId, RequestId, ServerId, ServerName};
 pub use entity::{Entity, EntityId, Parent, Ref, Root};
 pub use error::{OpenError, QueryError, ReadError, WaitError, WriteError};
 pub use feed::{Feed, FeedItem};

@@ -4,13 +4,14 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::cluster_hook::runtime::Runtime;
 use crate::core::{Core, within_transaction};
-use crate::driver::{Driver, DriverError, ServerName};
+use crate::driver::{Driver, DriverError, ServerId, ServerName};
 use crate::error::{OpenError, WaitError, WriteError};
 use crate::feed::Feed;
 use crate::local_hook::{LocalHook, LocalHookError, LocalHookHandle, Registered, Scope};
@@ -328,6 +329,13 @@ impl State {
         &self.0.core.server
     }
 
+    /// The id by which this server is in the cluster, now and whenever that changes: none until it has joined with its first
+    /// cluster hook, and after it has left; another one when it has joined anew after its lease was over.
+    #[must_use]
+    pub fn member(&self) -> watch::Receiver<Option<ServerId>> {
+        self.0.core.member.subscribe()
+    }
+
     /// What stores the tree.
     #[must_use]
     pub fn driver(&self) -> &Arc<dyn Driver> {
@@ -362,10 +370,16 @@ impl State {
         self.0.core.confirm_lower_head().await
     }
 
+    /// Hands back what this server's cluster hooks have, and leaves the cluster. From then on none runs here, and none can be
+    /// registered; everything else goes on until [`State::close`].
+    pub async fn drain(&self) {
+        self.0.runtime.drain(self.0.core.options.drain_limit).await;
+    }
+
     /// Closes this server: cluster hooks hand back what they have, writes that were accepted are committed, then every
     /// task ends. Later writes are refused.
     pub async fn close(&self) {
-        self.0.runtime.drain(self.0.core.options.drain_limit).await;
+        self.drain().await;
         self.0.core.stop_accepting();
         let limit = self.0.core.options.write_limit * 2;
         if tokio::time::timeout(limit, self.0.core.committer_ended()).await.is_err() {

@@ -78,3 +78,31 @@ async fn c19_a_load_is_cut_off_where_another_agent_takes_over() {
     until_replaced(&world, false).await;
     world.until_later("it is loaded", |world| world.status(1) == Some(IngestionStatus::Completed)).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn c19_a_region_that_is_let_go_of_is_taken_at_once() {
+    let world = World::serving(2, &[1, 2], 1).await;
+    world.link.hosted_by(Some("another"));
+    until_replaced(&world, true).await;
+    // When the other lets go of it, then no heartbeat is waited for: the clock stands still.
+    world.link.hosted_by(None);
+    let hosts = |world: &World| matches!(&*world.agent.as_ref().unwrap().standing().borrow(), Standing::Hosts(_));
+    world.until("the agent hosts the region", hosts).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn c19_a_region_that_only_seems_to_be_free_is_not_claimed_again_and_again() {
+    let world = World::serving(1, &[1], 1).await;
+    world.link.hosted_by(Some("another"));
+    until_replaced(&world, true).await;
+    let before = world.link.claims();
+    world.link.seems_free(true);
+    world.until("it claims it", |world| world.link.claims() > before).await;
+    let seconds = 5;
+    for second in 1..=seconds {
+        world.clock.advance(Duration::from_secs(1));
+        world.until("it claims it again", |world| world.link.claims() > before + second).await;
+    }
+    // One each second, and what a heartbeat may have added.
+    assert!(world.link.claims() <= before + seconds + 2, "{} claims", world.link.claims() - before);
+}

@@ -189,3 +189,53 @@ async fn c19_who_does_not_host_the_region_is_refused_and_told_who_does() {
 fn clock_now(clock: &ManualClock) -> Timestamp {
     tidegate_state::Clock::now(clock)
 }
+
+#[tokio::test]
+async fn c19_a_server_that_waits_for_a_region_sees_in_its_own_snapshot_when_it_is_free() {
+    let clock = ManualClock::new(Timestamp(1_000_000));
+    let store = MemoryStore::with_clock(Arc::new(clock.clone()));
+    let state = State::open(store.driver(), StateOptions::new("first")).await.unwrap();
+    let other = State::open(store.driver(), StateOptions::new("second")).await.unwrap();
+    add_region(&state).await;
+    other.flush().await.unwrap();
+    let link = StateLink::new(state.clone(), "a").unwrap();
+    let waiting = StateLink::new(other.clone(), "a").unwrap();
+    let freed = |link: &StateLink| {
+        let link = link.clone();
+        tokio::spawn(async move { link.freed().await })
+    };
+    async fn returns(freed: tokio::task::JoinHandle<()>) {
+        tokio::time::timeout(Duration::from_secs(60), freed).await.expect("it returns").unwrap();
+    }
+    // Nobody hosts it.
+    returns(freed(&waiting)).await;
+    // Given a host, when it renews its lease, then it is not free.
+    let first = hosts(&link, 1).await;
+    other.flush().await.unwrap();
+    let wait = freed(&waiting);
+    clock.advance(Duration::from_secs(10));
+    link.host(&claim(1, Some(first.token))).await.unwrap();
+    other.flush().await.unwrap();
+    clock.advance(Duration::from_secs(25));
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!wait.is_finished(), "its host has renewed the lease");
+    // When its host lets go of it, then it is.
+    link.release(first).await.unwrap();
+    returns(wait).await;
+    // Given another host, when that one falls silent, then it is as soon as the lease has run out.
+    hosts(&waiting, 2).await;
+    state.flush().await.unwrap();
+    let wait = freed(&link);
+    clock.advance(Duration::from_secs(31));
+    returns(wait).await;
+    // A region that is not there is nobody's to take.
+    let none = StateLink::new(state.clone(), "none").unwrap();
+    let wait = freed(&none);
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!wait.is_finished());
+    wait.abort();
+}

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
 use axum::extract::{FromRequestParts, RawPathParams, Request, State};
-use axum::http::{Method, StatusCode, header};
+use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tidegate_api::{AuditOutcome, Role};
@@ -123,11 +123,14 @@ impl From<Refusal> for Stopped {
 
 async fn enter(gate: &Gate, rule: &'static Rule, request: Request) -> Result<(Request, Asked), Stopped> {
     let app = &gate.app;
-    let caller = identify(gate, rule, &request)?;
+    let peer = request.extensions().get::<Peer>().map(|peer| peer.0.ip());
+    let is_reading = request.method().is_safe();
+    let caller = identify(gate, rule, request.headers(), is_reading, peer).await?;
     let is_scoped = caller.bearer().is_some_and(|bearer| matches!(bearer.role, Role::Team | Role::Region));
     let (mut parts, body) = request.into_parts();
     // What it is about decides nothing for the others, and look-ups are many.
-    let mut subject = if is_scoped || rule.recorded {
+    let is_looked_for = app.is_shared() && !gate.is_look_up;
+    let mut subject = if is_scoped || rule.recorded || is_looked_for {
         let path = RawPathParams::from_request_parts(&mut parts, &()).await.ok();
         Subject::of_address(path.as_ref(), &parts.uri)
     } else {
@@ -143,6 +146,10 @@ async fn enter(gate: &Gate, rule: &'static Rule, request: Request) -> Result<(Re
             Err(error) if is_scoped => return Err(Stopped::Unread(error)),
             Err(_) => {}
         }
+    }
+    if app.is_shared() && !is_settled(&subject, rule, &caller, &app.state().snapshot()) {
+        // Another server may have made it just now. What is still not there is for the route to refuse.
+        app.look_again().await;
     }
     if let Some(bearer) = caller.bearer() {
         subject.check(rule, bearer, &app.state().snapshot())?;
@@ -160,17 +167,26 @@ async fn enter(gate: &Gate, rule: &'static Rule, request: Request) -> Result<(Re
     Ok((request, asked))
 }
 
+/// Whether a newer snapshot would make no difference. What is somebody else's is no different from what is not there, so that
+/// the time of an answer tells a team nothing of other teams' names.
+fn is_settled(subject: &Subject, rule: &Rule, caller: &Caller, snapshot: &Snapshot) -> bool {
+    subject.is_known(snapshot) && caller.bearer().is_none_or(|bearer| subject.check(rule, bearer, snapshot).is_ok())
+}
+
 /// Who asks, if they may ask now and their role may ask this. Whoever is refused has asked all the same: it counts.
-fn identify(gate: &Gate, rule: &'static Rule, request: &Request) -> Result<Caller, Refusal> {
+async fn identify(
+    gate: &Gate,
+    rule: &'static Rule,
+    headers: &HeaderMap,
+    is_reading: bool,
+    peer: Option<IpAddr>,
+) -> Result<Caller, Refusal> {
     let (app, access) = (&gate.app, gate.app.access());
-    let peer = request.extensions().get::<Peer>().map(|peer| peer.0.ip());
     let Who::Roles(roles) = rule.who else { return admit(gate, Caller::Anyone, peer) };
     if !access.is_required() {
         return admit(gate, Caller::Anyone, peer);
     }
-    let snapshot = app.state().snapshot();
-    let now = app.state().now();
-    let bearer = match bearer_of(request.headers(), request.method().is_safe(), &snapshot, now) {
+    let bearer = match app.bearer(|snapshot, now| bearer_of(headers, is_reading, snapshot, now)).await {
         Ok(bearer) => bearer,
         Err(refusal) => {
             return Err(match peer {
@@ -184,7 +200,7 @@ fn identify(gate: &Gate, rule: &'static Rule, request: &Request) -> Result<Calle
         let Bearer { name, role, .. } = bearer;
         return Err(Refusal::Role { name, role, needed: roles });
     }
-    access.clerk.used(&bearer.token, &snapshot, now);
+    access.clerk.used(&bearer.token, &app.state().snapshot(), app.state().now());
     Ok(caller)
 }
 

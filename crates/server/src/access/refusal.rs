@@ -57,6 +57,12 @@ impl Refusal {
         matches!(self, Self::NoTokenForm | Self::WrongToken)
     }
 
+    /// Whether it may be that another server has just made what is not known here. A wrong secret is no different from an
+    /// unknown token, so that the time of an answer tells nobody which of the two it is.
+    pub(crate) fn may_be_new(&self) -> bool {
+        matches!(self, Self::WrongToken | Self::SessionOver)
+    }
+
     fn wait(&self) -> Option<Duration> {
         match self {
             Self::TooManyRequests { wait } | Self::TooManyWrongTokens { wait } => Some(*wait),

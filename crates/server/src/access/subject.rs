@@ -8,7 +8,7 @@ use serde::Deserialize;
 use tidegate_api::Role;
 use tidegate_lifecycle::Pause;
 use tidegate_rollout::entities::{PushName, Region, Store};
-use tidegate_state::{Entity, Path as TreePath, Ref, Snapshot};
+use tidegate_state::{Entity, Path as TreePath, Ref, Root, Snapshot};
 
 use super::caller::Bearer;
 use super::refusal::Refusal;
@@ -66,6 +66,26 @@ impl Subject {
 
     fn in_path(&self, name: &str) -> Option<&str> {
         self.path.iter().find(|(there, _)| there == name).map(|(_, value)| value.as_str())
+    }
+
+    /// Whether all that it names is there. What has no form of a name is for the route to refuse.
+    pub(super) fn is_known(&self, snapshot: &Snapshot) -> bool {
+        fn knows<E>(name: Option<&str>, snapshot: &Snapshot) -> bool
+        where
+            E: Entity<Parent = Root, Id = String>,
+        {
+            let place = name.and_then(|name| Ref::<E>::root(name).ok());
+            place.is_none_or(|place| snapshot.contains(place.path()))
+        }
+        let prefix = self.query.prefix.as_deref();
+        let watched = |collection| prefix.and_then(|prefix| owner_in(prefix, collection));
+        let stores = [self.in_path("store"), self.query.store.as_deref(), self.body.store.as_deref()];
+        stores.into_iter().all(|store| knows::<Store>(store, snapshot))
+            && knows::<PushName>(self.in_path("push"), snapshot)
+            && knows::<Pause>(self.in_path("pause"), snapshot)
+            && knows::<Region>(self.in_path("region"), snapshot)
+            && knows::<Store>(watched(Store::COLLECTION).as_deref(), snapshot)
+            && knows::<Region>(watched(Region::COLLECTION).as_deref(), snapshot)
     }
 
     /// The store that it is about, for the audit trail.

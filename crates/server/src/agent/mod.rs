@@ -334,12 +334,6 @@ fn check(setup: &AgentSetup) -> Result<(), AgentStartError> {
     Ok(())
 }
 
-fn limits(setup: &AgentSetup) -> AgentLimits {
-    let usual = AgentLimits::default();
-    // Three renewals fit into a lease, so that one that is lost does not end it.
-    AgentLimits { lease: setup.lease, heartbeat_every: usual.heartbeat_every.min(setup.lease / 3), ..usual }
-}
-
 /// What reaches the control plane.
 fn reach(setup: &AgentSetup, token: Option<TokenFile>) -> Result<RemoteClient, RemoteSetupError> {
     let mut remote = RemoteOptions::new(&setup.control_planes, format!("agent of region {}", setup.region));
@@ -362,7 +356,7 @@ async fn host(
     let mut options = HostOptions::new(setup.data.join("regions"), source);
     options.token = nodes.token();
     options.more_nodes = nodes.known();
-    options.limits = limits(setup);
+    options.limits = AgentLimits::default().with_lease(setup.lease);
     options.name = setup.name.clone().unwrap_or_else(machine_name);
     options.address = Some(setup.advertise.clone().unwrap_or_else(|| format!("http://{address}")));
     let mut metrics = MetricsRegistry::default();

@@ -18,5 +18,7 @@ pub(crate) async fn show(State(app): State<App>) -> ApiResult<Json<ClusterView>>
     let members = state.cluster().await.map_err(|error| unavailable(format!("{error}.")))?;
     let filter = QueueFilter { limit: Some(COUNTED_MAX), ..QueueFilter::default() };
     let queue = state.queue().list(filter).await.map_err(|error| unavailable(format!("{error}.")))?;
-    Ok(Json(cluster(state.driver().name(), state.snapshot().revision(), state.server(), &members, &queue)))
+    let answering = *state.member().borrow();
+    let moment = (state.snapshot().revision(), state.now());
+    Ok(Json(cluster(state.driver().name(), moment, answering, &members, &queue)))
 }

@@ -107,7 +107,7 @@ struct ValueText<'a> {
 pub(crate) async fn key(State(app): State<App>, mut asked: LookUp) -> ApiResult<Response> {
     let named = asked.region.take();
     let (store, key) = (asked.store(), asked.key());
-    let (region, answer) = in_region(&app, store, named, |host, region| host.read(region, store, key))?;
+    let (region, answer) = answer_of(&app, store, named, |host, region| host.read(region, store, key)).await?;
     key_answer(store, key, &region, &answer)
 }
 
@@ -143,8 +143,8 @@ pub(crate) async fn batch(
     Body(request): Body<BatchRequest>,
 ) -> ApiResult<Response> {
     check_batch(&request, app.limits().batch_keys)?;
-    let (region, answer) =
-        in_region(&app, &store, query.region, |host, region| host.read_batch(region, &store, &request.keys))?;
+    let read = |host: &RegionHost, region: &str| host.read_batch(region, &store, &request.keys);
+    let (region, answer) = answer_of(&app, &store, query.region, read).await?;
     batch_answer(&request, &region, &answer)
 }
 
@@ -165,17 +165,33 @@ pub(crate) fn batch_answer(request: &BatchRequest, region: &str, answer: &ReadBa
     json(bytes, &BatchText { version: answer.version, region, node: &answer.node, values })
 }
 
-/// Asks the region that is named; where none is, one after the other until one serves the store.
-fn in_region<T>(
+/// As [`in_region`], and once more where another server may have made the store just now.
+async fn answer_of<T>(
     app: &App,
     store: &str,
     region: Option<String>,
     read: impl Fn(&RegionHost, &str) -> Result<T, ReadError>,
 ) -> ApiResult<(String, T)> {
+    let named = region.as_deref();
+    match in_region(app, store, named, &read) {
+        Err(error) if error.body.code == code::STORE_UNKNOWN && app.look_again().await => {
+            in_region(app, store, named, &read)
+        }
+        answered => answered,
+    }
+}
+
+/// Asks the region that is named; where none is, one after the other until one serves the store.
+fn in_region<T>(
+    app: &App,
+    store: &str,
+    region: Option<&str>,
+    read: impl Fn(&RegionHost, &str) -> Result<T, ReadError>,
+) -> ApiResult<(String, T)> {
     let host = app.regions();
     if let Some(region) = region {
-        return match read(host, &region) {
-            Ok(answer) => Ok((region, answer)),
+        return match read(host, region) {
+            Ok(answer) => Ok((region.to_owned(), answer)),
             Err(error) => Err(not_read(app, store, error)),
         };
     }

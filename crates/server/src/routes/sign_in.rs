@@ -76,7 +76,7 @@ pub(crate) async fn sign_in(
     if !app.access().is_required() {
         return Ok(Redirect::to("/").into_response());
     }
-    let bearer = match app.bearer_of_text(shown.token.trim()) {
+    let bearer = match app.bearer_of_text(shown.token.trim()).await {
         Ok(bearer) => bearer,
         Err(refusal) => {
             let refusal = match peer {

@@ -53,12 +53,12 @@ pub(crate) async fn put(
     request: Request,
 ) -> ApiResult<Json<PartView>> {
     let _share = app.enter_upload(&asked)?;
-    check_takes_parts(&app, &push)?;
+    check_takes_parts(&app, &push).await?;
     let body = request.into_body().into_data_stream();
     let limit = app.limits().part_bytes;
     let view = app.uploads().receive(&push, &part, &query.sha256, limit, body).await?;
     // It may have ended meanwhile; then what arrived is for the clean-up, and the client learns it.
-    check_takes_parts(&app, &push)?;
+    check_takes_parts(&app, &push).await?;
     Ok(Json(view))
 }
 
@@ -77,7 +77,7 @@ pub(crate) async fn sign(
     Path((push, part)): Path<(String, String)>,
     Body(request): Body<PartUploadRequest>,
 ) -> ApiResult<Json<PartUploadView>> {
-    check_takes_parts(&app, &push)?;
+    check_takes_parts(&app, &push).await?;
     Ok(Json(app.uploads().sign(&push, &part, app.limits().part_bytes, request).await?))
 }
 
@@ -95,9 +95,9 @@ pub(crate) async fn sent(
     Path((push, part)): Path<(String, String)>,
     Body(request): Body<PartSentRequest>,
 ) -> ApiResult<Json<PartView>> {
-    check_takes_parts(&app, &push)?;
+    check_takes_parts(&app, &push).await?;
     let view = app.uploads().sent(&push, &part, app.limits().part_bytes, request).await?;
-    check_takes_parts(&app, &push)?;
+    check_takes_parts(&app, &push).await?;
     Ok(Json(view))
 }
 
@@ -115,7 +115,11 @@ pub(crate) async fn complete(
     Path(push): Path<String>,
     Body(manifest): Body<Manifest>,
 ) -> ApiResult<Json<PushState>> {
-    let state = current(&app, &push)?;
+    let state = as_far_as_upload(&app, &push).await?;
+    if !state.status.is_terminal() && state.phase < PushPhase::Upload {
+        // By the time that the operation looks it may have come so far, and its parts would be unchecked.
+        return Err(not_taken("The artifact was not completed.", &push, &state));
+    }
     let manifest = Arc::new(manifest);
     let manifest_sha256 = if state.phase == PushPhase::Upload {
         check_part_count(&manifest, partitions(&app, &state.store)?)?;
@@ -127,7 +131,7 @@ pub(crate) async fn complete(
         }
         app.uploads().complete(&push, &manifest).await?
     } else {
-        // Complete already, ended, or not so far: which of them is the operation's to say.
+        // Complete already, or ended: which of them is the operation's to say.
         String::new()
     };
     let operations = app.operations_of(&actor);
@@ -170,20 +174,31 @@ fn current(app: &App, push: &str) -> ApiResult<PushState> {
 }
 
 /// Only a push that runs and is not complete takes parts.
-fn check_takes_parts(app: &App, push: &str) -> ApiResult<()> {
-    let state = current(app, push)?;
+async fn check_takes_parts(app: &App, push: &str) -> ApiResult<()> {
+    let state = as_far_as_upload(app, push).await?;
     if state.status.is_terminal() {
         return Err(ended(&state));
     }
     if state.phase == PushPhase::Upload {
         return Ok(());
     }
+    Err(not_taken("The part was not taken.", push, &state))
+}
+
+/// How a push stands; where it has not come to the upload here, as far as any server has seen it come.
+async fn as_far_as_upload(app: &App, push: &str) -> ApiResult<PushState> {
+    let state = current(app, push)?;
+    let is_before = !state.status.is_terminal() && state.phase < PushPhase::Upload;
+    if is_before && app.look_again().await { current(app, push) } else { Ok(state) }
+}
+
+fn not_taken(what: &str, push: &str, state: &PushState) -> ApiError {
     let later = state.phase < PushPhase::Upload;
-    Err(ApiError::new(
+    ApiError::new(
         axum::http::StatusCode::CONFLICT,
         ErrorBody::new(
             code::WRONG_PHASE,
-            "The part was not taken.",
+            what,
             format!("Push {push} is at `{}`, and parts are taken at `upload`.", state.phase.word()),
             NOTHING_CHANGED,
             if later {
@@ -192,7 +207,7 @@ fn check_takes_parts(app: &App, push: &str) -> ApiResult<()> {
                 "Nothing: the artifact is complete."
             },
         ),
-    ))
+    )
 }
 
 fn ended(state: &PushState) -> ApiError {

@@ -3,28 +3,34 @@
 use std::collections::BTreeMap;
 
 use tidegate_api::{ClusterHookView, ClusterView, ServerHookView, ServerStatus, ServerView};
-use tidegate_state::{QueueEntry, RequestState, Revision};
+use tidegate_state::{QueueEntry, RequestState, Revision, ServerId, Timestamp};
 
 use super::ms;
 
 /// How many unfinished requests are counted at most; where there are more, the counts say less than there is.
 pub(crate) const COUNTED_MAX: usize = 100_000;
 
-/// The cluster, as the server called `answering` sees it.
+/// The cluster, as the server that answers sees it; by its id, since another may have its name.
 pub(crate) fn cluster(
     driver: &str,
-    revision: Revision,
-    answering: &str,
+    (revision, now): (Revision, Timestamp),
+    answering: Option<ServerId>,
     members: &tidegate_state::ClusterView,
     queue: &[QueueEntry],
 ) -> ClusterView {
     let servers = members.servers.iter().map(|server| server_view(revision, answering, members, server)).collect();
-    ClusterView { driver: driver.to_owned(), revision: revision.0, servers, hooks: hooks(members, queue) }
+    ClusterView {
+        driver: driver.to_owned(),
+        revision: revision.0,
+        now: Some(ms(now)),
+        servers,
+        hooks: hooks(members, queue),
+    }
 }
 
 fn server_view(
     revision: Revision,
-    answering: &str,
+    answering: Option<ServerId>,
     members: &tidegate_state::ClusterView,
     server: &tidegate_state::ServerView,
 ) -> ServerView {
@@ -33,17 +39,16 @@ fn server_view(
         (true, true) => ServerStatus::Draining,
         (true, false) => ServerStatus::Up,
     };
-    let own = members.slots.iter().filter(|slot| !slot.is_permit && slot.owner.as_ref() == Some(&server.name));
+    let own = members.slots.iter().filter(|slot| !slot.is_permit && slot.owner_id == Some(server.id));
     ServerView {
         name: server.name.to_string(),
         id: server.id.0.to_string(),
-        answering: server.lives && *server.name == *answering,
+        answering: answering == Some(server.id),
         status,
         lease_until: ms(server.lease_until),
         applied: server.applied.0,
         behind: revision.0.saturating_sub(server.applied.0),
-        // A server of the same name that has died owns nothing.
-        slots: if server.lives { own.count() as u64 } else { 0 },
+        slots: own.count() as u64,
         hooks: server
             .hooks
             .iter()

@@ -218,6 +218,8 @@ pub struct SlotView {
     pub is_permit: bool,
     /// The server that leases it; none if it is free.
     pub owner: Option<ServerName>,
+    /// The id of that server: another of the same name may live.
+    pub owner_id: Option<ServerId>,
     /// The last token that was given out for it.
     pub token: SlotToken,
     /// Everything of it at or below this revision is finished or set aside.
@@ -330,8 +332,7 @@ impl State {
             matcher.hook(hook).map_or_else(|| format!("#{}", hook.0), |definitions| definitions.name.to_string())
         };
         let owner_of = |owner: Option<ServerId>| {
-            let server = servers.iter().find(|server| Some(server.id) == owner && server.lease_until > now)?;
-            Some(server.name.clone())
+            servers.iter().find(|server| Some(server.id) == owner && server.lease_until > now)
         };
         let mut slots: Vec<SlotView> = slots
             .iter()
@@ -341,7 +342,8 @@ impl State {
                 index: if is_permit(row.slot) { row.slot.slot & !(1 << 31) } else { row.slot.slot % SLOTS_MAX },
                 generation: if is_permit(row.slot) { 0 } else { row.slot.slot / SLOTS_MAX },
                 is_permit: is_permit(row.slot),
-                owner: owner_of(row.owner),
+                owner: owner_of(row.owner).map(|server| server.name.clone()),
+                owner_id: owner_of(row.owner).map(|server| server.id),
                 token: row.token,
                 watermark: row.watermark,
             })

@@ -29,7 +29,7 @@ use self::behind::Behind;
 use crate::change::Applied;
 use crate::clock::Clock;
 use crate::cluster_hook::matcher::Matcher;
-use crate::driver::{Driver, DriverError, LEASES_PER_LOCK_LIMIT, ServerName, SlotToken};
+use crate::driver::{Driver, DriverError, LEASES_PER_LOCK_LIMIT, ServerId, ServerName, SlotToken};
 use crate::error::{OpenError, WaitError};
 use crate::feed::{Feed, FeedEvent};
 use crate::metrics::StateMetrics;
@@ -46,6 +46,8 @@ const SUBMISSIONS_MAX: usize = 4_096;
 /// What one server knows and shares between its tasks.
 pub(crate) struct Core {
     pub(crate) server: ServerName,
+    /// The id by which this server is in the cluster, while it is.
+    pub(crate) member: watch::Sender<Option<ServerId>>,
     pub(crate) driver: Arc<dyn Driver>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) options: StateOptions,
@@ -107,6 +109,7 @@ impl Core {
         let snapshot = loaded.snapshot.clone();
         let core = Core {
             server: options.server.clone(),
+            member: watch::Sender::new(None),
             clock: driver.clock(),
             driver,
             metrics: StateMetrics::new(),

@@ -97,6 +97,10 @@ fn failure_of(error: StartError) -> Failure {
             "Give this server the store of the others, by [artifacts] or --artifacts. If the store was moved, move all of \
              it, the folder `probe` included."
         }
+        StartError::NameTaken { .. } => {
+            "Give each server a name of its own (`name` in [server] of the file that --config names), or stop the other one \
+             and wait until it has gone from `tidegate cluster`."
+        }
         StartError::Hooks(_) => "Mend [hooks] in the file that --config names.",
         _ => "Mend what the text names, and start the server again.",
     };

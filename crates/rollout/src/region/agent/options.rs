@@ -77,6 +77,12 @@ impl Default for AgentLimits {
 }
 
 impl AgentLimits {
+    /// The same limits with another lease. It is renewed three times before it runs out, or more often.
+    #[must_use]
+    pub fn with_lease(self, lease: Duration) -> AgentLimits {
+        AgentLimits { lease, heartbeat_every: self.heartbeat_every.min(lease / 3), ..self }
+    }
+
     /// The pause after this many failures in a row; `share` between 0 and 1 spreads it by a quarter
     /// to either side, so that what failed together is not tried again together.
     #[must_use]

@@ -53,6 +53,8 @@ impl Keeper {
     /// Keeps the lease until the agent stops. What is left then is to let go of it, with [`release`].
     pub(crate) async fn run(&mut self) {
         let mut failures: u32 = 0;
+        // Whether the claim before was made because the region seemed to be free.
+        let mut hastened = false;
         loop {
             let claim = self.claim();
             let limit = self.limits.heartbeat_every.min(self.limits.step).max(Duration::from_secs(1));
@@ -77,12 +79,20 @@ impl Keeper {
             let pause =
                 if failures == 0 { every } else { self.limits.pause(failures, false, (self.jitter)()).min(every) };
             let until = self.clock.sleep_until(self.clock.now().after(pause));
-            tokio::select! {
+            // What seemed to be free and was not is looked at again in a while: the log may be far ahead of what is seen.
+            let rest = if hastened { self.limits.pause_first } else { Duration::ZERO };
+            let freed = async {
+                self.clock.sleep_until(self.clock.now().after(rest)).await;
+                self.link.freed().await;
+            };
+            let waits = failures == 0 && matches!(&*self.standing.borrow(), Standing::Replaced { .. });
+            hastened = tokio::select! {
                 biased;
                 () = self.shutdown.cancelled() => return,
-                () = self.nudge.notified() => {}
-                () = until => {}
-            }
+                () = self.nudge.notified() => false,
+                () = freed, if waits => true,
+                () = until => false,
+            };
         }
     }
 

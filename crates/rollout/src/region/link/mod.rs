@@ -153,6 +153,13 @@ pub trait RegionLink: Send + Sync + 'static {
     /// See [`LinkError`].
     async fn release(&self, holder: Holder) -> Result<(), LinkError>;
 
+    /// Returns when the region may be taken: nobody hosts it, or the lease of who does is let go of or has run out. What
+    /// knows is a snapshot, so that a claim may be refused all the same. A link that can't know never returns, as without
+    /// this method; the region is then claimed with every heartbeat.
+    async fn freed(&self) {
+        std::future::pending().await
+    }
+
     /// Begins to watch what is wanted of the region: everything first, or, where `from` is a place
     /// that the log still reaches back to, what came after it.
     ///

@@ -144,6 +144,46 @@ impl RegionLink for StateLink {
         .await
     }
 
+    async fn freed(&self) {
+        let mut feed = self.state.changes(None);
+        let mut snapshot = feed.snapshot().clone();
+        loop {
+            let clock = self.state.clock();
+            let until = match snapshot.get(&self.hosting) {
+                Ok(Some(hosting)) if hosting.has_lapsed(clock.now()) => return,
+                Ok(Some(hosting)) => Some(hosting.until),
+                Ok(None) if snapshot.contains(self.region.path()) => return,
+                // No such region; or its host is none that this release understands, which is left to the heartbeats' claims.
+                Ok(None) | Err(_) => None,
+            };
+            let changed = async {
+                loop {
+                    match feed.next().await {
+                        Some(FeedItem::Snapshot(snapshot)) => return snapshot,
+                        Some(FeedItem::Transaction(applied)) => {
+                            let concerned = [self.hosting.path(), self.region.path()];
+                            if applied.changes.iter().any(|change| concerned.contains(&&change.path)) {
+                                return applied.snapshot.clone();
+                            }
+                        }
+                        // The state is closed, and the agent is about to be.
+                        None => std::future::pending().await,
+                    }
+                }
+            };
+            let lapsed = async {
+                match until {
+                    Some(until) => clock.sleep_until(until).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                changed = changed => snapshot = changed,
+                () = lapsed => {}
+            }
+        }
+    }
+
     async fn watch(&self, from: Option<Position>) -> Result<Box<dyn AssignmentWatch>, LinkError> {
         Ok(Box::new(self.open_watch(from).0))
     }

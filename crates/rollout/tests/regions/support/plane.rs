@@ -30,6 +30,7 @@ struct Plane {
     claims: u64,
     token: u64,
     hosted_by: Option<String>,
+    seems_free: bool,
     panics: bool,
 }
 
@@ -59,6 +60,7 @@ impl ScriptedLink {
             claims: 0,
             token: 0,
             hosted_by: None,
+            seems_free: false,
             panics: false,
         };
         ScriptedLink {
@@ -85,6 +87,13 @@ impl ScriptedLink {
     /// Another agent hosts the region from now on, or nobody else does.
     pub fn hosted_by(&self, other: Option<&str>) {
         self.plane.lock().hosted_by = other.map(str::to_owned);
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// From now on the region seems to be free, whoever hosts it; or it seems to be what it is.
+    pub fn seems_free(&self, seems: bool) {
+        self.plane.lock().seems_free = seems;
+        self.changes.send_modify(|count| *count += 1);
     }
 
     /// From now on nothing comes through, or everything does again.
@@ -262,6 +271,14 @@ impl RegionLink for ScriptedLink {
         }
         plane.heartbeats += 1;
         Ok(HostGrant { token: plane.token, lease_ms: claim.lease_ms, now: 0 })
+    }
+
+    async fn freed(&self) {
+        let mut changes = self.changes.subscribe();
+        let is_free = |plane: &Plane| plane.hosted_by.is_none() || plane.seems_free;
+        while !is_free(&self.plane.lock()) {
+            changes.changed().await.unwrap();
+        }
     }
 
     async fn release(&self, _: Holder) -> Result<(), LinkError> {

@@ -180,6 +180,7 @@ impl Owner {
             self.ended = true;
             return;
         };
+        self.core.member.send_replace(None);
         let (core, sender) = (self.core.clone(), self.sender.clone());
         self.spawn(async move {
             if let Err(error) = core.driver.leave(membership.id).await {

@@ -188,6 +188,7 @@ impl Owner {
             known_as_draining: false,
         });
         self.core.options.recorder.joined(&self.core.server, id);
+        self.core.member.send_replace(Some(id));
         self.look_soon();
         let now = self.core.clock.now();
         self.heartbeat_if_due(now);
@@ -246,6 +247,7 @@ impl Owner {
     /// it joins anew.
     pub(super) fn lapse(&mut self, why: &str) {
         let Some(membership) = self.membership.take() else { return };
+        self.core.member.send_replace(None);
         let held = self.slots.len();
         tracing::warn!(server = %self.core.server, id = %membership.id.0, held, "{why}; its slots and runs are given up");
         self.core.metrics.hooks.lapses.inc();

@@ -1,0 +1,201 @@
+//! Several servers on one PostgreSQL.
+
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tidegate_client::api::{PushStart, RegionSettings, Role, ServerStatus, StoreCreate, TokenCreate, code};
+use tidegate_client::{Client, Options as ClientOptions, Token};
+use tidegate_server::access::config::Authentication;
+use tidegate_server::config::RegionSection;
+use tidegate_server::{Handle, Options, Server, StartError, drop_schema};
+use tidegate_state::testing::postgres;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::world::{LIMIT, assert_error};
+
+/// Servers of one installation, and what they are started with.
+struct Several {
+    folder: TempDir,
+    schema: String,
+    authentication: Option<Authentication>,
+}
+
+impl Several {
+    /// None where there is no PostgreSQL.
+    fn new(authentication: Option<Authentication>) -> Option<Self> {
+        if postgres::skipped().is_some() {
+            return None;
+        }
+        let schema = postgres::shared().unwrap().fresh_schema();
+        Some(Self { folder: tempfile::tempdir().unwrap(), schema: format!("server_{schema}"), authentication })
+    }
+
+    /// What a server of this name is started with, on a data folder.
+    fn options(&self, name: &str, data: &str) -> Options {
+        let mut options = Options::new(self.folder.path().join(data));
+        options.listen = Some("127.0.0.1:0".parse().unwrap());
+        options.database = Some(postgres::shared().unwrap().url());
+        options.schema = Some(self.schema.clone());
+        options.artifacts = Some(format!("file://{}", self.folder.path().join("artifacts").display()));
+        options.config.server.name = Some(name.to_owned());
+        options.config.regions = vec![RegionSection { nodes: 1, ..RegionSection::new("a") }];
+        options.config.access.authentication = self.authentication;
+        options
+    }
+
+    async fn start(&self, name: &str) -> Handle {
+        Server::start(self.options(name, name)).await.unwrap()
+    }
+
+    async fn end(self, servers: impl IntoIterator<Item = Handle>) {
+        for server in servers {
+            server.shutdown().await;
+        }
+        drop_schema(&self.options("x", "x")).await.unwrap();
+    }
+}
+
+fn client(server: &Handle, token: &str) -> Client {
+    let mut options = ClientOptions::new(server.url());
+    options.token = Some(Token::new(token).unwrap());
+    Client::with_options(options).unwrap()
+}
+
+/// Waits until the other end says so.
+async fn until_read(connection: &mut TcpStream, awaited: &str) {
+    let mut heard = Vec::new();
+    let reading = async {
+        while !String::from_utf8_lossy(&heard).contains(awaited) {
+            let read = connection.read_buf(&mut heard).await.unwrap();
+            assert!(read > 0, "the connection ended after {:?}", String::from_utf8_lossy(&heard));
+        }
+    };
+    tokio::time::timeout(LIMIT, reading).await.expect(awaited);
+}
+
+/// Asks once, without the patience of the client.
+async fn get(server: &Handle, token: &str, path: &str) -> (u16, serde_json::Value) {
+    let http = reqwest::Client::new();
+    let response = http.get(format!("{}{path}", server.url())).bearer_auth(token).send().await.unwrap();
+    (response.status().as_u16(), response.json().await.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_server_has_made_is_not_unknown_to_another() {
+    let Some(several) = Several::new(Some(Authentication::Required)) else { return };
+    let mut first = several.start("first").await;
+    let admin = first.take_first_token().unwrap();
+    let second = several.start("second").await;
+    let found = async |server: &Handle, token: &str, path: String| {
+        let (status, body) = get(server, token, &path).await;
+        assert_eq!(status, 200, "{path}: {body}");
+    };
+    for round in 0..20 {
+        let (one, other) = if round % 2 == 0 { (&first, &second) } else { (&second, &first) };
+        let writer = client(one, &admin);
+        // Each of them is read at the other server as soon as it is there.
+        let store = StoreCreate {
+            name: format!("s{round}"),
+            key_columns: vec!["k".to_owned()],
+            partitions: Some(1),
+            ..StoreCreate::default()
+        };
+        let under = ["", "/hooks", "/schemas", "/versions"][round % 4];
+        writer.create_store(&store).await.unwrap();
+        found(other, &admin, format!("/v1/stores/s{round}{under}")).await;
+        let push = PushStart { id: format!("p{round}"), store: store.name.clone(), ..PushStart::default() };
+        let under = ["", "/explain", "/calls", "/job", "/parts"][round % 5];
+        writer.start_push(&push).await.unwrap();
+        found(other, &admin, format!("/v1/pushes/p{round}{under}")).await;
+        let region = RegionSettings { nodes: 1, enough: None, shares_source: false, agent: true };
+        writer.set_region(&format!("r{round}"), &region).await.unwrap();
+        found(other, &admin, format!("/v1/regions/r{round}")).await;
+        let token = TokenCreate {
+            name: format!("t{round}"),
+            role: Role::Viewer,
+            team: None,
+            region: None,
+            expires_in_ms: None,
+        };
+        let secret = writer.create_token(&token).await.unwrap().secret;
+        found(other, &secret, "/v1/stores".to_owned()).await;
+    }
+    // What nobody has made is as unknown as ever.
+    for (token, path, status, code) in [
+        (admin.as_str(), "/v1/stores/none", 404, code::STORE_UNKNOWN),
+        (&admin, "/v1/stores/none/keys/k", 404, code::STORE_UNKNOWN),
+        (&admin, "/v1/pushes/none", 404, code::PUSH_UNKNOWN),
+        (&admin, "/v1/regions/none", 404, code::REGION_UNKNOWN),
+        (&format!("tg_{}_{}", "0".repeat(16), "0".repeat(64)), "/v1/stores", 401, code::UNAUTHENTICATED),
+    ] {
+        // The first one hosts the region, and answers look-ups.
+        let (answered, body) = get(&first, token, path).await;
+        assert_eq!((answered, body["code"].as_str()), (status, Some(code)), "{path}: {body}");
+        assert_error(&body, path);
+    }
+    // A region that another server can take over is leased for as long as the server's own slots.
+    let host = client(&first, &admin).region("a").await.unwrap().host.expect("it is hosted");
+    assert_eq!(host.until - host.heard_at, 10_000);
+    several.end([first, second]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_servers_of_one_name_do_not_share_a_database() {
+    let Some(several) = Several::new(None) else { return };
+    let first = several.start("x").await;
+    // Given a server that lives, when another of its name comes, then that one does not start and says why.
+    let refused = Server::start(several.options("x", "another folder")).await.unwrap_err();
+    assert!(matches!(&refused, StartError::NameTaken { name, .. } if name == "x"), "{refused}");
+    // When the server is killed, then its next life starts on its folder, whatever is left of the one before.
+    let member = first.state().member().borrow().unwrap();
+    drop(first);
+    let again = several.start("x").await;
+    assert_ne!(*again.state().member().borrow(), Some(member));
+    let client = Client::new(&again.url()).unwrap();
+    let cluster = client.cluster().await.unwrap();
+    let answering: Vec<_> = cluster.servers.iter().filter(|server| server.answering).collect();
+    assert_eq!(answering.len(), 1, "{cluster:#?}");
+    assert_ne!(answering[0].id, member.0.to_string());
+    assert_eq!(answering[0].status, ServerStatus::Up);
+    // When it is killed and its folder is lost, then the next one waits until its lease has run out.
+    drop(again);
+    let afresh = tokio::time::timeout(LIMIT, Server::start(several.options("x", "fresh folder"))).await;
+    several.end([afresh.expect("the lease runs out").unwrap()]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_stops_leaves_the_cluster_while_requests_still_end() {
+    let Some(several) = Several::new(None) else { return };
+    let (first, second) = (several.start("first").await, several.start("second").await);
+    let store = StoreCreate {
+        name: "s".to_owned(),
+        key_columns: vec!["k".to_owned()],
+        partitions: Some(1),
+        ..StoreCreate::default()
+    };
+    // Given a request that a handler reads the body of, of which nothing has come,
+    let body = serde_json::to_string(&store).unwrap();
+    let mut connection = TcpStream::connect(first.address()).await.unwrap();
+    let head = format!(
+        "POST /v1/stores HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
+         expect: 100-continue\r\n\r\n",
+        body.len()
+    );
+    connection.write_all(head.as_bytes()).await.unwrap();
+    until_read(&mut connection, "100 Continue").await;
+    // when its server is stopped,
+    let id = first.state().member().borrow().unwrap();
+    let stopping = tokio::spawn(first.shutdown());
+    // then others have what its cluster hooks were given before that request is answered.
+    let left = async {
+        while second.state().cluster().await.unwrap().servers.iter().any(|server| server.id == id) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, left).await.expect("it leaves");
+    connection.write_all(body.as_bytes()).await.unwrap();
+    until_read(&mut connection, "201 Created").await;
+    stopping.await.unwrap();
+    several.end([second]).await;
+}
