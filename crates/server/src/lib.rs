@@ -27,6 +27,7 @@
 //! | from a snapshot to what the API shows | `views` (pure) |
 //! | the artifact store, and whether it is the installation's | `artifacts` |
 //! | parts on their way into the artifact store | `uploads` |
+//! | the cluster hooks that it runs, and when it begins to | `work` |
 //! | the page | `page`, `assets/` |
 //! | who may ask what: tokens, roles, the audit trail | [`access`] |
 //! | a region's agent, and a node of it, as processes of their own | [`agent`], [`node`] |
@@ -58,6 +59,7 @@ mod server;
 mod uploads;
 mod validation;
 mod views;
+mod work;
 
 pub use config::{ConfigError, ConfigFile};
 pub use database::drop_schema;

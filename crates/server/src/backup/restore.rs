@@ -224,7 +224,9 @@ async fn raise_numbers(backup: &OpenBackup, known: Arc<versions::Known>) -> Resu
     let by = "restore";
     let what = format!("restore revision {} of epoch {}", header.revision, header.epoch);
     let attributes = Attributes::from([("user".to_owned(), by.to_owned())]);
-    let raise = move |transaction: &mut Transaction| versions::raise(transaction, &known, &what, by);
+    let raise = move |transaction: &mut Transaction| {
+        versions::raise(transaction, &known, &what, by, "the state was restored from a backup")
+    };
     let written = backup.state().transaction().attributes(attributes).write(raise).await;
     written.map(drop).map_err(|error: WriteError<TransactionError>| BackupFailure::Content(error.to_string()))
 }

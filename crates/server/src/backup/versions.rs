@@ -1,4 +1,4 @@
-//! The numbers of versions after a restore. A number is never given out twice: regions, caches and people know a version
+//! The numbers of versions after a restore, and after it was confirmed that a database was put back. A number is never given out twice: regions, caches and people know a version
 //! by it.
 //!
 //! A store counts its versions in its own entity, which goes back with the restore; what was given out between the backup
@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 
 use tidegate_rollout::entities::Store;
 use tidegate_rollout::operations::OperatorAction;
-use tidegate_state::{Transaction, TransactionError};
+use tidegate_state::{Snapshot, Transaction, TransactionError};
 use uuid::Uuid;
 
 /// By how much a store's next version rises where the replaced database knows what it had given out.
@@ -27,11 +27,20 @@ pub const ABOVE_UNKNOWN: u64 = 1_000_000;
 
 /// What a database says about the numbers that its stores have given out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Known {
+pub(crate) struct Known {
     /// Whether it has gone on from the backup, so that it knows of everything since.
     pub(super) goes_on: bool,
     /// The next version of each store, with which store of that name it is.
     pub(super) stores: BTreeMap<String, (Uuid, u64)>,
+}
+
+impl Known {
+    /// What a server that has seen more than its database has now knows of the stores. It may not have seen all there was.
+    pub(crate) fn lost_with(snapshot: &Snapshot) -> Self {
+        let stores = snapshot.roots::<Store>().filter_map(Result::ok);
+        let stores = stores.map(|(place, store)| (place.id(), (store.incarnation, store.next_version)));
+        Known { goes_on: false, stores: stores.collect() }
+    }
 }
 
 /// The number that the next version of a store gets after a restore.
@@ -44,12 +53,13 @@ fn raised(store: &Store, name: &str, known: &Known) -> u64 {
     }
 }
 
-/// Raises the numbers of all stores, and keeps on record that the state was restored.
-pub(super) fn raise(
+/// Raises the numbers of all stores, and keeps on record why.
+pub(crate) fn raise(
     transaction: &mut Transaction,
     known: &Known,
     what: &str,
     by: &str,
+    reason: &str,
 ) -> Result<(), TransactionError> {
     for (place, store) in transaction.roots::<Store>()? {
         let next_version = raised(&store, &place.id(), known);
@@ -62,7 +72,7 @@ pub(super) fn raise(
         region: None,
         what: what.to_owned(),
         by: by.to_owned(),
-        reason: "the state was restored from a backup".to_owned(),
+        reason: reason.to_owned(),
         at,
     })?;
     Ok(())
