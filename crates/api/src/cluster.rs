@@ -21,6 +21,23 @@ pub struct ClusterView {
     pub hooks: Vec<ClusterHookView>,
 }
 
+/// Confirms that the database was put back to an older state, and that what came after it is lost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetBackConfirm {
+    /// Why, for the record. Not empty.
+    pub reason: String,
+}
+
+/// What the state goes on from after a confirmation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SetBackConfirmed {
+    /// The epoch that has begun.
+    pub epoch: String,
+    /// The revision in it that the answering server has applied.
+    pub revision: u64,
+}
+
 /// One server process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ServerView {

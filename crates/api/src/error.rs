@@ -51,6 +51,20 @@ impl ErrorBody {
         }
     }
 
+    /// The database was put back to an older state behind the servers' backs, and nobody has confirmed it.
+    pub fn set_back(what: impl Into<String>, why: impl Into<String>) -> Self {
+        Self::new(
+            code::SET_BACK,
+            what,
+            why,
+            "Nothing is written, and no work of the control plane runs, until an admin confirms it. Reads are answered, and \
+             regions go on serving what they serve.",
+            "Find out who put another database in place. If the newer one is to be had, stop all servers and put it back. \
+             Then, either way, let one server go on with what is there: `tidegate cluster confirm-set-back --reason TEXT` \
+             (role admin). What came after that state is lost; no version's number is given out twice.",
+        )
+    }
+
     /// Says whether the same request may succeed later.
     #[must_use]
     pub fn with_retryable(mut self, retryable: bool) -> Self {
@@ -106,6 +120,8 @@ pub mod code {
     pub const INTERNAL: &str = "internal";
     /// The database can't be written at the moment.
     pub const UNAVAILABLE: &str = "unavailable";
+    /// The database was put back to an older state behind the servers' backs: nothing is written until an admin confirms it.
+    pub const SET_BACK: &str = "set_back";
     /// The disk of the artifact store is full.
     pub const DISK_FULL: &str = "disk_full";
     /// There is no such store.

@@ -54,7 +54,9 @@ pub mod watch;
 
 pub use access::{AuditOutcome, AuditPage, AuditView, Role, TokenCreate, TokenCreated, TokenStatus, TokenView};
 pub use agent::{HostClaim, HostGrant, HostNode, HostView, PinView};
-pub use cluster::{ClusterHookView, ClusterView, ServerHookView, ServerStatus, ServerView};
+pub use cluster::{
+    ClusterHookView, ClusterView, ServerHookView, ServerStatus, ServerView, SetBackConfirm, SetBackConfirmed,
+};
 pub use config::{
     ConfigView, HookSettingsView, HooksConfigUpdate, HooksConfigView, ServerConfigView, Setting, SettingOrigin,
 };

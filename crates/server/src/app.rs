@@ -190,13 +190,15 @@ impl App {
         &self.0.metrics
     }
 
+    /// Why nothing may be written before an admin has confirmed it, if so: the database was put back.
+    pub(crate) fn set_back(&self) -> Option<String> {
+        self.0.state.writes_stopped().map(|why| format!("{why}."))
+    }
+
     /// Why the server can't do its work, if it can't.
     pub(crate) fn not_ready(&self) -> Option<String> {
         if let Some(why) = self.0.not_ready.read().clone() {
             return Some(why);
-        }
-        if let Some(stopped) = self.0.state.writes_stopped() {
-            return Some(format!("Writes are stopped: {stopped}"));
         }
         if let Some(full) = self.0.state.store_full() {
             return Some(format!("Reads are answered, and nothing can be written: {full}."));

@@ -25,6 +25,10 @@ pub(crate) const LEASE_MAX: Duration = Duration::from_secs(600);
 /// The database's file below the data folder, where it is one.
 pub(crate) const FILE: &str = "state.sqlite";
 
+/// What this server remembers of the database's log, below the data folder. Also where the database is a file there: that
+/// file alone can be put back.
+const SEEN: &str = "seen.json";
+
 /// Declares the records that this build knows.
 pub(crate) fn with_records(options: StateOptions) -> StateOptions {
     options.record::<CallRecord>().record::<OperatorAction>().record::<AuditRecord>()
@@ -36,6 +40,7 @@ pub(crate) async fn open(options: &Options, address: SocketAddr) -> Result<State
     if let Some(lease) = options.config.server.lease() {
         state.lease = lease;
     }
+    state.seen = Some(options.data.join(SEEN));
     let driver = match database(options) {
         Some(url) => shared(url, schema(options), state.lease)?.driver(),
         None => own_file(&options.data.join(FILE)).await?.driver(),

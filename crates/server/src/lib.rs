@@ -29,6 +29,7 @@
 //! | from a snapshot to what the API shows | `views` (pure) |
 //! | the artifact store, and whether it is the installation's | `artifacts` |
 //! | parts on their way into the artifact store | `uploads` |
+//! | the cluster hooks that it runs, and when it begins to | `work` |
 //! | the page | `page`, `assets/` |
 //! | who may ask what: tokens, roles, the audit trail | [`access`] |
 //! | a server whose database does not answer yet | `waiting` |
@@ -64,6 +65,7 @@ mod uploads;
 mod validation;
 mod views;
 mod waiting;
+mod work;
 
 pub use config::{ConfigError, ConfigFile};
 pub use database::drop_schema;

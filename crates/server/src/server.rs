@@ -14,14 +14,14 @@ use tidegate_api::{Setting, SettingOrigin};
 use tidegate_dataset::artifact::ArtifactError;
 use tidegate_dataset::location::{Environment, LocationError, StorePlan};
 use tidegate_lifecycle::{
-    FirstPublished, HooksConfiguration, HooksFile, Lifecycle, LifecycleOptions, LogSink, PublishError, Refusal,
-    Registry, Surroundings,
+    FirstPublished, HooksConfiguration, HooksFile, Lifecycle, LifecycleOptions, PublishError, Refusal, Registry,
+    Surroundings,
 };
-use tidegate_rollout::entities::{Availability, Call, Region, RegistrationCall};
+use tidegate_rollout::entities::{Availability, Region};
 use tidegate_rollout::region::RegionHost;
 use tidegate_rollout::region::host::{HostError, HostOptions, RegionSetup};
-use tidegate_rollout::{OperationError, Operations, RolloutDependencies, RolloutHooks, RolloutMetrics};
-use tidegate_state::{DriverError, HookHandle, OpenError, RegisterError, State};
+use tidegate_rollout::{OperationError, Operations, RolloutMetrics};
+use tidegate_state::{DriverError, OpenError, RegisterError, State};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -43,6 +43,7 @@ use crate::membership;
 use crate::routes;
 use crate::uploads::Uploads;
 use crate::waiting;
+use crate::work::{self, HooksSlot, HooksToRun};
 
 /// Where a server listens if nobody says.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:7600";
@@ -206,8 +207,9 @@ pub struct Handle {
     app: App,
     closing: CancellationToken,
     serving: JoinHandle<io::Result<()>>,
-    hooks: Option<(RolloutHooks, Vec<HookHandle>)>,
-    /// The clerk, and what looks after the certificate; they end when the server closes.
+    hooks: HooksSlot,
+    /// The clerk, what completes the start once writes go on, and what looks after the certificate; they end when the server
+    /// closes.
     tasks: Vec<JoinHandle<()>>,
     has_tls: bool,
     first_token: Option<String>,
@@ -246,11 +248,9 @@ impl Server {
         let (state, listener) = waiting::open(&options, address, listener, certificate.as_ref()).await?;
         match open(&options, address, authentication, certificate, &state, listener).await {
             Ok(opened) => {
-                opened.app.set_not_ready(None);
                 tracing::info!(%address, data = %options.data.display(), "serving");
                 let Opened { app, hooks, serving, tasks, first_token } = opened;
                 let closing = app.closing();
-                let hooks = Some(hooks);
                 Ok(Handle { address, app, closing, serving, hooks, tasks, has_tls, first_token, _lock: lock })
             }
             Err(error) => {
@@ -308,7 +308,8 @@ impl Handle {
                 tracing::warn!(%error, "a task of the server did not end in order");
             }
         }
-        drop(self.hooks.take());
+        let hooks = self.hooks.lock().take();
+        drop(hooks);
         // Regions report into the state until they are stopped, so the state goes last.
         self.app.regions().stop().await;
         self.app.state().close().await;
@@ -333,7 +334,7 @@ fn listen_address(options: &Options) -> SocketAddr {
 /// What serves.
 struct Opened {
     app: App,
-    hooks: (RolloutHooks, Vec<HookHandle>),
+    hooks: HooksSlot,
     serving: JoinHandle<io::Result<()>>,
     tasks: Vec<JoinHandle<()>>,
     first_token: Option<String>,
@@ -351,6 +352,8 @@ async fn open(
     if database::database(options).is_some() {
         membership::claim_name(state, &options.data).await?;
     }
+    // Asked once: it may be confirmed on another server while this one starts.
+    let is_set_back = state.writes_stopped().is_some();
     let closing = CancellationToken::new();
     // Should the start fail, what has begun by then ends with it.
     let failed = closing.clone().drop_guard();
@@ -361,6 +364,8 @@ async fn open(
     let access_metrics = AccessMetrics::register(&mut metrics);
     let guard = Access::new(authentication, &limits, certificate.is_some(), clerk, access_metrics);
     let first_token = match authentication {
+        // Nothing can be written then; whoever has a token confirms it.
+        Authentication::Required if is_set_back => None,
         Authentication::Required => access::first_admin(state).await.map_err(StartError::Prepare)?,
         Authentication::Off => None,
     };
@@ -373,7 +378,14 @@ async fn open(
     if database::database(options).is_some() {
         tasks.push(tokio::spawn(membership::remember(state.clone(), options.data.clone(), closing.clone())));
     }
-    let (app, hooks) = host(options, address, state, (guard, metrics, closing.clone())).await?;
+    let (app, begin) = host(options, address, state, (guard, metrics, closing.clone())).await?;
+    let hooks = HooksSlot::default();
+    if !is_set_back {
+        *hooks.lock() = Some(begin.register().await?);
+        app.set_not_ready(None);
+    } else {
+        tasks.push(tokio::spawn(work::begin_later(begin, app.clone(), Arc::clone(&hooks), options.clone())));
+    }
     let router = routes::router(app.clone()).map_err(|unruled| StartError::Prepare(unruled.to_string()))?;
     let limits = ConnectionLimits::default();
     let service = Service { router, tls, limits, metrics: connection_metrics };
@@ -388,7 +400,7 @@ async fn host(
     address: SocketAddr,
     state: &State,
     (access, mut metrics, closing): (Access, MetricsRegistry, CancellationToken),
-) -> Result<(App, (RolloutHooks, Vec<HookHandle>)), StartError> {
+) -> Result<(App, HooksToRun), StartError> {
     let registry = Arc::new(options.registry.clone());
     let operations = Operations::new(state.clone(), Arc::clone(&registry));
     let setups = register_regions(options, state, &operations).await?;
@@ -401,7 +413,10 @@ async fn host(
     let uploads = Uploads::new(artifacts.clone())
         .map_err(|source| StartError::Data { path: options.data.join("artifacts"), source })?;
     let uploads = Arc::new(uploads);
-    artifacts::sweep_uploads(state, &uploads).await?;
+    if state.writes_stopped().is_none() {
+        // An older state knows nothing of the pushes that came after it, whose parts these may be.
+        artifacts::sweep_uploads(state, &uploads).await?;
+    }
 
     let http = HttpMetrics::register(&mut metrics);
     state.metrics().register(&mut metrics);
@@ -417,16 +432,14 @@ async fn host(
     host_options.metrics.register(&mut metrics);
     let regions = RegionHost::start(state.clone(), host_options, setups).await?;
 
-    let remover = artifacts::Remover::new(artifacts.clone(), Arc::clone(&uploads));
-    let dependencies =
-        RolloutDependencies { registry: Arc::clone(&registry), remover: Arc::new(remover), metrics: rollout_metrics };
-    let rollout =
-        RolloutHooks::register(state, dependencies).await.map_err(|error| StartError::Prepare(error.to_string()))?;
-    let source = Arc::new(tidegate_rollout::context::PushContexts);
-    let mut calls = lifecycle.register::<Call>(state, source).await?;
-    let source = Arc::new(tidegate_rollout::RegistrationContexts);
-    calls.extend(lifecycle.register::<RegistrationCall>(state, source).await?);
-    calls.push(lifecycle.deliver_events(state, Arc::new(LogSink)).await?);
+    let begin = HooksToRun {
+        state: state.clone(),
+        operations: operations.clone(),
+        registry: Arc::clone(&registry),
+        lifecycle: lifecycle.clone(),
+        remover: Arc::new(artifacts::Remover::new(artifacts.clone(), Arc::clone(&uploads))),
+        metrics: rollout_metrics,
+    };
 
     let limits = ServerLimits::from_section(&options.config.server.limits);
     let app = App::new(Inner {
@@ -458,12 +471,12 @@ async fn host(
         )),
         access,
     });
-    Ok((app, (rollout, calls)))
+    Ok((app, begin))
 }
 
 /// Registers the regions of the configuration, or `a`, `b` and `c` where there are none at all.
 /// The regions that this server hosts.
-async fn register_regions(
+pub(crate) async fn register_regions(
     options: &Options,
     state: &State,
     operations: &Operations,
@@ -494,7 +507,7 @@ async fn register_regions(
             (there.nodes, there.enough, there.shares_source, there.agent)
                 != (region.nodes, region.enough, region.shares_source, region.agent)
         });
-        if changed {
+        if changed && state.writes_stopped().is_none() {
             operations.register_region(&section.name, region.clone(), state.server()).await?;
         }
         if !region.agent {
@@ -521,8 +534,15 @@ fn setup(name: &str, region: &Region) -> RegionSetup {
 
 /// Publishes the hooks configuration of this server's file if none is published. In which way the
 /// file differs from what is, if it does.
-async fn publish_hooks(options: &Options, state: &State, lifecycle: &Lifecycle) -> Result<Option<String>, StartError> {
+pub(crate) async fn publish_hooks(
+    options: &Options,
+    state: &State,
+    lifecycle: &Lifecycle,
+) -> Result<Option<String>, StartError> {
     let prepare = |error: String| StartError::Prepare(error);
+    if state.writes_stopped().is_some() {
+        return Ok(None);
+    }
     let file = match &options.config.hooks {
         // A server that is told nothing about hooks has nothing to say about what is published.
         None if state.snapshot().contains(HooksConfiguration::place().path()) => return Ok(None),

@@ -34,6 +34,17 @@ pub enum OpenError {
     /// The initial state was refused.
     #[error("the initial state can't be written: {0}")]
     Initialise(String),
+    /// What this server remembers of the log ([`crate::StateOptions::seen`]) can't be read.
+    #[error(
+        "what this server has seen of the log can't be read from {}: {reason}; so a store that was put back would not be \
+         noticed. Mend the file; or, if the store is surely the right one, remove it", file.display()
+    )]
+    Seen {
+        /// The file.
+        file: std::path::PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The options contradict each other.
     #[error("the options can't be used: {0}")]
     Options(String),
@@ -70,6 +81,18 @@ pub enum WriteError<E> {
         retryable: bool,
         /// How long it was tried.
         waited: Duration,
+    },
+    /// The store was put back to a lower head in the same epoch, behind the servers' backs. Nothing was committed, and
+    /// nothing is until an operator confirms it ([`crate::State::confirm_lower_head`]).
+    #[error(
+        "the store was put back: its head was found at {head}, below revision {seen} that was seen in the same epoch; \
+         nothing was committed, and nothing is until an operator confirms it"
+    )]
+    SetBack {
+        /// The head that was found.
+        head: Revision,
+        /// What was seen before.
+        seen: Revision,
     },
     /// Whether the transaction was committed is unknown: the answer was lost and the store stayed away past the time
     /// limit. Ask [`crate::State::find_submission`] later.
@@ -119,6 +142,7 @@ impl<E> WriteError<E> {
             WriteError::Unavailable { reason, retryable, waited } => {
                 WriteError::Unavailable { reason, retryable, waited }
             }
+            WriteError::SetBack { head, seen } => WriteError::SetBack { head, seen },
             WriteError::Unknown { submission, reason } => WriteError::Unknown { submission, reason },
             WriteError::TooLarge { what, size, limit } => WriteError::TooLarge { what, size, limit },
             WriteError::Fenced => WriteError::Fenced,

@@ -1,5 +1,6 @@
 //! A server's handle on the tree: to read, write, wait and hook.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -57,6 +58,9 @@ pub struct StateOptions {
     /// How many requests of cluster hooks this server keeps in memory at most; further ones are read from the log again
     /// when there is room.
     pub hook_requests_in_memory: usize,
+    /// The file in which this server keeps how far it has seen the log, so that it notices after a restart, too, that the
+    /// store was put back to a lower head. One file for one server; it is made where there is none. None: it forgets.
+    pub seen: Option<PathBuf>,
     /// Named test points; none outside tests.
     pub points: Points,
     /// Writes down what cluster hooks do, for the history checker; nothing outside tests.
@@ -83,6 +87,7 @@ impl StateOptions {
             long_transaction: Duration::from_secs(300),
             drain_limit: Duration::from_secs(30),
             hook_requests_in_memory: 250_000,
+            seen: None,
             points: Points::none(),
             recorder: Recorder::none(),
             initialise: None,
@@ -188,6 +193,7 @@ impl State {
         let state = State(inner);
         if let Some(initialise) = initialise
             && state.snapshot().revision() == Revision::ZERO
+            && state.0.core.set_back().is_none()
         {
             let written = state.write(move |transaction: &mut Transaction| {
                 // Another server may have been first: whoever comes to an empty log writes it, once.
@@ -352,7 +358,10 @@ impl State {
     /// otherwise.
     #[must_use]
     pub fn writes_stopped(&self) -> Option<String> {
-        self.0.core.writes_stopped().map(|reason| reason.to_string())
+        self.0
+            .core
+            .set_back()
+            .map(|set_back| format!("{}; nothing is written until an operator confirms it", set_back.error()))
     }
 
     /// What the store said when it had no room for the last write that was tried; none once one has succeeded. What is
@@ -362,12 +371,33 @@ impl State {
         self.0.core.full().map(|reason| reason.to_string())
     }
 
-    /// An operator confirms that the store was put back: it gets a new epoch, and this server loads it and writes again.
+    /// Ends when this server may write: at once, unless the store was put back ([`State::writes_stopped`]); else when that
+    /// was confirmed, here or on another server.
+    pub async fn writes_resumed(&self) {
+        self.0.core.until_not_set_back().await;
+    }
+
+    /// An operator confirms that the store was put back, so that what came after its head is lost: it gets a new epoch,
+    /// this server loads it and writes again, and so do the others once they notice. No token that was given out before
+    /// holds any more.
+    ///
+    /// `first` takes account of what is lost, of numbers that must not be given out twice above all. It is committed with
+    /// the new epoch, in one step: no server writes before it. It may run more than once; only its last run counts.
+    ///
+    /// Answers with the revision that was loaded; none if there is nothing to confirm. Where another server was told first,
+    /// its transaction counts and `first` leaves no trace.
     ///
     /// # Errors
-    /// [`DriverError`]: the store can't be read now.
-    pub async fn confirm_lower_head(&self) -> Result<Revision, DriverError> {
-        self.0.core.confirm_lower_head().await
+    /// [`WriteError`]: it could not be done, or not within the write limit. It can be confirmed again.
+    pub async fn confirm_lower_head<F>(
+        &self,
+        attributes: Attributes,
+        first: F,
+    ) -> Result<Option<Revision>, WriteError<TransactionError>>
+    where
+        F: Fn(&mut Transaction) -> Result<(), TransactionError> + Send + Sync + 'static,
+    {
+        self.0.core.confirm_set_back(Arc::new(attributes), first).await
     }
 
     /// Hands back what this server's cluster hooks have, and leaves the cluster. From then on none runs here, and none can be

@@ -225,6 +225,9 @@ pub enum OperationError {
     /// The state can't be written at the moment. It is certain that nothing was.
     #[error("{0}")]
     Unavailable(String),
+    /// The database was put back to an older state, and nobody has confirmed it. Nothing was written.
+    #[error("{0}")]
+    SetBack(String),
     /// The answer to a write was lost: it may have taken place.
     #[error("{0}")]
     Unknown(String),
@@ -237,6 +240,7 @@ impl From<WriteError<OperationError>> for OperationError {
     fn from(error: WriteError<OperationError>) -> Self {
         match error {
             WriteError::Rejected(error) => error,
+            set_back @ WriteError::SetBack { .. } => OperationError::SetBack(set_back.to_string()),
             unknown @ WriteError::Unknown { .. } => OperationError::Unknown(unknown.to_string()),
             retryable @ (WriteError::Unavailable { .. } | WriteError::Closed) => {
                 OperationError::Unavailable(retryable.to_string())
@@ -282,6 +286,7 @@ impl OperationError {
             | Self::FreezeUnknown { .. }
             | Self::PauseUnknown { .. }
             | Self::Pause(_) => code::REFUSED,
+            Self::SetBack(_) => code::SET_BACK,
             Self::Unavailable(_) | Self::Unknown(_) => code::UNAVAILABLE,
             Self::State(_) | Self::Fault(_) => code::INTERNAL,
         }
@@ -298,6 +303,9 @@ impl OperationError {
                 &refusal.consequences,
                 &refusal.countermeasures,
             );
+        }
+        if let Self::SetBack(why) = self {
+            return ErrorBody::set_back("The state takes no writes.", why);
         }
         let (what, countermeasures) = self.what_to_do();
         ErrorBody::new(self.code(), what, self.to_string(), self.consequences(), countermeasures)
@@ -409,6 +417,7 @@ impl OperationError {
                 "The state can't be written now",
                 "Where the disk is full, free room on it; else try again in a moment.".into(),
             ),
+            Self::SetBack(_) => text("The state takes no writes", "See the server's /readyz.".into()),
             Self::Unknown(_) => {
                 text("The state may not have been written", "Look how things stand before it is repeated.".into())
             }

@@ -17,7 +17,7 @@ use super::buckets::Who as Asker;
 use super::caller::{Bearer, Caller, bearer_of, claimed_name};
 use super::refusal::Refusal;
 use super::subject::{Subject, is_of_team};
-use super::table::{Rule, Scope, Who};
+use super::table::{CONFIRM_SET_BACK, Rule, Scope, Who};
 use super::token::Token;
 use crate::app::App;
 use crate::http::errors::ApiError;
@@ -153,6 +153,13 @@ async fn enter(gate: &Gate, rule: &'static Rule, request: Request) -> Result<(Re
     }
     if let Some(bearer) = caller.bearer() {
         subject.check(rule, bearer, &app.state().snapshot())?;
+    }
+    if rule.recorded
+        && rule.path != CONFIRM_SET_BACK
+        && let Some(why) = app.set_back()
+    {
+        // Said here for all of them, before a handler has done anything beside the state.
+        return Err(Stopped::Unread(ApiError::set_back("Nothing can be changed.", why)));
     }
     let entry = rule.recorded.then(|| {
         let snapshot = app.state().snapshot();

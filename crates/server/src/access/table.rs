@@ -99,6 +99,9 @@ const fn changes(method: &'static str, path: &'static str, who: Who, scope: Scop
     Rule { method, path, who, scope, recorded: true }
 }
 
+/// The one change that is let in while the database is found to have been put back.
+pub(crate) const CONFIRM_SET_BACK: &str = "/v1/cluster/confirm-set-back";
+
 /// Every rule there is. Heartbeats, parts and reports are changes that come by the thousand: they are not recorded.
 pub const TABLE: &[Rule] = &[
     // Stores.
@@ -160,6 +163,7 @@ pub const TABLE: &[Rule] = &[
     changes("put", "/v1/config/hooks", ADMINISTERS, Scope::Installation),
     shows("get", "/v1/artifact-store", WORKS_WITH_ARTIFACTS, Scope::Nothing),
     shows("get", "/v1/cluster", SEES, Scope::Installation),
+    changes("post", CONFIRM_SET_BACK, ADMINISTERS, Scope::Installation),
     shows("get", "/v1/queue", SEES, Scope::Installation),
     changes("post", "/v1/queue/{request}/{action}", ACTS, Scope::Installation),
     shows("get", "/v1/tokens", ADMINISTERS, Scope::Installation),

@@ -8,7 +8,6 @@ use std::time::Duration;
 use serde::Serialize;
 use tidegate_dataset::artifact::{ArtifactError, ArtifactStore};
 use tidegate_rollout::entities::{Push, SourceStore, Store};
-use tidegate_rollout::operations::OperatorAction;
 use tidegate_state::backup::{Backup, BackupHeader, OpenBackup};
 use tidegate_state::driver::SlotToken;
 use tidegate_state::{Attributes, Clock, Ref, StateOptions, SystemClock, Transaction, TransactionError, WriteError};
@@ -269,19 +268,10 @@ async fn renew(
     let by = by.to_owned();
     let renew = move |transaction: &mut Transaction| {
         let (known, revoked) = &*found;
-        versions::raise(transaction, known)?;
+        let what = format!("restore {target}");
+        versions::raise(transaction, known, &what, &by, "the state was restored from a backup")?;
         let count = tokens::keep_out(transaction, revoked)?;
-        let at = transaction.now();
-        transaction.append(&OperatorAction {
-            store: None,
-            push: None,
-            region: None,
-            what: format!("restore {target}"),
-            by: by.clone(),
-            reason: "the state was restored from a backup".to_owned(),
-            at,
-        })?;
-        AuditRecord::of_restore(at, &by, &target).append(transaction)?;
+        AuditRecord::of_restore(transaction.now(), &by, &target).append(transaction)?;
         Ok::<u64, TransactionError>(count)
     };
     let written = backup.state().transaction().attributes(attributes).write(renew).await;

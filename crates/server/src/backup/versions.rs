@@ -1,5 +1,5 @@
-//! The numbers of versions after a restore. A number is never given out twice: regions, caches and people know a version
-//! by it.
+//! The numbers of versions after a restore, and after it was confirmed that a database was put back. A number is never given
+//! out twice: regions, caches and people know a version by it.
 //!
 //! A store counts its versions in its own entity, which goes back with the restore; what was given out between the backup
 //! and the restore is lost with it. So each store's next number rises:
@@ -18,7 +18,8 @@
 use std::collections::BTreeMap;
 
 use tidegate_rollout::entities::{Store, VersionFloor};
-use tidegate_state::{Ref, Timestamp, Transaction, TransactionError};
+use tidegate_rollout::operations::OperatorAction;
+use tidegate_state::{Ref, Snapshot, Timestamp, Transaction, TransactionError};
 use uuid::Uuid;
 
 /// By how much a store's next version rises where the replaced database knows what it had given out.
@@ -30,13 +31,24 @@ pub const ABOVE_UNKNOWN: u64 = 1_000_000;
 
 /// What a database says about the numbers that its stores have given out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Known {
+pub(crate) struct Known {
     /// Whether it has gone on from the backup, so that it knows of everything since.
     pub(super) goes_on: bool,
     /// The next version of each store, with which store of that name it is.
     pub(super) stores: BTreeMap<String, (Uuid, u64)>,
     /// The highest next version of any store, those included that were deleted and that its log still tells of.
     pub(super) highest: u64,
+}
+
+impl Known {
+    /// What a server that has seen more than its database has now knows of the stores. It may not have seen all there was.
+    pub(crate) fn lost_with(snapshot: &Snapshot) -> Self {
+        let stores = snapshot.roots::<Store>().filter_map(Result::ok);
+        let stores = stores.map(|(place, store)| (place.id(), (store.incarnation, store.next_version)));
+        let stores: BTreeMap<_, _> = stores.collect();
+        let highest = stores.values().map(|(_, next)| *next).max().unwrap_or(0);
+        Known { goes_on: false, stores, highest }
+    }
 }
 
 /// The number that the next version of a store gets after a restore.
@@ -59,8 +71,14 @@ fn above_unknown(number: u64, now: Timestamp) -> u64 {
     number.saturating_add(ABOVE_UNKNOWN).max(u64::try_from(now.0 / 1_000).unwrap_or(0))
 }
 
-/// Raises the numbers of all stores, and of those that will be made.
-pub(super) fn raise(transaction: &mut Transaction, known: &Known) -> Result<(), TransactionError> {
+/// Raises the numbers of all stores, and of those that will be made, and keeps on record why.
+pub(crate) fn raise(
+    transaction: &mut Transaction,
+    known: &Known,
+    what: &str,
+    by: &str,
+    reason: &str,
+) -> Result<(), TransactionError> {
     let now = transaction.now();
     let mut known = known.clone();
     for (place, store) in transaction.roots::<Store>()? {
@@ -71,6 +89,15 @@ pub(super) fn raise(transaction: &mut Transaction, known: &Known) -> Result<(), 
     let place = Ref::<VersionFloor>::root(VersionFloor::ID).map_err(TransactionError::Path)?;
     let before = transaction.get(&place)?.map_or(0, |floor| floor.next_version);
     transaction.put(&place, VersionFloor { next_version: floor(before, &known, now) })?;
+    transaction.append(&OperatorAction {
+        store: None,
+        push: None,
+        region: None,
+        what: what.to_owned(),
+        by: by.to_owned(),
+        reason: reason.to_owned(),
+        at: now,
+    })?;
     Ok(())
 }
 

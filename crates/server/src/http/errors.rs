@@ -117,6 +117,11 @@ impl ApiError {
         )
     }
 
+    /// The database was put back, and nobody has confirmed it.
+    pub(crate) fn set_back(what: impl Into<String>, why: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, ErrorBody::set_back(what, why))
+    }
+
     /// No room on the disk that holds artifacts, or whatever else the file system says.
     pub(crate) fn disk(what: impl Into<String>, error: &std::io::Error) -> Self {
         let is_full = matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded);
@@ -139,8 +144,9 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
+        let passes = self.status == StatusCode::SERVICE_UNAVAILABLE && self.body.retryable;
         let mut response = (self.status, Json(self.body)).into_response();
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+        if passes {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response
@@ -168,7 +174,7 @@ impl From<tidegate_rollout::operations::OperationError> for ApiError {
             }
             code::STORE_UNKNOWN | code::REGION_UNKNOWN | code::PUSH_UNKNOWN => StatusCode::NOT_FOUND,
             code::INVALID | code::MANIFEST_REFUSED | code::HOOK_REFUSED => StatusCode::UNPROCESSABLE_ENTITY,
-            code::UNAVAILABLE => StatusCode::SERVICE_UNAVAILABLE,
+            code::UNAVAILABLE | code::SET_BACK => StatusCode::SERVICE_UNAVAILABLE,
             code::INTERNAL => {
                 tracing::error!(%error, "an operation failed");
                 StatusCode::INTERNAL_SERVER_ERROR

@@ -35,7 +35,7 @@ use axum::handler::Handler;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, delete, get, patch, post, put};
 
-use crate::access::table::Rule;
+use crate::access::table::{CONFIRM_SET_BACK, Rule};
 use crate::access::{self, Gate};
 use crate::app::App;
 use crate::http::guard::{self, Room};
@@ -150,6 +150,7 @@ pub(crate) fn all() -> Vec<Route> {
         Route::new("/v1/config", Requests).on("get", config::show),
         Route::new("/v1/config/hooks", Requests).on("put", config::publish),
         Route::new("/v1/cluster", Requests).on("get", cluster::show),
+        Route::new(CONFIRM_SET_BACK, Requests).on("post", cluster::confirm_set_back),
         Route::new("/v1/queue", Requests).on("get", queue::list),
         Route::new("/v1/queue/{request}/{action}", Requests).on("post", queue::act),
         Route::new("/v1/tokens", Requests).on("get", tokens::list).on("post", tokens::create),

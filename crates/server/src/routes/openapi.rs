@@ -69,6 +69,7 @@ use crate::access::table::{Who, rule};
         pauses::list,
         pauses::answer,
         cluster::show,
+        cluster::confirm_set_back,
         config::show,
         config::publish,
         queue::list,

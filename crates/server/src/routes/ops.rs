@@ -20,6 +20,9 @@ pub(crate) async fn health() -> &'static str {
     responses((status = 200, description = "It can", body = String),
         (status = 503, description = "Not yet, and why", body = ErrorBody)))]
 pub(crate) async fn ready(State(app): State<App>) -> Response {
+    if let Some(why) = app.set_back() {
+        return ApiError::set_back("The server is not ready: its database was put back.", why).into_response();
+    }
     match app.not_ready() {
         None => "ready\n".into_response(),
         Some(why) => ApiError::unavailable("The server is not ready.", why).into_response(),

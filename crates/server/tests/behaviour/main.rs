@@ -13,6 +13,7 @@ mod later;
 mod nodes;
 mod page;
 mod protocol;
+mod set_back;
 mod several;
 mod sign_in;
 mod tls;

@@ -15,7 +15,7 @@ use super::group::{Group, Look, Outcome, Prepared, Ran, Standing, Terms};
 use super::submission::{Answer, Failure, Submission};
 use super::{Core, Head};
 use crate::driver::{Batch, CommitError, DriverError, RecordWrite, Session};
-use crate::revision::Revision;
+use crate::revision::{Epoch, Revision};
 use crate::testing::points::{Pass, name as point};
 use crate::transaction::TransactionError;
 
@@ -34,6 +34,8 @@ struct Committer {
     thread: Option<ClosureThread>,
     /// How many were answered last time.
     answered: usize,
+    /// The epoch that the last round began in.
+    epoch: Epoch,
 }
 
 /// How a round ended short of a commit.
@@ -75,7 +77,8 @@ impl Drop for Reads<'_> {
 
 /// Runs until the state is closed and everything that was accepted is answered.
 pub(super) async fn run(core: Arc<Core>, queue: mpsc::Receiver<Submission>) {
-    let mut committer = Committer { core, queue, waiting: VecDeque::new(), thread: None, answered: 1 };
+    let epoch = core.applied.borrow().0;
+    let mut committer = Committer { core, queue, waiting: VecDeque::new(), thread: None, answered: 1, epoch };
     let mut retry = RETRY_FIRST;
     loop {
         if committer.waiting.is_empty() && !committer.wait_for_work().await {
@@ -156,9 +159,8 @@ impl Committer {
 
     async fn round(&mut self) -> Result<(), Setback> {
         let core = self.core.clone();
-        if let Some(reason) = core.writes_stopped.load_full() {
-            let failure = Failure::Unavailable { reason: reason.to_string(), retryable: false, waited: Duration::ZERO };
-            self.fail_all(&failure);
+        if let Some(set_back) = core.set_back() {
+            self.fail_all(&Failure::SetBack { head: set_back.head, seen: set_back.seen });
             return Ok(());
         }
         if core.points.pass(point::COMMIT_BEFORE_LOCK).await == Pass::Cut {
@@ -168,6 +170,7 @@ impl Committer {
             let head = core.head.lock().await;
             (head.snapshot.epoch(), head.snapshot.revision())
         };
+        self.epoch = epoch;
         let reads = Reads::begin(&core);
         let begun = tokio::time::timeout(core.options.write_limit, core.driver.begin(epoch, after, CATCH_UP_ROWS_MAX));
         let begun = begun.await.unwrap_or_else(|_| {
@@ -463,6 +466,7 @@ impl Committer {
 
     /// Deals with a round that came to nothing; says whether trying again at once makes sense.
     async fn meet(&mut self, setback: Setback) -> bool {
+        let mut set_back = None;
         let (reason, retryable, progress) = match setback {
             Setback::Behind => {
                 ("this server was behind the others each time that it had its turn".to_owned(), true, true)
@@ -472,8 +476,13 @@ impl Committer {
                 Err(_) => (error.to_string(), true, false),
             },
             Setback::Nothing(error) => {
-                if let DriverError::SetBack { .. } = error {
-                    self.core.stop_writes(&error);
+                if let DriverError::SetBack { head, seen } = error {
+                    self.core.note_set_back(&error, self.epoch).await;
+                    if self.core.set_back().is_none() {
+                        // It is over: the epoch that it was found in has ended since.
+                        return true;
+                    }
+                    set_back = Some(Failure::SetBack { head, seen });
                 }
                 self.core.note_failed_write(&error);
                 (error.to_string(), error.is_retryable(), false)
@@ -498,6 +507,8 @@ impl Committer {
             }
             let failure = if submission.unresolved {
                 Failure::Unknown { reason: reason.clone() }
+            } else if let Some(set_back) = &set_back {
+                set_back.clone()
             } else {
                 Failure::Unavailable { reason: reason.clone(), retryable, waited }
             };
@@ -513,6 +524,9 @@ impl Committer {
             let failure = match failure {
                 Failure::Unavailable { reason, .. } if submission.unresolved => {
                     Failure::Unknown { reason: reason.clone() }
+                }
+                Failure::SetBack { .. } if submission.unresolved => {
+                    Failure::Unknown { reason: "the store was put back before it was found out".to_owned() }
                 }
                 Failure::Closed if submission.unresolved => Failure::Unknown { reason: "closed".to_owned() },
                 failure => failure.clone(),

@@ -7,6 +7,8 @@ mod burden;
 mod closure_thread;
 mod committer;
 mod group;
+mod seen;
+mod set_back;
 mod submission;
 mod tail;
 mod upkeep;
@@ -26,6 +28,7 @@ pub(crate) use closure_thread::within_transaction;
 pub(crate) use submission::{Fenced, Submission};
 
 use self::behind::Behind;
+use self::set_back::SetBack;
 use crate::change::Applied;
 use crate::clock::Clock;
 use crate::cluster_hook::matcher::Matcher;
@@ -72,8 +75,10 @@ pub(crate) struct Core {
     tail_wake: Notify,
     /// Whether the committer is about to read the log, under the lock that it waits for.
     committer_reads: watch::Sender<bool>,
-    /// Why nothing may be written until an operator confirms (a head lower than one that was seen).
-    writes_stopped: ArcSwapOption<String>,
+    /// Nothing may be written until an operator confirms it (a head lower than one that was seen).
+    set_back: ArcSwapOption<SetBack>,
+    /// Wakes whoever keeps that over a restart.
+    set_back_noticed: Notify,
     /// That the store had no room for the last write, and what it said.
     full: ArcSwapOption<String>,
 }
@@ -105,6 +110,18 @@ impl Core {
         }
         driver.open(&options.records).await?;
         let loaded = apply::load(&*driver).await?;
+        let (epoch, head) = (loaded.snapshot.epoch(), loaded.snapshot.revision());
+        let seen = match &options.seen {
+            Some(file) => seen::read(file).await?,
+            None => None,
+        };
+        let set_back = seen.and_then(|seen| seen.against(epoch, head)).map(Arc::new);
+        if let Some(set_back) = &set_back {
+            tracing::error!(
+                server = %options.server, error = %set_back.error(),
+                "the store was put back: nothing is written, leased or run until an operator confirms it"
+            );
+        }
         let (submissions, queue) = mpsc::channel(SUBMISSIONS_MAX);
         let snapshot = loaded.snapshot.clone();
         let core = Core {
@@ -127,18 +144,22 @@ impl Core {
             committer_ended: watch::Sender::new(false),
             tail_wake: Notify::new(),
             committer_reads: watch::Sender::new(false),
-            writes_stopped: ArcSwapOption::empty(),
+            set_back: ArcSwapOption::new(set_back),
+            set_back_noticed: Notify::new(),
             full: ArcSwapOption::empty(),
         };
         Ok((Arc::new(core), queue))
     }
 
-    /// Starts the committer, the tail and the upkeep.
+    /// Starts the committer, the tail, the upkeep, and what remembers how far the log was seen.
     pub(crate) fn start(self: &Arc<Core>, queue: mpsc::Receiver<Submission>, tasks: &mut JoinSet<()>) {
         tasks.spawn(committer::run(self.clone(), queue));
         tasks.spawn(tail::run(self.clone()));
         tasks.spawn(upkeep::run(self.clone()));
         tasks.spawn(burden::run(self.clone()));
+        if let Some(file) = &self.options.seen {
+            tasks.spawn(seen::run(self.clone(), file.clone()));
+        }
     }
 
     /// The newest snapshot that this server has published.

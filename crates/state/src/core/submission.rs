@@ -41,6 +41,20 @@ pub(crate) struct Submission {
     pub(super) unresolved: bool,
 }
 
+impl Submission {
+    /// One that does not go through the queue: nobody waits for its answer.
+    pub(super) fn apart<F, T, E>(id: SubmissionId, attributes: Arc<Attributes>, closure: F) -> Submission
+    where
+        F: Fn(&mut Transaction) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: Send + 'static,
+    {
+        let closure = Some(Box::new(Typed { closure, returned: None }) as Box<dyn Closure>);
+        let (answer, _) = oneshot::channel();
+        Submission { id, attributes, closure, fenced: None, answer, submitted: Instant::now(), unresolved: false }
+    }
+}
+
 /// A closure that keeps what it returned last.
 pub(super) trait Closure: Send {
     /// Runs it; says whether it returned a value (true) or an error.
@@ -64,6 +78,7 @@ pub(super) enum Failure {
     OverBudget { budget: Duration, taken: Duration },
     Panicked { message: String },
     Unavailable { reason: String, retryable: bool, waited: Duration },
+    SetBack { head: Revision, seen: Revision },
     Unknown { reason: String },
     Refused(TransactionError),
     Fenced,
@@ -169,6 +184,7 @@ impl Core {
                 Failure::Unavailable { reason, retryable, waited } => {
                     WriteError::Unavailable { reason, retryable, waited }
                 }
+                Failure::SetBack { head, seen } => WriteError::SetBack { head, seen },
                 Failure::Unknown { reason } => WriteError::Unknown { submission: id, reason },
                 Failure::Refused(error) => WriteError::Rejected(E::from(error)),
                 Failure::Fenced => WriteError::Fenced,

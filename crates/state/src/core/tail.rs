@@ -7,7 +7,6 @@ use std::time::Duration;
 use super::{Core, Head, apply};
 use crate::driver::DriverError;
 use crate::feed::FeedEvent;
-use crate::revision::Revision;
 use crate::testing::points::name as point;
 
 /// How long news wait for the committer to read them, which would do it twice otherwise.
@@ -32,6 +31,7 @@ pub(super) async fn run(core: Arc<Core>) {
                 }
             }
         }
+        let epoch = core.applied.borrow().0;
         let caught_up = match core.catch_up().await {
             Err(DriverError::Compacted { .. } | DriverError::EpochChanged { .. }) => core.reload().await,
             caught_up => caught_up.map(|_| ()),
@@ -44,9 +44,7 @@ pub(super) async fn run(core: Arc<Core>) {
                 failing = false;
             }
             Err(error) => {
-                if let DriverError::SetBack { .. } = error {
-                    core.stop_writes(&error);
-                }
+                core.note_set_back(&error, epoch).await;
                 core.metrics.tail_errors.inc();
                 if !failing {
                     tracing::warn!(server = %core.server, %error, "the log can't be read; the last snapshot is served on");
@@ -112,6 +110,7 @@ impl Core {
             return Ok(());
         }
         let applied = there.revision();
+        let is_other_epoch = there.epoch() != loaded.snapshot.epoch();
         let mut unresolved = std::mem::take(&mut head.unresolved);
         for (submission, revision) in &mut unresolved {
             // Its row may be among those that were skipped by loading; it is not among those that were applied.
@@ -132,6 +131,9 @@ impl Core {
         let mut renewed = loaded.into_head();
         renewed.unresolved = unresolved;
         *head = renewed;
+        if is_other_epoch && self.set_back.swap(None).is_some() {
+            tracing::warn!(server = %self.server, "the store has another epoch: this server writes and runs again");
+        }
         self.reloaded(&head);
         Ok(())
     }
@@ -143,19 +145,6 @@ impl Core {
         // Fails only when nobody listens.
         let _ = self.feed.send(FeedEvent::Reset(head.snapshot.clone()));
         self.applied.send_replace((head.snapshot.epoch(), head.snapshot.revision()));
-    }
-
-    /// Nothing is written any more until an operator confirms that the store was put back.
-    pub(super) fn stop_writes(&self, error: &DriverError) {
-        let reason = format!("{error}; nothing is written until an operator confirms it");
-        if self.writes_stopped.swap(Some(Arc::new(reason))).is_none() {
-            tracing::error!(server = %self.server, %error, "the store was put back; writing stops");
-        }
-    }
-
-    /// Why nothing is written at the moment, if so.
-    pub(crate) fn writes_stopped(&self) -> Option<Arc<String>> {
-        self.writes_stopped.load_full()
     }
 
     /// Takes note of how a write has failed: a store without room stays so until one has succeeded.
@@ -179,19 +168,5 @@ impl Core {
     /// What the store said when it had no room for the last write, if so.
     pub(crate) fn full(&self) -> Option<Arc<String>> {
         self.full.load_full()
-    }
-
-    /// An operator confirms that the store was put back: it gets a new epoch, and this server loads it.
-    pub(crate) async fn confirm_lower_head(&self) -> Result<Revision, DriverError> {
-        let meta = self.driver.meta().await?;
-        let epoch = self.applied.borrow().0;
-        if meta.epoch == epoch {
-            let (_, slots) = self.driver.cluster().await?;
-            let above = slots.iter().map(|slot| slot.token).max().unwrap_or_default();
-            self.driver.new_epoch(above.max(self.highest_token())).await?;
-        }
-        self.reload().await?;
-        self.writes_stopped.store(None);
-        Ok(self.applied.borrow().1)
     }
 }

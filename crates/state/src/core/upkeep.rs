@@ -27,7 +27,7 @@ pub(super) async fn run(core: Arc<Core>) {
             () = core.stop.cancelled() => return,
             () = tokio::time::sleep(pause) => {}
         }
-        if core.writes_stopped().is_some() {
+        if core.set_back().is_some() {
             continue;
         }
         if let Err(error) = core.write_entities().await {

@@ -147,6 +147,8 @@ pub struct Batch {
     pub receipts: Vec<Receipt>,
     /// Exceptions that fall away with the receipts are removed by the driver (invariant 5).
     pub exceptions: Vec<Exception>,
+    /// The store gets a new epoch in the same step, as by [`Driver::new_epoch`] with this token: `rows` are its first.
+    pub new_epoch: Option<SlotToken>,
 }
 
 /// The cluster's write lock, held. Dropping it lets go without a trace.
@@ -452,7 +454,7 @@ pub trait Driver: Send + Sync + 'static {
 }
 
 /// By how much tokens rise when a backup is restored where nobody knows any more what was given out after it.
-const RESTORED_TOKENS_ABOVE: u64 = 1 << 24;
+pub(crate) const RESTORED_TOKENS_ABOVE: u64 = 1 << 24;
 
 /// The token that all of a restored store are above: of what the backup and the store have given out, and by a distance
 /// where the store in whose place it comes is not of this installation, so that it knows nothing of what came after.

@@ -21,7 +21,9 @@ pub(crate) use agent::{AgentArguments, AgentCommand, AgentRunArguments, NodeArgu
 pub(crate) use backup::{BackupArguments, PlaceArguments, RestoreArguments};
 pub(crate) use demo::{DemoApplicationArguments, DemoArguments};
 pub(crate) use push::{ProceedArguments, PushArguments, PushCommand};
-pub(crate) use server::{ConfigCommand, QueueCommand, RegionCommand, ServerArguments};
+pub(crate) use server::{
+    ClusterArguments, ClusterCommand, ConfigCommand, QueueCommand, RegionCommand, ServerArguments,
+};
 pub(crate) use store::{HooksCommand, RollbackArguments, SchemaCommand, StoreCommand};
 
 /// Releases data: versioned datasets, pushed region by region, with hooks around every step.
@@ -134,7 +136,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Config(ConfigCommand),
     /// The control plane's servers: how far each is behind, what it leases, and what waits.
-    Cluster,
+    Cluster(ClusterArguments),
     /// Requests of the cluster hooks that wait, failed or are dead.
     #[command(subcommand)]
     Queue(QueueCommand),

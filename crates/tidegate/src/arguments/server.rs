@@ -109,6 +109,26 @@ pub(crate) enum ConfigCommand {
     Show,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct ClusterArguments {
+    #[command(subcommand)]
+    pub(crate) command: Option<ClusterCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClusterCommand {
+    /// Go on from a database that was put back to an older state behind the servers' backs (`ready` says so). What came
+    /// after that state is lost. One server is told; the others follow.
+    ConfirmSetBack {
+        /// Why, for the record.
+        #[arg(long)]
+        reason: String,
+        /// Do not ask.
+        #[arg(long, short)]
+        yes: bool,
+    },
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum QueueCommand {
     /// Requests that are not done, oldest first.

@@ -5,11 +5,26 @@ use std::collections::BTreeMap;
 use tidegate_api::{ClusterView, ServerHookView, ServerStatus, ServerView};
 use tidegate_client::Client;
 
+use super::confirm;
+use crate::arguments::{ClusterArguments, ClusterCommand};
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::output::{Output, Style, counted, elapsed, table};
+use crate::output::{Output, Paint, Style, counted, elapsed, table};
 
-pub(super) async fn run(client: &Client, output: Output) -> Result<Exit, Failure> {
+pub(super) async fn run(arguments: ClusterArguments, client: &Client, output: Output) -> Result<Exit, Failure> {
+    if let Some(ClusterCommand::ConfirmSetBack { reason, yes }) = arguments.command {
+        confirm("Go on from the database as it is? What came after its state is lost for good.", yes)?;
+        let confirmed = client.confirm_set_back(&reason).await?;
+        output.result(&confirmed, |confirmed, style| {
+            format!(
+                "{} the servers go on from here: epoch {}, revision {}",
+                style.mark(Paint::Good),
+                confirmed.epoch,
+                confirmed.revision
+            )
+        })?;
+        return Ok(Exit::Done);
+    }
     let view = client.cluster().await?;
     output.result(&view, show)?;
     Ok(Exit::Done)

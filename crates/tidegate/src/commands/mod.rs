@@ -69,7 +69,7 @@ pub(crate) async fn run(
         Command::Region(command) => region::run(command, &client()?, output).await,
         Command::Diff { before, after, key } => diff::run(before, after, key, output).await,
         Command::Config(command) => config::run(command, &client()?, output).await,
-        Command::Cluster => cluster::run(&client()?, output).await,
+        Command::Cluster(arguments) => cluster::run(arguments, &client()?, output).await,
         Command::Queue(command) => queue::run(command, &client()?, output).await,
         Command::Ready => {
             // Asked again and again by whoever wants to know, so it is asked once.

@@ -103,6 +103,11 @@ impl Owner {
 
     pub(super) fn heartbeat_if_due(&mut self, now: Timestamp) {
         let lease = self.core.options.lease;
+        if self.core.set_back().is_some() {
+            // What it leased is of a store that is gone. It joins again once an operator has confirmed that.
+            self.lapse("the store was put back");
+            return;
+        }
         match &mut self.membership {
             None => self.join(now),
             Some(membership) => {
@@ -330,6 +335,33 @@ fn millis(duration: Duration) -> i64 {
 mod tests {
     use super::super::tests::Bench;
     use super::*;
+    use crate::revision::{Epoch, Revision};
+
+    #[tokio::test]
+    async fn d37_given_a_lease_when_the_store_was_put_back_then_it_is_given_up_and_not_taken_again() {
+        let mut bench = Bench::new().await;
+        let now = bench.owner.core.clock.now();
+        bench.owner.joined(
+            ServerId(uuid::Uuid::from_u128(1)),
+            Instant::now(),
+            now.after(Duration::from_secs(9)),
+            Ok(()),
+        );
+        assert!(bench.owner.lease_holds(now) && !bench.owner.slots.is_empty());
+        let (epoch, seen) = (bench.owner.epoch, bench.owner.position);
+        let error = DriverError::SetBack { head: Revision::ZERO, seen };
+        // Of an epoch that is over: it is about nothing any more.
+        bench.owner.core.note_set_back(&error, Epoch(uuid::Uuid::nil())).await;
+        bench.owner.carry_on();
+        assert!(bench.owner.lease_holds(now));
+        bench.owner.core.note_set_back(&error, epoch).await;
+        for _ in 0..3 {
+            bench.owner.carry_on();
+            bench.owner.tick();
+        }
+        assert!(!bench.owner.lease_holds(now) && bench.owner.slots.is_empty());
+        assert!(bench.owner.membership.is_none() && !bench.owner.joining);
+    }
 
     #[tokio::test]
     async fn g8_a_heartbeat_that_is_due_by_the_drivers_clock_alone_is_sent_and_not_waited_for_again() {

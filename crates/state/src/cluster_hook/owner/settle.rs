@@ -194,6 +194,8 @@ impl Owner {
                     return;
                 }
                 let stored = match passed {
+                    // Its token is of a store that is gone.
+                    Pass::Go if let Some(set_back) = core.set_back() => Err(set_back.error()),
                     Pass::Go => core.driver.settle(items.clone()).await,
                     Pass::Cut => {
                         Err(crate::driver::DriverError::Unavailable("cut by a test before receipts".to_owned()))

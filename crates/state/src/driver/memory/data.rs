@@ -196,6 +196,9 @@ impl Data {
         for exception in batch.exceptions {
             self.put_exception(exception);
         }
+        if let Some(tokens_above) = batch.new_epoch {
+            self.begin_epoch(tokens_above);
+        }
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
+use uuid::Uuid;
 
 use super::super::encoding::{concerned_hooks, encode_row};
 use super::super::{Batch, Begun, CommitError, DriverError, Exception, Fence, LogRow, RequestId, Session, check_batch};
@@ -15,6 +16,7 @@ use super::link::OpenTransaction;
 use super::log::{page_call, read_page};
 use super::records::RecordChanges;
 use super::settlement::{exceptions_call, fences_now_call, held_fences, receipts_call, remove_exceptions_call};
+use super::slots::new_epoch_calls;
 use crate::revision::{Epoch, Revision, Timestamp};
 
 /// The lock of the transaction: in order of arrival, let go after what was committed can be seen.
@@ -117,8 +119,14 @@ impl Session for PostgresSession {
                 batch.exceptions.iter().map(|exception| (exception.request, exception)).collect();
             calls.push(exceptions_call(last.into_values()));
         }
+        if let Some(tokens_above) = batch.new_epoch {
+            calls.extend(new_epoch_calls(Uuid::new_v4(), tokens_above));
+            calls.push(Call::new("SELECT pg_notify($1, 'epoch')", values![driver.shared().channel.clone()]));
+        }
         transaction.commit(calls).await?;
-        driver.shared().news.committed(epoch, new_head);
+        if batch.new_epoch.is_none() {
+            driver.shared().news.committed(epoch, new_head);
+        }
         Ok(())
     }
 }

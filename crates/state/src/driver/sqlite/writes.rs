@@ -36,6 +36,9 @@ impl Writer {
             self.head = last.revision;
             self.stage(Effect::Rows(batch.rows.clone()));
         }
+        if let Some(tokens_above) = batch.new_epoch {
+            self.begin_epoch(tokens_above)?;
+        }
         Ok(())
     }
 

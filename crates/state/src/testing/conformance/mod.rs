@@ -18,6 +18,7 @@ mod local_hooks;
 mod oracle;
 mod records;
 mod script;
+mod set_back;
 mod snapshots;
 mod transactions;
 mod transactions_faults;
@@ -32,6 +33,7 @@ pub use local_hooks::*;
 pub use oracle::*;
 pub use records::*;
 pub use script::*;
+pub use set_back::*;
 pub use snapshots::*;
 pub use transactions::*;
 pub use transactions_faults::*;
@@ -287,6 +289,7 @@ macro_rules! state_conformance_cases {
             d34_time_is_the_injected_clocks,
             d35_a_restored_backup_is_noticed,
             d37_a_lower_head_stops_writing,
+            d37_a_lower_head_is_noticed_after_a_restart,
             d38_documents_are_upgraded_on_read,
             d41_a_start_needs_entities_and_the_log_after,
             n01_existing_matches_come_first,
