@@ -90,6 +90,8 @@ fn look<'a>(
 /// Keeps the id of this life in the data folder, and says so if another server has come by the same name at the same time.
 pub(crate) async fn remember(state: State, data: PathBuf, closing: CancellationToken) {
     let mut member = state.member();
+    // Its own life before this one goes with its lease, and is nothing to warn of.
+    let mut known = last_life(&data);
     loop {
         let id = *member.borrow_and_update();
         if let Some(id) = id {
@@ -98,7 +100,8 @@ pub(crate) async fn remember(state: State, data: PathBuf, closing: CancellationT
             if let Ok(Err(error)) = written {
                 tracing::warn!(%error, "this server's id could not be kept in its data folder; should it be killed, its next start waits for its lease");
             }
-            warn_of_others(&state, id).await;
+            warn_of_others(&state, [Some(id), known]).await;
+            known = Some(id);
         }
         tokio::select! {
             () = closing.cancelled() => return,
@@ -107,12 +110,12 @@ pub(crate) async fn remember(state: State, data: PathBuf, closing: CancellationT
     }
 }
 
-async fn warn_of_others(state: &State, id: ServerId) {
+async fn warn_of_others(state: &State, own: [Option<ServerId>; 2]) {
     let Ok(cluster) = state.cluster().await else { return };
     let name = state.server();
-    let others = cluster.servers.iter().filter(|server| server.lives && server.name == *name && server.id != id);
-    for other in others {
-        tracing::warn!(%name, id = %id.0, other = %other.id.0, "another server of this name is on the database. If it stays there, give each a name of its own; if it is this server's life before, it goes with its lease");
+    let is_other = |server: &&ServerView| server.lives && server.name == *name && !own.contains(&Some(server.id));
+    for other in cluster.servers.iter().filter(is_other) {
+        tracing::warn!(%name, other = %other.id.0, "another server of this name is on the database: give each a name of its own");
     }
 }
 
