@@ -85,6 +85,8 @@ pub async fn d37_a_lower_head_stops_writing(case: Case) {
         assert_ne!(snapshot.epoch(), epoch);
         assert_eq!(snapshot.require(&counter).unwrap().n, 1);
         assert_eq!(snapshot.require(&first).unwrap().n, 1, "once, with the epoch and before every other write");
+    }
+    for state in cluster.running() {
         put_counter(&case, &state, &counter, 5).await;
     }
     agree(&cluster, None).await;
