@@ -6,6 +6,7 @@
 mod completion;
 mod delivery;
 mod faults;
+mod layouts;
 mod linter;
 mod load;
 mod moving;
@@ -18,6 +19,7 @@ mod support;
 pub use completion::*;
 pub use delivery::*;
 pub use faults::*;
+pub use layouts::*;
 pub use linter::*;
 pub use load::*;
 pub use moving::*;
