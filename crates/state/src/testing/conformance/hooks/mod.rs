@@ -15,6 +15,7 @@ mod registrations;
 mod restored;
 mod statements;
 mod support;
+mod watermarks;
 
 pub use completion::*;
 pub use delivery::*;
@@ -27,5 +28,6 @@ pub use operators::*;
 pub use registrations::*;
 pub use restored::*;
 pub use statements::*;
+pub use watermarks::*;
 
 use super::Case;
