@@ -354,6 +354,7 @@ macro_rules! state_conformance_cases {
             k36_bad_registrations_are_refused,
             k37_two_patterns_share_a_key,
             k39_a_cap_in_the_cluster_holds,
+            k39_a_cap_holds_and_leaks_no_place_whatever_happens_to_its_servers,
             k40_a_server_runs_no_more_than_it_declares,
             k41_a_fan_out_hook_writes_beside_all_that_are_concerned,
             k42_unlimited_attempts_never_make_a_dead_letter,

@@ -3,6 +3,7 @@
 //! Leases are by the store's clock, which a case steps: each step waits until every server whose lease holds has renewed it,
 //! however long its store takes for that. Servers share nothing but their store.
 
+mod caps;
 mod completion;
 mod delivery;
 mod faults;
@@ -17,6 +18,7 @@ mod statements;
 mod support;
 mod watermarks;
 
+pub use caps::*;
 pub use completion::*;
 pub use delivery::*;
 pub use faults::*;

@@ -236,23 +236,6 @@ pub async fn k24_many_servers_register_one_hook_at_the_same_moment(case: Case) {
     world.finish().await;
 }
 
-/// K39: a cap in the cluster holds.
-pub async fn k39_a_cap_in_the_cluster_holds(case: Case) {
-    let mut world = World::new(&case, 3).await;
-    let probe = Probe::new();
-    probe.pause(Duration::from_millis(5));
-    let registration = per_store("hook").slots(12).runs_in_cluster(2);
-    world.register_everywhere(&registration, 8, &probe).await;
-    for value in 1..=3 {
-        for key in 0..30 {
-            world.set(key % 3, &format!("k{key}"), value).await;
-        }
-    }
-    world.hooks_finish(0).await;
-    assert_eq!(probe.seen().len(), 90);
-    world.finish().await;
-}
-
 /// K40: a server runs no more than it declares.
 pub async fn k40_a_server_runs_no_more_than_it_declares(case: Case) {
     let mut world = World::new(&case, 2).await;
