@@ -2,62 +2,128 @@
 
 use std::time::Duration;
 
+use futures::StreamExt;
 use tidegate_lifecycle::{Function, Verdict};
-use tidegate_rollout::entities::{PushStatus, VersionStatus};
+use tidegate_rollout::Operations;
+use tidegate_rollout::entities::{Phase, PushStatus, VersionStatus};
+use tidegate_state::{Clock, Snapshot, State, slot_index};
 
 use crate::world::World;
 
 const LEASE: Duration = Duration::from_secs(10);
 
-/// Kills the acting server after so many commits of a push, lets another take over, and says whether it came to that.
-async fn killed_after(commits: u64, all: bool) -> bool {
+/// How many worlds are played at once: they mostly wait.
+const AT_ONCE: usize = 8;
+
+/// Who dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dies {
+    /// The server whose slot the store's rollout is in, whichever that is.
+    TheActing,
+    /// All three.
+    All,
+}
+
+/// The server that acts for a store: the owner of the slot of its rollout.
+async fn acting_for(world: &World, store: &str) -> usize {
+    let look = async {
+        loop {
+            let view = world.state().cluster().await.unwrap();
+            let count = view.slots.iter().filter(|slot| slot.hook == "rollout").count();
+            let spread = view.spread("rollout");
+            let even = spread.values().max().unwrap_or(&0) - spread.values().min().unwrap_or(&0) <= 1;
+            if count > 0 && even && spread.values().sum::<usize>() == count {
+                let index = slot_index(store, u32::try_from(count).unwrap());
+                let slot = view.slots.iter().find(|slot| slot.hook == "rollout" && slot.index == index).unwrap();
+                return slot.owner.as_ref().unwrap().trim_start_matches("server-").parse().unwrap();
+            }
+            // Nothing tells of slots that pass on.
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(crate::world::LIMIT, look).await.expect("the slots come to rest")
+}
+
+/// What the client of a push does, through one server.
+async fn client(state: State, operations: Operations) {
+    let accepted = operations.start_push(World::request("p", "s")).await.unwrap();
+    let is_in = |phase: Phase| {
+        move |snapshot: &Snapshot| World::push_value(snapshot, "p").is_some_and(|push| push.phase() == Some(&phase))
+    };
+    World::until_state_of(&state, "it may build", is_in(Phase::Build)).await;
+    operations.register_schema("p", crate::world::schema(&[])).await.unwrap();
+    World::until_state_of(&state, "it may upload", is_in(Phase::Upload)).await;
+    let manifest = crate::world::manifest(accepted.push.version, crate::world::schema(&[]));
+    operations.complete_push("p", manifest, "sha-2".into()).await.unwrap();
+}
+
+/// Lets the clock go on until the leases of the dead have ended. Those that live renew theirs.
+async fn outlive_leases(world: &World) {
+    let names: Vec<String> = world.cluster.running().iter().map(|state| state.server().to_string()).collect();
+    for _ in 0..6 {
+        world.cluster.advance(LEASE / 4);
+        let renewed = async {
+            loop {
+                let now = world.cluster.clock().now();
+                let servers = world.cluster.stored().await.servers;
+                let is_fresh = |name: &String| {
+                    let mut rows = servers.iter().filter(|row| *row.name == **name);
+                    rows.any(|row| row.lease_until >= now.after(LEASE / 2))
+                };
+                if names.iter().all(is_fresh) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(crate::world::LIMIT, renewed).await.expect("leases are renewed");
+    }
+}
+
+/// Kills servers right after so many commits of a push, from its start on, lets others take over, and says whether it
+/// came to that before the push had ended.
+async fn killed_after(commits: u64, dies: Dies) -> bool {
     let mut world = World::with_servers(3, true, LEASE).await;
     world.push("first", "s").await;
     world.ended("first").await;
     world.hook.asked.lock().clear();
-    let begun = world.state().snapshot().revision();
-    let accepted = world.operations().start_push(World::request("p", "s")).await.unwrap();
-    world.until("p", |push| push.phase() == Some(&tidegate_rollout::entities::Phase::Build)).await;
-    world.operations().register_schema("p", crate::world::schema(&[])).await.unwrap();
-    let manifest = crate::world::manifest(accepted.push.version, crate::world::schema(&[]));
-    world.operations().complete_push("p", manifest, "sha-2".into()).await.unwrap();
-    // Which server acts for `s` is for its slot to say, so the commit that is waited for is whoever's it is.
-    let target = begun.0 + commits;
-    let reached = tokio::time::timeout(Duration::from_secs(20), async {
-        world
-            .until_state("the commit", |snapshot| {
-                let ended = World::push_value(snapshot, "p").is_some_and(|push| push.status().is_final());
-                snapshot.revision().0 >= target || ended
-            })
-            .await;
-    });
-    reached.await.unwrap();
-    let ended = World::push_value(&world.state().snapshot(), "p").is_some_and(|push| push.status().is_final());
-    if all {
-        for server in 0..3 {
-            world.kill_server(server);
-        }
-        world.cluster.restart(0).await;
-        world.start_server(0).await;
-    } else {
-        // Two of three die, whoever acted among them or not; the last one takes over when their leases have run out.
-        world.kill_server(1);
-        world.kill_server(2);
+    let acting = acting_for(&world, "s").await;
+    let survivor = (acting + 1) % 3;
+    let state = world.cluster.server(survivor).clone();
+    state.flush().await.unwrap();
+    let target = state.snapshot().revision().0 + commits;
+    let mut client = tokio::spawn(client(state.clone(), world.operations_of(survivor).clone()));
+    if dies == Dies::All {
+        // A client whose server dies would have to begin again.
+        (&mut client).await.unwrap();
     }
+    let has_ended = |snapshot: &Snapshot| World::push_value(snapshot, "p").is_some_and(|push| push.status().is_final());
+    let reached = |snapshot: &Snapshot| snapshot.revision().0 >= target || has_ended(snapshot);
+    World::until_state_of(&state, "the commit", reached).await;
+    let ended = has_ended(&state.snapshot());
+    match dies {
+        Dies::TheActing => world.kill_server(acting),
+        Dies::All => {
+            for server in 0..3 {
+                world.kill_server(server);
+            }
+            world.cluster.restart(0).await;
+            world.start_server(0).await;
+        }
+    }
+    drop(state);
     world.follow_regions();
-    for _ in 0..6 {
-        world.cluster.advance(LEASE / 2);
-        tokio::task::yield_now().await;
+    outlive_leases(&world).await;
+    if dies == Dies::TheActing {
+        client.await.unwrap();
     }
     world.ended("p").await;
-    assert_eq!(world.status("p"), PushStatus::Completed, "killed after {commits} commits");
+    assert_eq!(world.status("p"), PushStatus::Completed, "{dies:?} after {commits} commits");
     world.serves("s", &[Some(2), Some(2), Some(2)]).await;
     assert_eq!(world.version("s", 2).status, VersionStatus::Online);
     for region in ["a", "b", "c"] {
-        // What was reported twice, by the region's player before and after the death, is one swap.
-        let mut served = world.served.lock()[&(region.to_owned(), "s".to_owned())].clone();
-        served.dedup();
-        assert_eq!(served, [None, Some(1), Some(2)], "{region} swaps once");
+        let served = world.served.lock()[&(region.to_owned(), "s".to_owned())].clone();
+        assert_eq!(served, [None, Some(1), Some(2)], "{region} swaps once: {dies:?} after {commits} commits");
     }
     // A call may come again, with the same idempotency key: it takes effect once.
     let asked = world.hook.asked.lock().clone();
@@ -71,15 +137,23 @@ async fn killed_after(commits: u64, all: bool) -> bool {
     !ended
 }
 
-#[tokio::test]
-async fn c1_whichever_server_dies_after_whichever_commit_the_push_ends_the_same() {
-    for all in [false, true] {
-        for commits in (1..).step_by(4) {
-            if !killed_after(commits, all).await {
-                break;
-            }
-        }
-    }
+/// Plays a push for each so many commits, until it has ended before. Says how many that were.
+async fn killed_after_each(step: usize, dies: Dies) -> usize {
+    let commits = futures::stream::iter((1..).step_by(step));
+    let came_to_that = commits.map(|commits| killed_after(commits, dies)).buffered(AT_ONCE);
+    came_to_that.take_while(|came_to_that| std::future::ready(*came_to_that)).count().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn c1_whichever_commit_the_acting_server_dies_after_the_push_ends_the_same() {
+    let deaths = killed_after_each(1, Dies::TheActing).await;
+    assert!(deaths > 20, "only {deaths} commits of a push, its start and its schema among them");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn c1_whichever_commit_all_servers_die_after_the_push_ends_the_same() {
+    let deaths = killed_after_each(4, Dies::All).await;
+    assert!(deaths > 2, "only {deaths} commits of a push after its upload");
 }
 
 #[tokio::test]

@@ -174,7 +174,8 @@ pub(crate) struct World {
     pub(crate) removals: Arc<Removals>,
     pub(crate) metrics: RolloutMetrics,
     pub(crate) hold: Arc<Mutex<Hold>>,
-    /// Every version that each region was seen to serve, in order.
+    /// What each region's engine has served of each store, in order: an entry for each swap that it made. Like a real one it
+    /// outlives the servers, and what was or was not reported of it.
     pub(crate) served: Arc<Mutex<BTreeMap<(String, String), Vec<Option<u64>>>>>,
     servers: Vec<Option<Running>>,
     regions: Option<tokio::task::JoinHandle<()>>,
@@ -393,7 +394,11 @@ impl World {
 
     /// Waits until something holds of the tree.
     pub(crate) async fn until_state(&self, what: &str, holds: impl Fn(&Snapshot) -> bool) {
-        let state = self.state();
+        World::until_state_of(&self.state(), what, holds).await;
+    }
+
+    /// As [`World::until_state`], on a certain server.
+    pub(crate) async fn until_state_of(state: &State, what: &str, holds: impl Fn(&Snapshot) -> bool) {
         let mut feed = state.changes(None);
         let wait = async {
             while let Some(item) = feed.next().await {
@@ -476,12 +481,18 @@ async fn report(
         }
         let report_place = region.child::<Report>(store.clone()).unwrap();
         let before = snapshot.get(&report_place).unwrap().cloned();
-        let after = reported(before.as_ref(), assignment, state.now(), hold.slow.contains(&name));
+        let after = {
+            let mut served = served.lock();
+            let engine = served.entry((name.clone(), store)).or_default();
+            let serves = engine.last().copied().flatten();
+            let after = reported(before.as_ref(), serves, assignment, state.now(), hold.slow.contains(&name));
+            if engine.is_empty() || after.serving != serves {
+                engine.push(after.serving);
+            }
+            after
+        };
         if before.as_ref() == Some(&after) {
             continue;
-        }
-        if before.as_ref().map(|before| before.serving) != Some(after.serving) {
-            served.lock().entry((name, store)).or_default().push(after.serving);
         }
         writes.push(state.write(move |transaction| -> Result<(), TransactionError> {
             // A store that was deleted, or an assignment that moved on, is for the next look.
@@ -495,7 +506,13 @@ async fn report(
     futures::future::join_all(writes).await;
 }
 
-fn reported(before: Option<&Report>, assignment: &Assignment, now: tidegate_state::Timestamp, slow: bool) -> Report {
+fn reported(
+    before: Option<&Report>,
+    serves: Option<u64>,
+    assignment: &Assignment,
+    now: tidegate_state::Timestamp,
+    slow: bool,
+) -> Report {
     let same = before.filter(|before| before.incarnation == assignment.incarnation);
     let mut report = same.cloned().unwrap_or(Report {
         generation: 0,
@@ -510,6 +527,10 @@ fn reported(before: Option<&Report>, assignment: &Assignment, now: tidegate_stat
         at: now,
     });
     let unchanged = report.clone();
+    if same.is_some() && report.serving != serves {
+        // A report of its last swap was lost with a server.
+        (report.serving, report.serving_since) = (serves, Some(now));
+    }
     report.generation = assignment.generation;
     for number in assignment.hold.keys() {
         let held = report.versions.entry(*number).or_insert_with(|| HeldReport {

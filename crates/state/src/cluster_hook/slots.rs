@@ -71,6 +71,9 @@ pub(crate) fn is_permit(slot: SlotId) -> bool {
 }
 
 #[cfg(test)]
+mod table;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -5,5 +5,6 @@
 
 mod damaged;
 mod disk;
+mod held;
 mod killed;
 mod writers;

@@ -120,10 +120,7 @@ fn expectation(evidence: &Evidence, sum: &Sum) -> Expectation {
         if let Some(attempts) = hook.attempts {
             expectation.attempts.insert(number, attempts);
         }
-        // A lease that ends leaves runs behind whose place another takes.
-        if let Some(cap) = hook.cap
-            && plan.is_gentle()
-        {
+        if let Some(cap) = hook.cap {
             expectation.caps.insert(number, cap as usize);
         }
         for (server, planned) in plan.servers.iter().enumerate() {

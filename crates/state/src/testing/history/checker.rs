@@ -115,7 +115,15 @@ enum Held {
 /// Checks a history.
 #[must_use]
 pub fn check(lines: &[Line], expectation: &Expectation) -> Vec<HistoryViolation> {
-    let mut checker = Checker { lines, expectation, found: Vec::new(), runs: Vec::new(), leases: HashMap::new() };
+    let mut checker = Checker {
+        lines,
+        expectation,
+        found: Vec::new(),
+        runs: Vec::new(),
+        leases: HashMap::new(),
+        owners: HashMap::new(),
+        outlived: HashMap::new(),
+    };
     checker.leases();
     checker.gather_runs();
     checker.starts();
@@ -133,6 +141,10 @@ pub(super) struct Checker<'a> {
     found: Vec<HistoryViolation>,
     pub(super) runs: Vec<RunLine>,
     leases: HashMap<(SlotId, SlotToken), Held>,
+    /// To whom each token was given.
+    owners: HashMap<(SlotId, SlotToken), ServerId>,
+    /// Where it shows that the lease of a server was over: another has a slot that it had not given up.
+    outlived: HashMap<ServerId, usize>,
 }
 
 impl Checker<'_> {
@@ -148,9 +160,20 @@ impl Checker<'_> {
         }
     }
 
+    /// Whether a run takes a place of its hook's cap at a line: its token holds, and so does its server's lease as far as
+    /// that shows. With a lease all tokens end, also those of slots that nobody has taken over yet.
+    fn counts_at(&self, run: &RunLine, line: usize) -> bool {
+        let outlived = || {
+            let owner = self.owners.get(&(run.slot, run.slot_token))?;
+            self.outlived.get(owner)
+        };
+        self.held_at(run.slot, run.slot_token, line) && outlived().is_none_or(|at| line < *at)
+    }
+
     fn leases(&mut self) {
         let lines = self.lines;
         let mut last: HashMap<SlotId, (SlotToken, usize)> = HashMap::new();
+        let mut owned: HashMap<SlotId, ServerId> = HashMap::new();
         let mut servers: HashMap<ServerId, Vec<(SlotId, SlotToken)>> = HashMap::new();
         let mut tokens: HashMap<SlotToken, usize> = HashMap::new();
         for (place, line) in lines.iter().enumerate() {
@@ -168,12 +191,19 @@ impl Checker<'_> {
                     if let Some((before, _)) = last.insert(fence.slot, (fence.token, place)) {
                         self.end_lease(fence.slot, before, place);
                     }
+                    if let Some(before) = owned.insert(fence.slot, *id).filter(|before| before != id) {
+                        self.outlived.entry(before).or_insert(place);
+                    }
+                    self.owners.insert((fence.slot, fence.token), *id);
                     servers.entry(*id).or_default().push((fence.slot, fence.token));
                     self.leases.insert((fence.slot, fence.token), Held::Leased { line: place, until: None });
                     self.check_declared(Rule::SlotOfUnknownHook, &line.server, fence.slot.hook, place);
                 }
                 HistoryEvent::SlotReleased { fence } | HistoryEvent::SlotLost { fence } => {
                     self.end_lease(fence.slot, fence.token, place);
+                    if last.get(&fence.slot).is_some_and(|(token, _)| *token == fence.token) {
+                        owned.remove(&fence.slot);
+                    }
                 }
                 HistoryEvent::LeaseEnded { id } => {
                     for (slot, token) in servers.get(id).cloned().unwrap_or_default() {
@@ -473,7 +503,7 @@ impl Checker<'_> {
                 .copied()
                 .filter(|other| {
                     let run = &self.runs[*other];
-                    run.request.hook == hook && self.held_at(run.slot, run.slot_token, place)
+                    run.request.hook == hook && self.counts_at(run, place)
                 })
                 .collect();
             if let Some(cap) = self.expectation.caps.get(&hook)

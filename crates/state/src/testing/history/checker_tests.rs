@@ -420,6 +420,36 @@ fn x01_cap_exceeded() {
 }
 
 #[test]
+fn x01_a_cap_does_not_count_the_runs_of_a_server_whose_lease_is_over() {
+    let mut story = Story::new();
+    story.expectation.caps.insert(HOOK, 1);
+    let (dead, passes_on) = (story.lease(0, 1), story.lease(0, 2));
+    let (a, b) = (story.change("a"), story.change("b"));
+    story.start(0, dead, "a", a);
+    // The slot in which it ran has not passed on yet, and another has: it was not given up, so the lease has ended.
+    let fence = story.lease(1, passes_on.slot.slot);
+    let token = story.start(1, fence, "b", b);
+    story.end(1, "b", b, token);
+    story.receipt(1, fence, b);
+    assert_eq!(story.rules(), [Rule::LostRun]);
+}
+
+#[test]
+fn x01_a_cap_counts_the_runs_of_a_server_that_gave_up_another_slot() {
+    let mut story = Story::new();
+    story.expectation.caps.insert(HOOK, 1);
+    let (runs, passes_on) = (story.lease(0, 1), story.lease(0, 2));
+    let (a, b) = (story.change("a"), story.change("b"));
+    story.start(0, runs, "a", a);
+    story.release(0, passes_on);
+    let fence = story.lease(1, passes_on.slot.slot);
+    let token = story.start(1, fence, "b", b);
+    story.end(1, "b", b, token);
+    story.receipt(1, fence, b);
+    assert_eq!(story.rules(), [Rule::LostRun, Rule::CapExceeded]);
+}
+
+#[test]
 fn x01_too_many_attempts() {
     let mut story = Story::new();
     story.expectation.attempts.insert(HOOK, 0);

@@ -317,46 +317,6 @@ pub async fn k45_a_completion_and_a_take_over_do_not_cross(case: Case) {
     }
 }
 
-/// K47: the low watermark stays below what runs on.
-pub async fn k47_the_low_watermark_stays_below_what_runs_on(case: Case) {
-    let (mut world, first, second) = owner_and_successor(&case, 1).await;
-    first.answer(|run| match run.key().as_str() {
-        "slow" => Outcome::RetryAt(Timestamp(run.now().0 + 600_000)),
-        _ => Outcome::Done,
-    });
-    first.hold("slow");
-    let slow = world.set(2, "slow", 1).await;
-    first.started("slow", 1).await;
-    let mut writes = Vec::new();
-    for value in 0..1_200_u64 {
-        writes.push(world.set_beside_others(2, if value % 2 == 0 { "x" } else { "y" }, value));
-    }
-    futures::future::join_all(writes).await;
-    first.until("the others run", |probe| probe.seen().len() >= 1_201).await;
-    let watermark = |stored: &crate::driver::StoredState| stored.slots[0].watermark;
-    let stored = world.cluster.stored().await;
-    assert!(watermark(&stored) < slow);
-    // It is set aside by an exception, and only then the watermark passes it.
-    let raise = world.cluster.points(0).hold(points::SLOT_BEFORE_WATERMARK);
-    first.release("slow");
-    raise.reached().await;
-    let stored = world.cluster.stored().await;
-    assert!(watermark(&stored) < slow);
-    assert!(stored.exceptions.iter().any(|exception| exception.request.revision == slow));
-    raise.release();
-    world.eventually("the watermark is raised", || async { watermark(&world.cluster.stored().await) > slow }).await;
-    world.kill(0);
-    world.step(Duration::from_secs(12)).await;
-    world.set(2, "x", 9_999).await;
-    second.started("x", 1).await;
-    assert_eq!(second.seen().len(), 1, "nothing that was acknowledged runs again");
-    second.answer(|_| Outcome::Done);
-    world.step(Duration::from_secs(600)).await;
-    second.started("slow", 1).await;
-    world.hooks_finish(2).await;
-    world.finish().await;
-}
-
 /// K46: everything is as it was after all servers died.
 pub async fn k46_everything_is_as_it_was_after_all_servers_died(case: Case) {
     let mut world = World::new(&case, 2).await;

@@ -3,9 +3,13 @@
 //! Leases are by the store's clock, which a case steps: each step waits until every server whose lease holds has renewed it,
 //! however long its store takes for that. Servers share nothing but their store.
 
+mod believing;
+mod caps;
+mod compaction;
 mod completion;
 mod delivery;
 mod faults;
+mod layouts;
 mod linter;
 mod load;
 mod moving;
@@ -14,10 +18,16 @@ mod registrations;
 mod restored;
 mod statements;
 mod support;
+mod versions;
+mod watermarks;
 
+pub use believing::*;
+pub use caps::*;
+pub use compaction::*;
 pub use completion::*;
 pub use delivery::*;
 pub use faults::*;
+pub use layouts::*;
 pub use linter::*;
 pub use load::*;
 pub use moving::*;
@@ -25,5 +35,7 @@ pub use operators::*;
 pub use registrations::*;
 pub use restored::*;
 pub use statements::*;
+pub use versions::*;
+pub use watermarks::*;
 
 use super::Case;

@@ -236,23 +236,6 @@ pub async fn k24_many_servers_register_one_hook_at_the_same_moment(case: Case) {
     world.finish().await;
 }
 
-/// K39: a cap in the cluster holds.
-pub async fn k39_a_cap_in_the_cluster_holds(case: Case) {
-    let mut world = World::new(&case, 3).await;
-    let probe = Probe::new();
-    probe.pause(Duration::from_millis(5));
-    let registration = per_store("hook").slots(12).runs_in_cluster(2);
-    world.register_everywhere(&registration, 8, &probe).await;
-    for value in 1..=3 {
-        for key in 0..30 {
-            world.set(key % 3, &format!("k{key}"), value).await;
-        }
-    }
-    world.hooks_finish(0).await;
-    assert_eq!(probe.seen().len(), 90);
-    world.finish().await;
-}
-
 /// K40: a server runs no more than it declares.
 pub async fn k40_a_server_runs_no_more_than_it_declares(case: Case) {
     let mut world = World::new(&case, 2).await;
@@ -275,58 +258,5 @@ pub async fn k40_a_server_runs_no_more_than_it_declares(case: Case) {
         probe.release(&format!("k{key}"));
     }
     probe.until("all ran", |probe| probe.seen().len() == 6).await;
-    world.finish_waiting().await;
-}
-
-/// K49: another number of slots takes over when the old ones are drained.
-pub async fn k49_another_number_of_slots_takes_over_when_the_old_ones_are_drained(case: Case) {
-    let mut world = World::new(&case, 2).await;
-    let probe = Probe::answering(|run| match run.key().as_str() {
-        "dead" => crate::Outcome::fail("no"),
-        _ => crate::Outcome::Done,
-    });
-    let version = |version, slots| {
-        Registration::new("hook", version).on("/stores/{store}").key("{store}").slots(slots).attempts(1)
-    };
-    world.register(0, &version(1, 4), 8, &probe).await;
-    world.spread("hook", 1).await;
-    probe.hold("running");
-    world.set(1, "running", 1).await;
-    probe.started("running", 1).await;
-    world.set(1, "running", 2).await;
-    world.set(1, "dead", 1).await;
-    world.set(1, "dead", 2).await;
-    let newer = Probe::new();
-    world.register(1, &version(2, 16), 8, &newer).await;
-    // Until it has learned of the newer version the old build may start what waits: that is no fault.
-    world
-        .eventually("the old build keeps nothing but what runs", || async {
-            let view = world.cluster.server(0).cluster().await.unwrap();
-            view.slots.iter().filter(|slot| slot.owner.is_some() && slot.generation == 0).count() == 1
-        })
-        .await;
-    world.set(1, "running", 3).await;
-    world.set(1, "fresh", 1).await;
-    probe.release("running");
-    newer.started("running", 2).await;
-    newer.started("fresh", 1).await;
-    let values: Vec<_> = newer.seen_of("running").iter().map(|seen| seen.after.unwrap()).collect();
-    assert_eq!(values, [2, 3]);
-    world
-        .eventually("all slots are of the new layout", || async {
-            let view = world.cluster.server(0).cluster().await.unwrap();
-            view.slots.iter().filter(|slot| slot.owner.is_some()).all(|slot| slot.generation == 1)
-                && view.slots.iter().filter(|slot| slot.owner.is_some()).count() == 16
-        })
-        .await;
-    world
-        .eventually("only the dead letter and what stands behind it are left", || async {
-            world.cluster.server(0).queue().list(QueueFilter::all()).await.unwrap().len() == 2
-        })
-        .await;
-    let list = world.cluster.server(0).queue().list(QueueFilter::all()).await.unwrap();
-    let states: Vec<_> = list.iter().map(|entry| (entry.key.as_str(), entry.state.clone())).collect();
-    let letter = list[0].request;
-    assert_eq!(states, [("dead", RequestState::Dead), ("dead", RequestState::PausedBehind(letter))]);
     world.finish_waiting().await;
 }

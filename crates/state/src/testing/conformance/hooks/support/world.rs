@@ -85,6 +85,19 @@ impl World {
         self.handles.retain(|(of, _)| *of != server);
     }
 
+    /// Lets a server hand over all that it leases of its only hook, while it lives on, and then run the hook again.
+    pub(crate) async fn hand_over(&mut self, server: usize, registration: &Registration, room: u32, probe: &Probe) {
+        self.handles.retain(|(of, _)| *of != server);
+        let state = self.cluster.server(server).clone();
+        let handed_over = || async {
+            let view = state.cluster().await.unwrap();
+            !view.slots.iter().any(|slot| slot.owner.as_ref() == Some(state.server()))
+        };
+        self.eventually("its slots are handed over", handed_over).await;
+        let handle = state.register(registration.clone(), room, Arc::new(probe.clone())).await.unwrap();
+        self.handles.push((server, handle));
+    }
+
     /// Sets a store's value through a server; says at which revision.
     pub(crate) async fn set(&self, server: usize, id: impl Into<String>, value: u64) -> Revision {
         let entity = store(&id.into());
