@@ -225,8 +225,10 @@ mod tests {
     async fn a_name_is_one_process_until_that_was_not_heard_of_for_a_while() {
         let folder = tempfile::tempdir().unwrap();
         let nodes = Nodes::open(folder.path()).unwrap();
-        let at =
-            |port: u16, secret: &str| Announced { address: format!("127.0.0.1:{port}"), secret: secret.to_owned() };
+        let at = |port: u16, secret: &str| Announced {
+            address: format!("http://127.0.0.1:{port}"),
+            secret: secret.to_owned(),
+        };
         let start = Instant::now();
         let after = |seconds| start + Duration::from_secs(seconds);
         assert!(nodes.take("n", at(1, "a"), start).unwrap().is_some());
@@ -238,7 +240,7 @@ mod tests {
         assert!(nodes.take("n", at(2, "b"), after(8)).is_err());
         let gone = after(7) + GONE_AFTER;
         assert!(nodes.take("n", at(2, "b"), gone).unwrap().is_none());
-        assert_eq!(nodes.known()[0].address.as_ref().map(ToString::to_string), Some("127.0.0.1:2".to_owned()));
+        assert_eq!(nodes.known()[0].address.as_ref().map(ToString::to_string), Some("http://127.0.0.1:2".to_owned()));
         // After a restart the agent has heard of nobody.
         let nodes = Nodes::open(folder.path()).unwrap();
         assert!(nodes.take("n", at(3, "d"), start).unwrap().is_none());

@@ -47,11 +47,15 @@ impl Owner {
         for (id, slot) in &mut self.slots {
             let Some((reason, since)) = slot.stopping else { continue };
             if let SlotState::Permit = slot.state {
-                if let Some(hook) = self.hooks.get_mut(&id.hook)
-                    && (reason == Reason::Must && hook.running == 0 || hook.running < hook.permits)
-                    && slot.outstanding == 0
-                {
-                    hook.permits = hook.permits.saturating_sub(1);
+                // Of a hook that was withdrawn while it was being leased nothing runs, and nobody counts by it.
+                let mut hook = self.hooks.get_mut(&id.hook);
+                let is_free = hook
+                    .as_ref()
+                    .is_none_or(|hook| reason == Reason::Must && hook.running == 0 || hook.running < hook.permits);
+                if is_free && slot.outstanding == 0 {
+                    if let Some(hook) = &mut hook {
+                        hook.permits = hook.permits.saturating_sub(1);
+                    }
                     slot.state = SlotState::Releasing;
                     release.push(slot.fence);
                 } else if reason == Reason::Balance && since.elapsed() > HAND_OVER_LIMIT {

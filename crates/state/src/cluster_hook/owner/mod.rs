@@ -418,7 +418,11 @@ impl Owner {
                         there.withdrawn = false;
                     }
                     None => {
-                        self.hooks.insert(number, Hook::new(hook));
+                        // Permits that came when it had been withdrawn are still here: each is taken off when it goes.
+                        let is_permit =
+                            |slot: &&Slot| slot.fence.slot.hook == number && matches!(slot.state, SlotState::Permit);
+                        let permits = self.slots.values().filter(is_permit).count();
+                        self.hooks.insert(number, Hook { permits, ..Hook::new(hook) });
                     }
                 }
                 self.declare_now();

@@ -33,6 +33,22 @@ impl ClusterHook for Nothing {
     }
 }
 
+fn leased(fence: Fence, state: SlotState) -> Slot {
+    Slot {
+        fence,
+        state,
+        runs: HashMap::default(),
+        outstanding: 0,
+        commits: 0,
+        stopping: None,
+        last_raise: false,
+        watermark: Revision::ZERO,
+        raised: Instant::now(),
+        stays_until: None,
+        retiring: Retiring::No,
+    }
+}
+
 /// An owner that leases the one slot of a hook, in which nothing is pending, and has read that.
 pub(super) struct Bench {
     pub(super) owner: Owner,
@@ -66,25 +82,13 @@ impl Bench {
         driver.join(server.clone()).await.unwrap();
         let fence = driver.take_slots(server.id, &[id]).await.unwrap()[0];
         let retry = RetryPolicy { attempts: None, first: Duration::from_secs(1), max: Duration::from_secs(1) };
-        let slot = Slot {
-            fence,
-            state: SlotState::Loading {
-                queue: Box::new(SlotQueue::loading(Delivery::EveryChange, retry, 100)),
-                buffered: Vec::new(),
-                crashed: false,
-                read: Some(begin.revision()),
-            },
-            runs: HashMap::default(),
-            outstanding: 0,
-            commits: 0,
-            stopping: None,
-            last_raise: false,
-            watermark: Revision::ZERO,
-            raised: Instant::now(),
-            stays_until: None,
-            retiring: Retiring::No,
+        let loading = SlotState::Loading {
+            queue: Box::new(SlotQueue::loading(Delivery::EveryChange, retry, 100)),
+            buffered: Vec::new(),
+            crashed: false,
+            read: Some(begin.revision()),
         };
-        owner.slots.insert(id, slot);
+        owner.slots.insert(id, leased(fence, loading));
         let declared = Declared { name: "hook".into(), version: 1, room: 1, handler: Arc::new(Nothing) };
         owner.hooks.insert(number, Hook { slots: vec![id], ..Hook::new(declared) });
         Bench { owner, fence, state, _intake: intake_sender }
@@ -275,5 +279,29 @@ async fn k47_rows_that_the_tail_has_not_brought_are_not_taken_from_the_log_that_
         bench.owner.rereads.insert(slot.hook, Reread { slots: vec![bench.fence], until: None });
         bench.owner.reread_page(slot.hook, pending.clone());
         assert_eq!(bench.owner.slots[&slot].queue().unwrap().len(), in_memory + usize::from(known));
+    }
+}
+
+/// A hook was withdrawn, and forgotten, while its permit was being leased.
+#[tokio::test]
+async fn k39_a_permit_that_comes_for_a_hook_that_was_withdrawn_goes_and_counts_if_the_hook_is_back() {
+    for is_back in [false, true] {
+        let mut bench = Bench::new().await;
+        let number = bench.fence.slot.hook;
+        let id = crate::cluster_hook::slots::permit(number, 0);
+        let server = ServerId(uuid::Uuid::from_u128(1));
+        let fence = bench.state.driver().take_slots(server, &[id]).await.unwrap()[0];
+        let hook = bench.owner.hooks.remove(&number).unwrap();
+        bench.owner.slots.clear();
+        bench.owner.slots.insert(id, leased(fence, SlotState::Permit));
+        bench.owner.stop_slot(id, Reason::Must);
+        if is_back {
+            let (done, _declared) = oneshot::channel();
+            bench.owner.obey(Order::Declare { number, hook: hook.declared, done });
+            assert_eq!(bench.owner.hooks[&number].permits, 1);
+        }
+        bench.fence = fence;
+        assert_eq!(bench.until_given_up().await.owner, None);
+        assert!(bench.owner.hooks.get(&number).is_none_or(|hook| hook.permits == 0));
     }
 }
