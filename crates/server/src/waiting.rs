@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::database;
 use crate::http::errors::ApiError;
-use crate::http::serve::{ConnectionLimits, ConnectionMetrics, DRAIN, Service, serve};
+use crate::http::serve::{ConnectionLimits, ConnectionMetrics, Service, has_drained, serve};
 use crate::http::tls::Certificate;
 use crate::routes::ops;
 use crate::server::{Options, StartError};
@@ -53,9 +53,7 @@ pub(crate) async fn open(
         _ = &mut answering => unreachable!("it serves until it is told to close"),
     };
     closing.cancel();
-    if tokio::time::timeout(DRAIN, answering).await.is_err() {
-        tracing::warn!("requests were cut off: they did not end within {DRAIN:?}");
-    }
+    has_drained(answering).await;
     let state = opened?;
     tracing::info!("the database answers");
     Ok((state, listener))

@@ -8,6 +8,7 @@ use tidegate_api::{Role, Setting};
 use super::config::{AccessSection, Authentication, TlsSection};
 use super::table::{Rule, TABLE, Who};
 use crate::config::{LimitsSection, ServerLimits};
+use crate::http::serve::ConnectionLimits;
 
 /// Set to write the page instead of comparing it.
 const WRITE: &str = "TIDEGATE_WRITE_DOCS";
@@ -43,8 +44,7 @@ const LIMITS_HEAD: &str = "
 ## Limits
 
 Each is a setting of the file that `--config` names, by this name (`server.limits.reads` is `reads` under
-`[server.limits]`). `tidegate config show` says which are in force. Besides, a server has at most 8 192 connections, and
-1 024 from one address beyond loopback.
+`[server.limits]`). `tidegate config show` says which are in force.
 
 | setting | default | what it bounds |
 |---|---|---|
@@ -92,6 +92,12 @@ fn render() -> String {
         let value = defaults.get(*name).map_or("?", |setting| &setting.value);
         let _ = writeln!(text, "| `{name}` | {value} | {meaning} |");
     }
+    let ConnectionLimits { connections, connections_per_address, .. } = ConnectionLimits::default();
+    let _ = writeln!(
+        text,
+        "\nBesides, a server has at most {connections} connections, and {connections_per_address} from one address beyond \
+         loopback."
+    );
     text
 }
 

@@ -1,6 +1,6 @@
 //! The database that a restore would replace: what it holds, and what it knows of numbers that were given out.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::time::Duration;
 
@@ -160,8 +160,8 @@ async fn look(driver: &dyn Driver, header: &BackupHeader) -> Result<Looked, Driv
         stores: stores.len() as u64,
         pushes: pushes.len() as u64,
     };
-    highest = stores.values().map(number_of).fold(highest, u64::max);
-    let stores = stores.into_iter().filter_map(next_version).collect();
+    let stores: BTreeMap<_, _> = stores.into_iter().filter_map(next_version).collect();
+    highest = stores.values().map(|(_, next)| *next).fold(highest, u64::max);
     let known = Known { goes_on: goes_on(&meta, header), stores, highest };
     let revoked = installed.same_installation.then(|| tokens.into_iter().filter_map(revoked).collect());
     Ok(Looked { at_hand: AtHand::Installed(installed), known, revoked, tokens: SlotToken(0) })

@@ -108,8 +108,9 @@ impl Restoration {
         let mut options = with_records(StateOptions::new("restore"));
         options.transaction_budget = BUDGET;
         let backup = backup.open(options).await.map_err(|error| BackupFailure::Content(error.to_string()))?;
-        let count = renew(&backup, Arc::new((known, revoked.clone().unwrap_or_default())), by).await?;
-        let revoked = revoked.map(|_| count);
+        let is_told = revoked.is_some();
+        let count = renew(&backup, Arc::new((known, revoked.unwrap_or_default())), by).await?;
+        let revoked = is_told.then_some(count);
 
         let snapshot = backup.state().snapshot();
         let named = NamedArtifact::all_of(&snapshot);

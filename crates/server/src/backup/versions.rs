@@ -61,7 +61,7 @@ fn raised(store: &Store, name: &str, known: &Known, now: Timestamp) -> u64 {
     }
 }
 
-/// The number that the first version of a store gets that is made after a restore, if the backup's was this.
+/// The number that the first version of a store gets that is made after a restore, where `before` is the highest in the backup.
 fn floor(before: u64, known: &Known, now: Timestamp) -> u64 {
     let highest = before.max(known.highest);
     if known.goes_on { highest.saturating_add(ABOVE_KNOWN) } else { above_unknown(highest, now) }
@@ -80,15 +80,14 @@ pub(crate) fn raise(
     reason: &str,
 ) -> Result<(), TransactionError> {
     let now = transaction.now();
-    let mut known = known.clone();
+    let place = Ref::<VersionFloor>::root(VersionFloor::ID).map_err(TransactionError::Path)?;
+    let mut before = transaction.get(&place)?.map_or(0, |floor| floor.next_version);
     for (place, store) in transaction.roots::<Store>()? {
-        known.highest = known.highest.max(store.next_version);
-        let next_version = raised(&store, &place.id(), &known, now);
+        before = before.max(store.next_version);
+        let next_version = raised(&store, &place.id(), known, now);
         transaction.put(&place, Store { next_version, ..Store::clone(&store) })?;
     }
-    let place = Ref::<VersionFloor>::root(VersionFloor::ID).map_err(TransactionError::Path)?;
-    let before = transaction.get(&place)?.map_or(0, |floor| floor.next_version);
-    transaction.put(&place, VersionFloor { next_version: floor(before, &known, now) })?;
+    transaction.put(&place, VersionFloor { next_version: floor(before, known, now) })?;
     transaction.append(&OperatorAction {
         store: None,
         push: None,

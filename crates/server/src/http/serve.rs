@@ -55,14 +55,22 @@ impl Default for ConnectionLimits {
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long open requests have to end when a process stops.
-pub(crate) const DRAIN: Duration = Duration::from_secs(10);
+const DRAIN: Duration = Duration::from_secs(10);
 
 /// Waits until what was open when [`serve`] was told to end has been answered, for a time; then it is cut off.
 pub(crate) async fn drain(serving: &mut JoinHandle<io::Result<()>>) {
-    if tokio::time::timeout(DRAIN, &mut *serving).await.is_err() {
-        tracing::warn!("requests were cut off: they did not end within {DRAIN:?}");
+    if !has_drained(&mut *serving).await {
         serving.abort();
     }
+}
+
+/// The same of [`serve`] itself, which is cut off when it is dropped. Says whether everything was answered.
+pub(crate) async fn has_drained(serving: impl Future) -> bool {
+    let is_over = tokio::time::timeout(DRAIN, serving).await.is_ok();
+    if !is_over {
+        tracing::warn!("requests were cut off: they did not end within {DRAIN:?}");
+    }
+    is_over
 }
 
 /// The address at the other end of a connection.

@@ -117,10 +117,7 @@ impl Core {
         };
         let set_back = seen.and_then(|seen| seen.against(epoch, head)).map(Arc::new);
         if let Some(set_back) = &set_back {
-            tracing::error!(
-                server = %options.server, error = %set_back.error(),
-                "the store was put back: nothing is written, leased or run until an operator confirms it"
-            );
+            set_back.report(&options.server);
         }
         let (submissions, queue) = mpsc::channel(SUBMISSIONS_MAX);
         let snapshot = loaded.snapshot.clone();

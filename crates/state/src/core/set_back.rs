@@ -19,7 +19,7 @@ use super::seen::Seen;
 use super::submission::{Failure, Submission};
 use super::{Core, apply, within_transaction};
 use crate::cluster_hook::matcher::Matcher;
-use crate::driver::{Batch, CommitError, DriverError, RESTORED_TOKENS_ABOVE, SlotToken};
+use crate::driver::{Batch, CommitError, DriverError, RESTORED_TOKENS_ABOVE, ServerName, SlotToken};
 use crate::error::WriteError;
 use crate::revision::{Attributes, Epoch, Revision, SubmissionId, Timestamp};
 use crate::snapshot::Snapshot;
@@ -43,6 +43,13 @@ pub(crate) struct SetBack {
 impl SetBack {
     pub(crate) fn error(&self) -> DriverError {
         DriverError::SetBack { head: self.head, seen: self.seen }
+    }
+
+    pub(super) fn report(&self, server: &ServerName) {
+        tracing::error!(
+            %server, error = %self.error(),
+            "the store was put back: nothing is written, leased or run until an operator confirms it"
+        );
     }
 }
 
@@ -72,11 +79,9 @@ impl Core {
         if known.snapshot.epoch() != epoch || self.set_back.load().is_some() {
             return;
         }
-        self.set_back.store(Some(Arc::new(SetBack { epoch, head, seen })));
-        tracing::error!(
-            server = %self.server, %error,
-            "the store was put back: nothing is written, leased or run until an operator confirms it"
-        );
+        let set_back = SetBack { epoch, head, seen };
+        set_back.report(&self.server);
+        self.set_back.store(Some(Arc::new(set_back)));
         self.set_back_noticed.notify_one();
     }
 

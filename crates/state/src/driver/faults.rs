@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use super::{
     Batch, Begun, Burden, CommitError, Driver, DriverError, EntityRow, Exception, Fence, HookNumber, LogPage, Meta,
-    Pending, ServerId, ServerRow, Session, Settle, Settled, SlotId, SlotRow, SlotToken, StoredState, StoredTree,
+    Pending, ServerId, ServerRow, Session, Settle, Settled, SlotId, SlotRow, StoredState, StoredTree,
 };
 use crate::clock::Clock;
 use crate::record::{IndexDeclaration, RecordPage, RecordQuery, Retention};
@@ -71,7 +71,6 @@ pub enum Call {
     WriteEntities,
     ReplaceEntities,
     Compact,
-    NewEpoch,
 }
 
 /// The switch. Clones are one switch; every server of a test can have its own, before the same store.
@@ -429,11 +428,6 @@ impl Driver for FaultyDriver {
 
     async fn burden(&self) -> Result<Burden, DriverError> {
         self.inner.burden().await
-    }
-
-    async fn new_epoch(&self, tokens_above: SlotToken) -> Result<Meta, DriverError> {
-        self.faults.check(Call::NewEpoch)?;
-        self.inner.new_epoch(tokens_above).await
     }
 
     async fn stored(&self) -> Result<StoredState, DriverError> {

@@ -92,7 +92,7 @@ pub enum DriverError {
         found: Epoch,
     },
     /// The head is below a revision that the caller has seen in the same epoch: the store was put back behind our backs.
-    /// Nothing may be written, leased or run until an operator confirms it ([`Driver::new_epoch`]).
+    /// Nothing may be written, leased or run until an operator confirms it ([`Batch::new_epoch`]).
     #[error("the store's head is {head}, below revision {seen} that was seen in the same epoch: it was put back")]
     SetBack {
         /// The store's head.
@@ -147,7 +147,9 @@ pub struct Batch {
     pub receipts: Vec<Receipt>,
     /// Exceptions that fall away with the receipts are removed by the driver (invariant 5).
     pub exceptions: Vec<Exception>,
-    /// The store gets a new epoch in the same step, as by [`Driver::new_epoch`] with this token: `rows` are its first.
+    /// The store gets a new epoch in the same step, once an operator has confirmed that it was put back
+    /// ([`DriverError::SetBack`]): all slots are free, and tokens go on above this one and above all that the store knows of.
+    /// `rows` are its first.
     pub new_epoch: Option<SlotToken>,
 }
 
@@ -431,10 +433,6 @@ pub trait Driver: Send + Sync + 'static {
     async fn burden(&self) -> Result<Burden, DriverError> {
         Ok(Burden::default())
     }
-
-    /// Gives the store a new epoch, once an operator has confirmed that it was put back ([`DriverError::SetBack`]): frees
-    /// all slots, and gives out tokens above `tokens_above` and above all that the store knows of.
-    async fn new_epoch(&self, tokens_above: SlotToken) -> Result<Meta, DriverError>;
 
     /// The revision that the written-behind entities stand for, as the last look at the log has seen it on the way: another
     /// server may have written them. Zero where there is no other, or nothing is known of this epoch.

@@ -18,8 +18,7 @@ use self::data::Data;
 use super::record_index::DeclaredKinds;
 use super::{
     Batch, Begun, CommitError, Driver, DriverError, EntityRow, Exception, Faults, FaultyDriver, Fence, HookNumber,
-    LogPage, Meta, Pending, ServerId, ServerRow, Session, Settle, Settled, SlotId, SlotRow, SlotToken, StoredState,
-    StoredTree,
+    LogPage, Meta, Pending, ServerId, ServerRow, Session, Settle, Settled, SlotId, SlotRow, StoredState, StoredTree,
 };
 use crate::clock::{Clock, SystemClock};
 use crate::record::{IndexDeclaration, RecordPage, RecordQuery, Retention};
@@ -334,17 +333,6 @@ impl Driver for MemoryDriver {
         rows_max: usize,
     ) -> Result<Revision, DriverError> {
         Ok(self.shared.data.lock().in_epoch(epoch)?.compact(keep, floor, rows_max))
-    }
-
-    async fn new_epoch(&self, tokens_above: SlotToken) -> Result<Meta, DriverError> {
-        let _write_lock = self.write_lock().await?;
-        let meta = {
-            let mut data = self.shared.data.lock();
-            data.begin_epoch(tokens_above);
-            data.meta()
-        };
-        self.shared.news.send_replace(meta.head);
-        Ok(meta)
     }
 
     async fn stored(&self) -> Result<StoredState, DriverError> {

@@ -6,12 +6,11 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio_postgres::Row;
-use uuid::Uuid;
 
 use super::super::encoding::decode_requested_change;
 use super::super::{
     Begun, Burden, Driver, DriverError, EntityRow, Exception, Fence, HookNumber, LogPage, Meta, Pending, RequestId,
-    ServerId, ServerRow, Settle, Settled, SlotId, SlotRow, SlotToken, StoredState, StoredTree,
+    ServerId, ServerRow, Settle, Settled, SlotId, SlotRow, StoredState, StoredTree,
 };
 use super::connection::{Call, Role, values};
 use super::link::Link;
@@ -254,15 +253,6 @@ impl Driver for PostgresDriver {
 
     async fn burden(&self) -> Result<Burden, DriverError> {
         burden::burden(self).await
-    }
-
-    async fn new_epoch(&self, tokens_above: SlotToken) -> Result<Meta, DriverError> {
-        let mut calls = vec![Call::new("SELECT pg_advisory_xact_lock($1)", values![self.shared().lock_key("write")])];
-        calls.extend(slots::new_epoch_calls(Uuid::new_v4(), tokens_above));
-        calls.push(Call::new("SELECT pg_notify($1, 'epoch')", values![self.shared().channel.clone()]));
-        let connection = self.links.settle.get().await?;
-        connection.transaction(calls, self.limit()).await?;
-        self.meta().await
     }
 
     async fn stored(&self) -> Result<StoredState, DriverError> {

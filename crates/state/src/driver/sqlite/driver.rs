@@ -12,8 +12,8 @@ use super::super::encoding::{encode_row, names_hook};
 use super::super::entities_mark::replay;
 use super::super::{
     Batch, Begun, CommitError, Driver, DriverError, EntityRow, Exception, Fence, HookNumber, LogPage, LogRow, Meta,
-    Pending, RequestId, ServerId, ServerRow, Session, Settle, Settled, SlotId, SlotRow, SlotToken, StoredState,
-    StoredTree, check_no_gap,
+    Pending, RequestId, ServerId, ServerRow, Session, Settle, Settled, SlotId, SlotRow, StoredState, StoredTree,
+    check_no_gap,
 };
 use super::stored::{ExceptionsOf, read_epoch, read_exceptions, read_head, read_log, read_log_row, read_stored};
 use super::writer::{Failed, Writer};
@@ -409,11 +409,6 @@ impl Driver for SqliteDriver {
             writer.compact(keep, floor, rows_max)
         })
         .await
-    }
-
-    async fn new_epoch(&self, tokens_above: SlotToken) -> Result<Meta, DriverError> {
-        self.write_locked(move |writer| writer.begin_epoch(tokens_above)).await?;
-        self.meta().await
     }
 
     async fn stored(&self) -> Result<StoredState, DriverError> {

@@ -20,7 +20,7 @@ use crate::clock::{Clock, ManualClock};
 use crate::driver::{
     Batch, CommitError, Driver, EntityRow, Exception, ExceptionState, Fence, HookNumber, LogEntry, LogRow, Receipt,
     ReceiptOutcome, RecordId, RecordRow, RecordWrite, RequestId, RequestedChange, ServerId, ServerLoad, ServerRow,
-    Settle, SlotId, StoredDocument,
+    Settle, SlotId, SlotToken, StoredDocument,
 };
 use crate::path::Path;
 use crate::record::{IndexDeclaration, IndexKey, Retain};
@@ -68,6 +68,12 @@ impl Subject {
         let batch = batch(head, begun.session.now());
         let revision = batch.rows.last().map_or(head, |row| row.revision);
         begun.session.commit(batch).await.map(|()| revision)
+    }
+
+    /// Commits nothing but a new epoch, whose tokens are above this one; says which.
+    pub(crate) async fn begin_epoch(&self, tokens_above: SlotToken) -> Epoch {
+        self.commit(|_, _| Batch { new_epoch: Some(tokens_above), ..Batch::default() }).await.unwrap();
+        self.epoch().await
     }
 
     /// Commits `count` transactions, each of which puts an entity and asks for a run of each of the hooks.

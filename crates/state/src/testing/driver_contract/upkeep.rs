@@ -149,7 +149,7 @@ pub async fn d08_another_epoch_is_noticed_by_every_call_that_names_one(subject: 
     let foreign = Epoch(uuid::Uuid::from_u128(1));
     let refused = subject.driver.read_log(foreign, Revision(0), 10).await;
     assert!(matches!(refused, Err(DriverError::EpochChanged { found, .. }) if found == old), "{refused:?}");
-    let new = subject.driver.new_epoch(SlotToken(0)).await.unwrap().epoch;
+    let new = subject.begin_epoch(SlotToken(0)).await;
     assert_ne!(new, old);
     let refused = subject.driver.begin(old, Revision(2), 10).await.map(|_| ());
     assert!(matches!(refused, Err(DriverError::EpochChanged { .. })), "{refused:?}");
