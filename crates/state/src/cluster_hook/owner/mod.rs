@@ -2,6 +2,7 @@
 //! starts runs within the server's room, has their ends stored, and gives slots up. All I/O is done by tasks of its own,
 //! whose answers come back as [`Event`]s, so that nothing that waits holds up anything else.
 
+mod ends;
 mod giving_up;
 mod layouts;
 mod lease;
@@ -71,20 +72,72 @@ pub(crate) struct Declared {
 pub(crate) enum Event {
     Order(Order),
     Ended(Vec<Ended>),
-    Polled { hook: HookNumber, slowest: Duration },
-    Committed { slot: SlotId, token: SlotToken, key: KeyIndex, run: u32, retry_at: Option<Timestamp>, end: CommitEnd },
-    Settled { tags: Vec<settle::Tag>, results: Option<Vec<Settled>> },
-    Heartbeat { server: ServerId, sent: Instant, until: Timestamp, draining: bool, result: Result<(), DriverError> },
-    Joined { server: ServerId, sent: Instant, until: Timestamp, result: Result<(), DriverError> },
-    Lapsed { server: ServerId },
-    View { server: ServerId, servers: Vec<ServerRow>, slots: Vec<SlotRow>, taken: bool },
-    ViewFailed { taken: bool },
-    Page { load: u64, exceptions: Option<Vec<Exception>>, pending: Pending },
-    LoadFailed { load: u64 },
-    RereadPage { hook: HookNumber, pending: Pending },
-    RereadFailed { hook: HookNumber },
-    Released { fences: Vec<Fence>, result: Result<(), DriverError> },
-    CaughtUp { hook: HookNumber },
+    Polled {
+        hook: HookNumber,
+        slowest: Duration,
+    },
+    Committed {
+        slot: SlotId,
+        token: SlotToken,
+        key: KeyIndex,
+        run: u32,
+        retry_at: Option<Timestamp>,
+        end: CommitEnd,
+    },
+    Settled {
+        tags: Vec<settle::Tag>,
+        results: Option<Vec<Settled>>,
+        lingered: bool,
+    },
+    /// A batch of settlements has been on its way for long.
+    SettlementLingers,
+    Heartbeat {
+        server: ServerId,
+        sent: Instant,
+        until: Timestamp,
+        draining: bool,
+        result: Result<(), DriverError>,
+    },
+    Joined {
+        server: ServerId,
+        sent: Instant,
+        until: Timestamp,
+        result: Result<(), DriverError>,
+    },
+    Lapsed {
+        server: ServerId,
+    },
+    View {
+        server: ServerId,
+        servers: Vec<ServerRow>,
+        slots: Vec<SlotRow>,
+        taken: bool,
+    },
+    ViewFailed {
+        taken: bool,
+    },
+    Page {
+        load: u64,
+        exceptions: Option<Vec<Exception>>,
+        pending: Pending,
+    },
+    LoadFailed {
+        load: u64,
+    },
+    RereadPage {
+        hook: HookNumber,
+        pending: Pending,
+    },
+    RereadFailed {
+        hook: HookNumber,
+    },
+    Released {
+        fences: Vec<Fence>,
+        result: Result<(), DriverError>,
+    },
+    CaughtUp {
+        hook: HookNumber,
+    },
     Left,
 }
 
@@ -375,7 +428,8 @@ impl Owner {
             Event::Committed { slot, token, key, run, retry_at, end } => {
                 self.committed(slot, token, key, run, retry_at, end);
             }
-            Event::Settled { tags, results } => self.settled(tags, results.as_deref()),
+            Event::Settled { tags, results, lingered } => self.settled(tags, results.as_deref(), lingered),
+            Event::SettlementLingers => self.settlements.lingers(),
             Event::Heartbeat { server, sent, until, draining, result } => {
                 self.heartbeat_answered(server, sent, until, draining, result);
             }

@@ -1,5 +1,4 @@
-//! Having the ends of runs stored: receipts, exceptions and watermarks in batches, and writes of hooks together with
-//! their receipts through the committer.
+//! Having the ends of runs stored: receipts, exceptions and watermarks, in batches.
 //!
 //! Invariant: of one request nothing is sent before what was sent of it earlier is durable, so that batches may overtake
 //! each other; what a batch cuts off from a key's items waits for that batch. A batch that could not be stored is sent again
@@ -8,28 +7,29 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{CommitEnd, Event, Owner};
-use crate::cluster_hook::key_queue::{Command, Item, KeyIndex, RunEnd, Ticket};
+use super::{Event, Owner};
+use crate::cluster_hook::key_queue::{Command, Item, Ticket};
 use crate::cluster_hook::points;
-use crate::cluster_hook::run::{Cause, Completion, Outcome};
-use crate::cluster_hook::runner::{Ended, bounded};
-use crate::core::{Core, Fenced};
-use crate::driver::{
-    Exception, ExceptionState, Fence, Receipt, ReceiptOutcome, RequestId, Settle, Settled, SlotId, SlotToken,
-};
-use crate::error::WriteError;
-use crate::revision::{Revision, SubmissionId, Timestamp};
+use crate::cluster_hook::run::Cause;
+use crate::core::Core;
+use crate::driver::{DriverError, Exception, ExceptionState, Fence, Receipt, Settle, Settled, SlotId};
+use crate::revision::Revision;
 use crate::testing::points::Pass;
-use crate::transaction::{Transaction, TransactionError};
 
 /// How many items are stored at once.
 const ITEMS_AT_ONCE: usize = 2_000;
 /// How many batches are on their way at once.
 const BATCHES: usize = 4;
+/// So many items go beside a batch that is on its way; fewer wait for its end, and get company: a transaction costs the
+/// database as much as forty receipts.
+const BESIDE_MIN: usize = 256;
+/// How long they wait at most. A batch that takes longer, or can't be stored, holds nobody up.
+const COMPANY: Duration = Duration::from_millis(5);
 /// So many items not yet durable stop further starts.
 const ITEMS_MAX: usize = 16_000;
-const AGAIN: Duration = Duration::from_millis(50);
-const AGAIN_MAX: Duration = Duration::from_secs(1);
+/// How long passes before what was not stored is sent again, at first and at most.
+pub(super) const AGAIN: Duration = Duration::from_millis(50);
+pub(super) const AGAIN_MAX: Duration = Duration::from_secs(1);
 
 /// What one stored item was for.
 #[derive(Debug, Clone, Copy)]
@@ -62,6 +62,8 @@ enum TagKind {
 pub(super) struct Settlements {
     items: Vec<(Settle, Tag)>,
     in_flight: usize,
+    /// How many of those have been on their way for so long that nobody waits for them.
+    lingering: usize,
     unstored: usize,
     next: Next,
 }
@@ -69,7 +71,7 @@ pub(super) struct Settlements {
 /// When the next batch may go.
 #[derive(Default, Clone, Copy, PartialEq, Eq)]
 enum Next {
-    /// Beside those that are on their way.
+    /// Beside those that are on their way, once it is large enough or these linger.
     #[default]
     Beside,
     /// When none is on its way: the last one ends amid a key's items, which become durable in their order.
@@ -87,7 +89,10 @@ impl Settlements {
     /// The next batch, if one may go now.
     fn next_batch(&mut self) -> Option<Vec<(Settle, Tag)>> {
         let room = match self.next {
-            Next::Beside => self.in_flight < BATCHES,
+            Next::Beside => {
+                let is_worth_it = self.in_flight == self.lingering || self.items.len() >= BESIDE_MIN;
+                is_worth_it && self.in_flight < BATCHES
+            }
             Next::After => self.in_flight == 0,
         };
         if !room || self.items.is_empty() {
@@ -99,6 +104,19 @@ impl Settlements {
         self.next = if cut { Next::After } else { Next::Beside };
         self.in_flight += 1;
         Some(batch)
+    }
+
+    /// A batch is on its way for long.
+    pub(super) fn lingers(&mut self) {
+        self.lingering += 1;
+    }
+
+    /// A batch is not on its way any more.
+    fn arrived(&mut self, lingered: bool) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        if lingered {
+            self.lingering = self.lingering.saturating_sub(1);
+        }
     }
 
     pub(super) fn is_full(&self) -> bool {
@@ -179,61 +197,35 @@ impl Owner {
     fn send(&mut self, items: Vec<(Settle, Tag)>, watermarks: bool) {
         let (items, tags): (Vec<Settle>, Vec<Tag>) = items.into_iter().unzip();
         let (core, sender) = (self.core.clone(), self.sender.clone());
-        let lease = self.core.options.lease;
         self.spawn(async move {
-            let (before, after) = if watermarks {
-                (points::SLOT_BEFORE_WATERMARK, points::SLOT_BEFORE_WATERMARK)
-            } else {
-                (points::RUN_BEFORE_RECEIPT, points::RUN_AFTER_RECEIPT)
+            let mut lingered = false;
+            let mut stored = std::pin::pin!(store(&core, &items, watermarks));
+            let stored = tokio::select! {
+                biased;
+                stored = &mut stored => stored,
+                () = tokio::time::sleep(COMPANY), if !watermarks => {
+                    lingered = true;
+                    let _ = sender.send(Event::SettlementLingers);
+                    stored.await
+                }
             };
-            let started = tokio::time::Instant::now();
-            let mut again = AGAIN;
-            let results = loop {
-                let passed = core.points.pass(before).await;
-                if core.stop.is_cancelled() {
-                    return;
-                }
-                let stored = match passed {
-                    // Its token is of a store that is gone.
-                    Pass::Go if let Some(set_back) = core.set_back() => Err(set_back.error()),
-                    Pass::Go => core.driver.settle(items.clone()).await,
-                    Pass::Cut => {
-                        Err(crate::driver::DriverError::Unavailable("cut by a test before receipts".to_owned()))
-                    }
-                };
-                let stored = match stored {
-                    // The answer is lost on its way here: it is sent again, and found to be there.
-                    Ok(_) if !watermarks && core.points.pass(after).await == Pass::Cut => {
-                        Err(crate::driver::DriverError::Unavailable("cut by a test after receipts".to_owned()))
-                    }
-                    stored => stored,
-                };
-                match stored {
-                    Ok(results) => break Some(results),
-                    Err(error) => {
-                        // It will not be taken any more, from this server at least.
-                        if started.elapsed() > lease * 3 && !error.is_retryable() {
-                            tracing::error!(%error, items = items.len(), "ends of runs can't be stored");
-                            break None;
-                        }
-                        tracing::debug!(%error, items = items.len(), "ends of runs can't be stored yet");
-                        tokio::time::sleep(again).await;
-                        again = (again * 2).min(AGAIN_MAX);
-                    }
-                }
+            let results = match stored {
+                Stored::Answered(results) => Some(results),
+                Stored::GivenUp => None,
+                Stored::Closed => return,
             };
             if let Some(results) = &results {
                 core.options.recorder.settled(&core.server, &items, results);
             }
-            let _ = sender.send(Event::Settled { tags, results });
+            let _ = sender.send(Event::Settled { tags, results, lingered });
         });
     }
 
     /// A batch was stored, but for what its tokens no longer hold for; without results it can't be stored at all.
-    pub(super) fn settled(&mut self, tags: Vec<Tag>, results: Option<&[Settled]>) {
+    pub(super) fn settled(&mut self, tags: Vec<Tag>, results: Option<&[Settled]>, lingered: bool) {
         let only_watermarks = tags.iter().all(|tag| matches!(tag.kind, TagKind::Watermark));
         if !only_watermarks {
-            self.settlements.in_flight = self.settlements.in_flight.saturating_sub(1);
+            self.settlements.arrived(lingered);
         }
         self.settlements.unstored = self.settlements.unstored.saturating_sub(tags.len());
         let Some(results) = results else {
@@ -281,223 +273,55 @@ impl Owner {
         // Perhaps the whole lease has ended: the next heartbeat tells.
         self.declare_now();
     }
-
-    // ---- ends of runs ----------------------------------------------------------------------------------------------
-
-    /// A run has ended.
-    pub(super) fn run_ended(&mut self, ended: Ended) {
-        let Ended { run, key, number, outcome, took } = ended;
-        self.core.metrics.hooks.run_seconds.observe(took.as_secs_f64());
-        let fence = run.fence;
-        let id = fence.slot;
-        if let Outcome::Fail(error) = &outcome {
-            let label = crate::cluster_hook::metrics::label(run.hook());
-            self.core.metrics.hooks.failures.get_or_create(&label).inc();
-            tracing::info!(hook = run.hook(), key = %run.key, request = %run.request, attempt = run.attempt, error, "a run failed");
-        }
-        let Some(slot) = self.slots.get_mut(&id).filter(|slot| slot.fence == fence) else {
-            let label = crate::cluster_hook::metrics::label(run.hook());
-            self.core.metrics.hooks.refused.get_or_create(&label).inc();
-            tracing::warn!(
-                hook = run.hook(),
-                key = %run.key,
-                request = %run.request,
-                token = fence.token.0,
-                token_now = self.slots.get(&id).map(|slot| slot.fence.token.0),
-                "the end of a run is refused, since its token no longer holds"
-            );
-            return;
-        };
-        if slot.runs.remove(&number).is_none() {
-            // It was interrupted, and counted as ended then.
-            return;
-        }
-        if let Some(hook) = self.hooks.get_mut(&id.hook) {
-            hook.running = hook.running.saturating_sub(1);
-        }
-        let Some(slot) = self.slots.get_mut(&id) else { return };
-        let Some(queue) = slot.queue_mut() else { return };
-        if run.control.is_revoked() && self.drain.as_ref().is_some_and(|drain| drain.signalled) {
-            // It was told to end at the drain's limit, so whatever it still says does not count, a failure neither.
-            self.end_run(id, key, number, RunEnd::Interrupted);
-            return;
-        }
-        let (writes, retry_at, end) = match outcome {
-            Outcome::Done => (None, None, RunEnd::Done),
-            Outcome::DoneWith(writes) => (Some(writes), None, RunEnd::Done),
-            Outcome::RetryAt(at) => (None, Some(at), RunEnd::RetryAt(at)),
-            Outcome::RetryAtWith(at, writes) => (Some(writes), Some(at), RunEnd::RetryAt(at)),
-            Outcome::Fail(error) => (None, None, RunEnd::Failed(bounded(error))),
-        };
-        if let Some(writes) = writes
-            && let Some(covered) = queue.commit_begins(key, number)
-        {
-            slot.commits += 1;
-            self.commit_writes(run, key, number, writes, covered, retry_at);
-            return;
-        }
-        self.end_run(id, key, number, end);
-    }
-
-    fn end_run(&mut self, id: SlotId, key: KeyIndex, run: u32, end: RunEnd) {
-        let now = self.core.clock.now();
-        let jitter = rand::random_range(0.0..1.0);
-        let Some(queue) = self.slots.get_mut(&id).and_then(super::Slot::queue_mut) else { return };
-        let mut out = Vec::new();
-        queue.ended(key, run, end, now, jitter, &mut out);
-        self.obey_queue(id, out);
-    }
-
-    /// A run's writes and what they settle, in one commit.
-    fn commit_writes(
-        &mut self,
-        run: crate::cluster_hook::run::Run,
-        key: KeyIndex,
-        number: u32,
-        writes: Completion,
-        covered: Vec<RequestId>,
-        retry_at: Option<Timestamp>,
-    ) {
-        let fence = run.fence;
-        let mut receipts = Vec::with_capacity(covered.len());
-        let mut exceptions = Vec::new();
-        let last = covered.len().saturating_sub(1);
-        for (at, request) in covered.into_iter().enumerate() {
-            match retry_at {
-                Some(until) if at == last => {
-                    let queue = self.slots.get(&fence.slot).and_then(super::Slot::queue);
-                    let cause = queue.and_then(|queue| queue.cause(key, request)).unwrap_or(&run.cause);
-                    exceptions.push(Exception {
-                        request,
-                        slot: fence.slot,
-                        state: ExceptionState::Waiting { until },
-                        attempts: 0,
-                        deaths: 0,
-                        error: None,
-                        change: super::load_entries::requested_change(cause),
-                    });
-                }
-                Some(_) | None => {
-                    let done = request == run.request && retry_at.is_none();
-                    let outcome = if done { ReceiptOutcome::Done } else { ReceiptOutcome::Coalesced };
-                    receipts.push(Receipt { request, fence, outcome });
-                }
-            }
-        }
-        let fenced = Fenced { fence, receipts, exceptions };
-        let (core, sender) = (self.core.clone(), self.sender.clone());
-        self.spawn(async move {
-            let attributes = run.write_attributes();
-            let id = SubmissionId::random();
-            let before = core.snapshot().revision();
-            let mut again = AGAIN;
-            let end = loop {
-                let passed = core.points.pass(points::RUN_BEFORE_COMPLETION).await;
-                if core.stop.is_cancelled() {
-                    return;
-                }
-                if passed == Pass::Cut {
-                    tokio::time::sleep(again).await;
-                    continue;
-                }
-                let (writes, control) = (writes.clone(), run.control.clone());
-                let closure = move |transaction: &mut Transaction| {
-                    // An operator may have cancelled the run since; its token holds all the same.
-                    if control.is_revoked() {
-                        return Err(TransactionError::rejected("the run was cancelled"));
-                    }
-                    writes.apply(transaction)
-                };
-                let result = core.submit(closure, attributes.clone(), id, Some(fenced.clone())).await;
-                match result {
-                    Ok(_) => break CommitEnd::Committed,
-                    Err(WriteError::Fenced) => break CommitEnd::Fenced,
-                    Err(WriteError::Closed) => break CommitEnd::Closed,
-                    Err(WriteError::Unavailable { retryable: true, reason, .. }) => {
-                        tracing::debug!(hook = run.hook(), reason, "a run's writes can't be stored yet");
-                    }
-                    Err(WriteError::Unknown { submission, .. }) => match resolve(&core, submission, before).await {
-                        Standing::Committed => break CommitEnd::Committed,
-                        Standing::Closed => break CommitEnd::Closed,
-                        Standing::NotCommitted => {
-                            tracing::debug!(hook = run.hook(), "a run's writes were not stored; they are sent again")
-                        }
-                    },
-                    Err(error) => break CommitEnd::Rejected(format!("its writes were refused: {error}")),
-                }
-                tokio::time::sleep(again).await;
-                again = (again * 2).min(AGAIN_MAX);
-            };
-            core.options.recorder.completed(&core.server, &fenced, &end);
-            let _ =
-                sender.send(Event::Committed { slot: fence.slot, token: fence.token, key, run: number, retry_at, end });
-        });
-    }
-
-    pub(super) fn committed(
-        &mut self,
-        id: SlotId,
-        token: SlotToken,
-        key: KeyIndex,
-        run: u32,
-        retry_at: Option<Timestamp>,
-        end: CommitEnd,
-    ) {
-        let Some(slot) = self.slots.get_mut(&id).filter(|slot| slot.fence.token == token) else { return };
-        slot.commits = slot.commits.saturating_sub(1);
-        let fence = slot.fence;
-        match end {
-            CommitEnd::Committed => {
-                let mut out = Vec::new();
-                if let Some(queue) = slot.queue_mut() {
-                    queue.committed(key, run, retry_at, &mut out);
-                }
-                self.obey_queue(id, out);
-            }
-            CommitEnd::Rejected(error) => {
-                if let Some(hook) = self.hooks.get(&id.hook) {
-                    let label = crate::cluster_hook::metrics::label(&hook.declared.name);
-                    self.core.metrics.hooks.failures.get_or_create(&label).inc();
-                }
-                self.end_run(id, key, run, RunEnd::Failed(bounded(error)));
-            }
-            CommitEnd::Fenced => self.token_is_void(fence, "a run's completion with writes"),
-            CommitEnd::Closed => self.end_run(id, key, run, RunEnd::Interrupted),
-        }
-    }
 }
 
-/// What has become of a submission whose answer was lost.
-enum Standing {
-    Committed,
-    /// It is not, and will not be.
-    NotCommitted,
-    /// This server is closing, and does not find out any more.
+/// How having a batch stored ended.
+enum Stored {
+    Answered(Vec<Settled>),
+    /// It will not be taken any more, from this server at least.
+    GivenUp,
+    /// This server is closing.
     Closed,
 }
 
-/// Finds out whether a submission whose answer was lost is committed. Its commit may still be under way, holding the write
-/// lock; so a transaction that changes nothing goes through that lock first, and what is not in the log by then never will
-/// be.
-async fn resolve(core: &Core, submission: SubmissionId, before: Revision) -> Standing {
-    let _ = core.points.pass(points::RUN_OUTCOME_UNKNOWN).await;
+/// Sends a batch until there is an answer, or no sense in sending it again.
+async fn store(core: &Core, items: &[Settle], watermarks: bool) -> Stored {
+    let (before, after) = if watermarks {
+        (points::SLOT_BEFORE_WATERMARK, points::SLOT_BEFORE_WATERMARK)
+    } else {
+        (points::RUN_BEFORE_RECEIPT, points::RUN_AFTER_RECEIPT)
+    };
+    let started = tokio::time::Instant::now();
+    let mut again = AGAIN;
     loop {
-        let nothing = |_: &mut Transaction| Ok::<(), TransactionError>(());
-        match core.submit(nothing, Arc::default(), SubmissionId::random(), None).await {
-            Ok(_) => break,
-            Err(WriteError::Closed) => return Standing::Closed,
-            Err(error) => {
-                tracing::debug!(%error, "what has become of a run's writes can't be found out yet");
-                tokio::time::sleep(AGAIN_MAX).await;
-            }
+        let passed = core.points.pass(before).await;
+        if core.stop.is_cancelled() {
+            return Stored::Closed;
         }
-    }
-    loop {
-        match core.find_submission(submission, before).await {
-            Ok(Some(_)) => return Standing::Committed,
-            Ok(None) => return Standing::NotCommitted,
-            Err(_) if core.stop.is_cancelled() => return Standing::Closed,
-            Err(_) => tokio::time::sleep(AGAIN_MAX).await,
+        let stored = match passed {
+            // Its token is of a store that is gone.
+            Pass::Go if let Some(set_back) = core.set_back() => Err(set_back.error()),
+            Pass::Go => core.driver.settle(items.to_vec()).await,
+            Pass::Cut => Err(DriverError::Unavailable("cut by a test before receipts".to_owned())),
+        };
+        let stored = match stored {
+            // The answer is lost on its way here: it is sent again, and found to be there.
+            Ok(_) if !watermarks && core.points.pass(after).await == Pass::Cut => {
+                Err(DriverError::Unavailable("cut by a test after receipts".to_owned()))
+            }
+            stored => stored,
+        };
+        match stored {
+            Ok(results) => return Stored::Answered(results),
+            Err(error) => {
+                if started.elapsed() > core.options.lease * 3 && !error.is_retryable() {
+                    tracing::error!(%error, items = items.len(), "ends of runs can't be stored");
+                    return Stored::GivenUp;
+                }
+                tracing::debug!(%error, items = items.len(), "ends of runs can't be stored yet");
+                tokio::time::sleep(again).await;
+                again = (again * 2).min(AGAIN_MAX);
+            }
         }
     }
 }

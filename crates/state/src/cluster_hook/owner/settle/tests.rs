@@ -2,10 +2,10 @@
 
 use super::super::tests::Bench;
 use super::*;
-use crate::cluster_hook::key_queue::{RetryPolicy, SlotQueue};
+use crate::cluster_hook::key_queue::{RetryPolicy, RunEnd, SlotQueue};
 use crate::cluster_hook::registration::Delivery;
-use crate::driver::{HookNumber, SlotToken};
-use crate::revision::Revision;
+use crate::driver::{HookNumber, RequestId, SlotToken};
+use crate::revision::Timestamp;
 
 fn fence() -> Fence {
     Fence { slot: SlotId { hook: HookNumber(1), slot: 0 }, token: SlotToken(1) }
@@ -62,21 +62,48 @@ fn k15_receipts_that_are_cut_off_from_their_key_s_others_wait_until_those_are_du
 fn k31_batches_that_end_between_keys_go_beside_each_other() {
     let names: Vec<String> = (0..=BATCHES).map(|number| format!("k{number}")).collect();
     let mut keys: Vec<(&str, usize)> = names.iter().map(|name| (name.as_str(), ITEMS_AT_ONCE)).collect();
-    keys[BATCHES].1 = 1;
+    keys[BATCHES].1 = BESIDE_MIN;
     let mut settlements = settlements(&keys);
     for _ in 0..BATCHES {
         assert_eq!(settlements.next_batch().map(|batch| batch.len()), Some(ITEMS_AT_ONCE));
     }
     assert!(settlements.next_batch().is_none(), "so many are on their way at once");
     settlements.in_flight -= 1;
+    assert_eq!(settlements.next_batch().map(|batch| batch.len()), Some(BESIDE_MIN));
+}
+
+#[test]
+fn k31_few_receipts_wait_for_the_batch_that_is_on_its_way_unless_it_lingers() {
+    // Given a batch that is on its way.
+    let mut settlements = settlements(&[("a", 1)]);
     assert_eq!(settlements.next_batch().map(|batch| batch.len()), Some(1));
+    // When a few more receipts come, then they wait, and go together as soon as it has arrived.
+    settlements.items = receipts(&[("b", 1), ("c", 1)]);
+    assert!(settlements.next_batch().is_none());
+    settlements.arrived(false);
+    assert_eq!(settlements.next_batch().map(|batch| batch.len()), Some(2));
+    // Nor do they wait for one that takes long, also when another one has arrived since.
+    settlements.lingers();
+    settlements.items = receipts(&[("d", 1)]);
+    assert_eq!(settlements.next_batch().map(|batch| batch.len()), Some(1));
+    settlements.items = receipts(&[("e", 1)]);
+    assert!(settlements.next_batch().is_none());
+    settlements.arrived(false);
+    assert_eq!(settlements.next_batch().map(|batch| batch.len()), Some(1));
+    settlements.arrived(true);
+    settlements.arrived(false);
+    // Many never wait.
+    settlements.items = receipts(&[("f", 1)]);
+    assert_eq!(settlements.next_batch().map(|batch| batch.len()), Some(1));
+    settlements.items = receipts(&[("g", BESIDE_MIN)]);
+    assert_eq!(settlements.next_batch().map(|batch| batch.len()), Some(BESIDE_MIN));
 }
 
 #[tokio::test]
 async fn k44_a_slot_of_which_nothing_can_be_stored_is_released_for_others() {
     let mut bench = Bench::new().await;
     let tag = Tag { fence: bench.fence, kind: TagKind::Watermark };
-    bench.owner.settled(vec![tag, tag], None);
+    bench.owner.settled(vec![tag, tag], None, false);
     let row = bench.until_given_up().await;
     assert_eq!(row.owner, None, "its lease goes on with the server's");
 }
