@@ -23,6 +23,7 @@
 
 pub(crate) mod balance;
 pub(crate) mod key_queue;
+pub(crate) mod lease_end;
 pub(crate) mod matcher;
 pub(crate) mod metrics;
 pub(crate) mod owner;

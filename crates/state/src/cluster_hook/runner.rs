@@ -15,6 +15,7 @@ use futures::FutureExt;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::key_queue::KeyIndex;
+use super::lease_end::LeaseEnd;
 use super::owner::Event;
 use super::points;
 use super::run::{ClusterHook, Outcome, Run};
@@ -40,7 +41,8 @@ pub(crate) struct Ended {
     pub(crate) run: Run,
     pub(crate) key: KeyIndex,
     pub(crate) number: u32,
-    pub(crate) outcome: Outcome,
+    /// None: it never began, since its lease had ended or it was cancelled by then.
+    pub(crate) outcome: Option<Outcome>,
     pub(crate) took: Duration,
 }
 
@@ -51,6 +53,7 @@ pub(crate) struct Runner {
     pub(crate) points: Points,
     pub(crate) has_points: bool,
     pub(crate) recorder: Recorder,
+    pub(crate) lease: Arc<LeaseEnd>,
 }
 
 type RunFuture = Pin<Box<dyn Future<Output = Outcome> + Send>>;
@@ -69,13 +72,17 @@ impl Runner {
 
     fn ended(&self, job: Job, outcome: Outcome, started: Instant) -> Ended {
         self.recorder.run_ended(&job.run, &outcome);
-        Ended { run: job.run, key: job.key, number: job.number, outcome, took: started.elapsed() }
+        Ended { run: job.run, key: job.key, number: job.number, outcome: Some(outcome), took: started.elapsed() }
     }
 
-    /// The lease has ended, or an operator has cancelled the run, before it came to begin: nothing it would return counts.
+    /// Whether a run may begin still. Its start was decided a moment ago, and that moment may have been long: of a process
+    /// that was stopped, say, whose slots have passed on meanwhile, and which has not come to notice.
+    fn may_begin(&self, job: &Job) -> bool {
+        !job.run.control.is_revoked() && self.lease.holds()
+    }
+
     fn not_started(job: Job, started: Instant) -> Ended {
-        let outcome = Outcome::Fail("the run was cancelled before it began".to_owned());
-        Ended { run: job.run, key: job.key, number: job.number, outcome, took: started.elapsed() }
+        Ended { run: job.run, key: job.key, number: job.number, outcome: None, took: started.elapsed() }
     }
 
     /// Runs one job on the current task.
@@ -84,12 +91,12 @@ impl Runner {
         if self.has_points && self.points.pass(points::RUN_BEFORE_START).await == Pass::Cut {
             return;
         }
-        let ended = if job.run.control.is_revoked() {
-            Runner::not_started(job, started)
-        } else {
+        let ended = if self.may_begin(&job) {
             self.recorder.run_started(&job.run);
             let outcome = self.future(&job).await;
             self.ended(job, outcome, started)
+        } else {
+            Runner::not_started(job, started)
         };
         // The owner is gone only when this server is.
         let _ = self.events.send(Event::Ended(vec![ended]));
@@ -101,7 +108,7 @@ impl Runner {
         let mut slowest = Duration::ZERO;
         for job in jobs {
             let started = Instant::now();
-            if job.run.control.is_revoked() {
+            if !self.may_begin(&job) {
                 all.push(Runner::not_started(job, started));
                 continue;
             }

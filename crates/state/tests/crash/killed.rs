@@ -12,9 +12,10 @@ use tidegate_state::driver::{DriverError, StoredState};
 
 use crate::writers::{FOLDER, acknowledged_in, declaration, store_in};
 
-const KILLS: usize = 30;
+/// A whole server is killed more often, in `hooked`.
+const KILLS: usize = 15;
 
-fn seed() -> u64 {
+pub(crate) fn seed() -> u64 {
     let seed = std::env::var("TIDEGATE_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(rand::random);
     println!("seed: TIDEGATE_SEED={seed}");
     seed

@@ -6,5 +6,6 @@
 mod damaged;
 mod disk;
 mod held;
+mod hooked;
 mod killed;
 mod writers;

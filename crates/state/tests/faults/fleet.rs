@@ -1,5 +1,6 @@
 //! The servers of a run, their database, and what can be done to them.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -8,13 +9,17 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use tidegate_state::Revision;
 use tidegate_state::driver::StoredState;
 use tidegate_state::driver::postgres::{PostgresOptions, PostgresStore};
 use tidegate_state::testing::history::{HistoryEvent, Recorder};
+use tidegate_state::testing::linter::lint;
 use tidegate_state::testing::postgres::{PostgresServer, Stop};
 use tidegate_state::testing::proxy::{Direction, Proxy};
 
+use super::aim::{Aim, Hit, HitAt};
 use super::evidence::Evidence;
+use super::kept;
 use super::plan::{Action, Silent};
 use super::server::{Contents, ORDERS, Orders};
 use super::serving::Serving;
@@ -23,6 +28,8 @@ use super::verdict::{self, Verdict};
 
 /// How long a server may take for what it is told.
 const LIMIT: Duration = Duration::from_secs(180);
+/// How long a server may take to say which of two things is so.
+const EITHER_LIMIT: Duration = Duration::from_secs(5);
 /// How long before a database with a lost server lets go of its locks. Well below the lease.
 pub(crate) const LOCK_LIMIT: Duration = Duration::from_millis(750);
 
@@ -92,6 +99,17 @@ impl Process {
         }
     }
 
+    /// Waits for either, and says whether it was the first.
+    fn hear_either(&mut self, one: &str, other: &str) -> bool {
+        let until = Instant::now() + EITHER_LIMIT;
+        while let Ok(said) = self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            if said == one || said == other {
+                return said == one;
+            }
+        }
+        false
+    }
+
     fn tell(&mut self, line: &str) -> Result<(), String> {
         writeln!(self.input, "{line}").map_err(|error| format!("{} is gone at {line:?}: {error}", self.orders.name()))
     }
@@ -120,6 +138,10 @@ pub(crate) struct Fleet {
     processes: Vec<Option<Process>>,
     recorder: Recorder,
     faults: usize,
+    hits: BTreeMap<Aim, usize>,
+    spread_within: Option<Duration>,
+    /// What is compacted away is kept.
+    keeps: bool,
     folder: PathBuf,
     /// Where the folder is, unless the settings name one.
     temporary: Option<tempfile::TempDir>,
@@ -134,6 +156,10 @@ impl Fleet {
         std::fs::create_dir_all(&folder).unwrap();
         let database = tokio::task::spawn_blocking(|| PostgresServer::start(database)).await.unwrap().unwrap();
         let schema = database.fresh_schema();
+        let keeps = settings.serving.traces;
+        if keeps {
+            kept::begin(&database.url(), &schema).await;
+        }
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, database.port()));
         let mut proxies = Vec::new();
         let mut orders = Vec::new();
@@ -149,6 +175,7 @@ impl Fleet {
                 lock_limit_ms: u64::try_from(LOCK_LIMIT.as_millis()).unwrap(),
                 writers: settings.writers,
                 towers: settings.towers,
+                aimed: settings.aimed,
                 serving: settings.serving.clone(),
             });
             proxies.push(proxy);
@@ -156,7 +183,20 @@ impl Fleet {
         let recorder = Recorder::to_file(&folder.join("controller.history")).unwrap();
         let begins = |orders: &Orders| settings.begin_with.is_none_or(|first| orders.number < first);
         let processes = orders.iter().map(|orders| begins(orders).then(|| Process::start(orders))).collect();
-        Fleet { database, schema, proxies, orders, processes, recorder, faults: 0, folder, temporary }
+        Fleet {
+            database,
+            schema,
+            proxies,
+            orders,
+            processes,
+            recorder,
+            faults: 0,
+            hits: BTreeMap::new(),
+            spread_within: settings.spread_within,
+            keeps,
+            folder,
+            temporary,
+        }
     }
 
     /// Hands it to what blocks: children and the database are waited for so, and the proxies go on meanwhile.
@@ -181,12 +221,25 @@ impl Fleet {
         self.recorder.write("controller", HistoryEvent::Fault { what });
     }
 
-    pub(crate) fn do_to(&mut self, action: Action) {
+    /// Writes down what is done.
+    fn record(&mut self, action: Action) {
         if action.is_fault() {
             self.faults += 1;
         }
         self.recorder.write("controller", HistoryEvent::Fault { what: format!("{action:?}") });
+        if let Action::Kill(server) | Action::Stop(server) = action {
+            let server = self.orders[server].server_name();
+            self.recorder.write("controller", HistoryEvent::Halted { server });
+        }
+    }
+
+    pub(crate) fn do_to(&mut self, action: Action) {
+        if let Action::Hit(server, told) = action {
+            return self.hit(server, told);
+        }
+        self.record(action);
         match action {
+            Action::Hit(..) => {}
             Action::Kill(server) => {
                 if let Some(mut process) = self.processes[server].take() {
                     let _ = process.child.kill();
@@ -226,6 +279,49 @@ impl Fleet {
                 }
             }
         }
+    }
+
+    /// Lets a server hit itself at a point of its work; where it does not come there, it is hit wherever it is.
+    fn hit(&mut self, server: usize, told: HitAt) {
+        if !self.hits_itself(server, told) {
+            self.do_to(match told.hit {
+                Hit::Stop => Action::Stop(server),
+                Hit::Kill => Action::Kill(server),
+            });
+        }
+    }
+
+    /// Lets a server hit itself at a point of its work, and says whether it came there.
+    pub(crate) fn hits_itself(&mut self, server: usize, told: HitAt) -> bool {
+        let line = format!("hit {}", serde_json::to_string(&told).unwrap());
+        if !self.ask_either(server, &line, "at", "missed") {
+            return false;
+        }
+        *self.hits.entry(told.aim).or_default() += 1;
+        let what = format!("server-{server} is hit at {:?}", told.aim);
+        self.recorder.write("controller", HistoryEvent::Fault { what });
+        match told.hit {
+            // A second signal would stop it again after it was let go on.
+            Hit::Stop => self.record(Action::Stop(server)),
+            Hit::Kill => self.do_to(Action::Kill(server)),
+        }
+        true
+    }
+
+    /// Tells a server something, and says whether it answers the first and not the second.
+    pub(crate) fn ask_either(&mut self, server: usize, line: &str, one: &str, other: &str) -> bool {
+        let Some(process) = &mut self.processes[server] else { return false };
+        process.tell(line).is_ok() && process.hear_either(one, other)
+    }
+
+    /// The servers whose processes have ended by themselves.
+    pub(crate) fn ended(&mut self) -> Vec<String> {
+        let ended = |process: &mut Process| process.child.try_wait().is_ok_and(|status| status.is_some());
+        self.processes
+            .iter_mut()
+            .flatten()
+            .filter_map(|process| ended(process).then(|| process.orders.name()))
+            .collect()
     }
 
     /// What a server serves from its next start on.
@@ -329,6 +425,9 @@ impl Fleet {
 
     /// The same with the servers that are up, the others left alone.
     pub(crate) fn come_to_rest_as_it_is(&mut self) -> Result<Vec<Contents>, String> {
+        for process in self.processes.iter().flatten() {
+            process.signal(Signal::CONT);
+        }
         for process in self.processes.iter_mut().flatten() {
             process.ask("quiet", "quiet")?;
         }
@@ -356,7 +455,28 @@ impl Fleet {
 
     /// Gathers what was left behind, and judges it.
     pub(crate) async fn judge(self, told: Result<Vec<Contents>, String>) -> (Verdict, Evidence) {
-        let evidence = Evidence::gather(&self.orders, &self.folder, self.stored().await, told, self.faults);
+        let left = self.stored().await;
+        let linted = lint(&left, &kept::declarations()).iter().map(ToString::to_string).collect();
+        let compacted = left.meta.compacted;
+        let stored = if self.keeps && compacted > Revision::ZERO {
+            kept::put_back(&self.database.url(), &self.schema).await;
+            self.stored().await
+        } else {
+            left
+        };
+        let (history, answers) = Evidence::read(&self.orders, &self.folder);
+        let evidence = Evidence {
+            seed: self.orders.first().map_or(0, |orders| orders.seed),
+            history,
+            answers,
+            stored,
+            linted,
+            compacted,
+            hits: self.hits,
+            spread_within: self.spread_within,
+            told,
+            faults: self.faults,
+        };
         let verdict = verdict::judge(&evidence);
         if !verdict.is_sound() {
             // What would have to be looked at outlives the run.

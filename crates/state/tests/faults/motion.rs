@@ -99,7 +99,7 @@ pub(crate) fn broken(evidence: &Evidence, settings: &Settings, motion: Motion) -
 }
 
 /// Slots that passed on, or were lost, without having been released: a lease has ended.
-fn ended_leases(history: &[Line]) -> Vec<String> {
+pub(crate) fn ended_leases(history: &[Line]) -> Vec<String> {
     let mut held: HashMap<SlotId, SlotToken> = HashMap::new();
     let mut found = Vec::new();
     for line in history {

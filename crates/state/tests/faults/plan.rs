@@ -5,6 +5,8 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use super::aim::{Aim, Hit, HitAt};
+
 /// A kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -58,6 +60,8 @@ pub(crate) enum Action {
     Kill(usize),
     Start(usize),
     Stop(usize),
+    /// It is killed, or stopped, at a point of its work; wherever it is, where it does not come there.
+    Hit(usize, HitAt),
     Continue(usize),
     Drain(usize),
     StopDatabase {
@@ -90,6 +94,22 @@ impl Action {
                 | Action::Declare(_)
                 | Action::Relieve(_)
         )
+    }
+}
+
+/// Has every other kill and stop of a plan hit a point of a server's work.
+pub(crate) fn aimed(seed: u64, actions: &mut [(Duration, Action)]) {
+    let mut random = StdRng::seed_from_u64(seed.rotate_left(32));
+    for (_, action) in actions {
+        let (server, hit) = match *action {
+            Action::Kill(server) => (server, Hit::Kill),
+            Action::Stop(server) => (server, Hit::Stop),
+            _ => continue,
+        };
+        if random.random_bool(0.5) {
+            let aim = Aim::ALL[random.random_range(0..Aim::ALL.len())];
+            *action = Action::Hit(server, HitAt { aim, hit, after_us: random.random_range(0..3_000) });
+        }
     }
 }
 
@@ -159,6 +179,23 @@ pub(crate) fn slot_changes(seed: u64, slots: u32, every: Duration, length: Durat
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kills_and_stops_of_a_plan_are_aimed_and_nothing_else_of_it_changes() {
+        let every = Duration::from_secs(2);
+        let plain = plan(7, &Kind::ALL, 3, every, every, Duration::from_secs(600));
+        let mut hit = plain.clone();
+        aimed(7, &mut hit);
+        for ((at, before), (aimed_at, after)) in plain.iter().zip(&hit) {
+            assert_eq!(at, aimed_at);
+            match (before, after) {
+                (Action::Kill(server), Action::Hit(of, HitAt { hit: Hit::Kill, .. }))
+                | (Action::Stop(server), Action::Hit(of, HitAt { hit: Hit::Stop, .. })) => assert_eq!(server, of),
+                (before, after) => assert_eq!(before, after),
+            }
+        }
+        assert!(hit.iter().any(|(_, action)| matches!(action, Action::Hit(..))));
+    }
 
     #[test]
     fn a_seed_gives_one_plan_whose_faults_all_end() {

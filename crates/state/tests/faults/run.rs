@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::evidence::Evidence;
 use super::fleet::Fleet;
-use super::plan::plan;
+use super::plan::{aimed, plan};
 use super::settings::Settings;
 use super::verdict::Verdict;
 
@@ -12,7 +12,10 @@ use super::verdict::Verdict;
 pub(crate) async fn run(settings: &Settings) -> (Verdict, Evidence) {
     let fleet = Fleet::start(settings, &[]).await;
     let length = Duration::from_secs(settings.seconds);
-    let actions = plan(settings.seed, &settings.kinds, settings.servers, settings.every, settings.lease, length);
+    let mut actions = plan(settings.seed, &settings.kinds, settings.servers, settings.every, settings.lease, length);
+    if settings.aimed {
+        aimed(settings.seed, &mut actions);
+    }
     let (fleet, told) = fleet
         .drive(move |fleet| {
             let started = Instant::now();

@@ -14,13 +14,15 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tidegate_state::driver::postgres::{PostgresOptions, PostgresStore};
 use tidegate_state::testing::history::Recorder;
+use tidegate_state::testing::points::Points;
 use tidegate_state::{
     QueueEntry, QueueFilter, Ref, RequestState, Snapshot, State, StateOptions, SubmissionId, Transaction,
     TransactionError, WaitForHooks, WriteError,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::aim::{self, Aim, HitAt};
 use super::builds::{Build, SECOND};
 use super::serving::{HookOrders, Hooks, Serving};
 use super::towers::{self, Playing, Tower};
@@ -33,6 +35,8 @@ pub(crate) const ORDERS: &str = "TIDEGATE_FAULTS_ORDERS";
 const REST: Duration = Duration::from_millis(40);
 /// How many things one transaction puts or deletes, where there are many.
 const AT_ONCE: u64 = 250;
+/// How long it is tried to find out what became of a submission.
+const RESOLVE_LIMIT: Duration = Duration::from_secs(60);
 /// How long everything may take to come to rest once faults have stopped.
 const SETTLE_LIMIT: Duration = Duration::from_secs(120);
 
@@ -50,6 +54,8 @@ pub(crate) struct Orders {
     pub(crate) writers: u64,
     /// How many towers are played.
     pub(crate) towers: u64,
+    /// It has points at which it can be hit.
+    pub(crate) aimed: bool,
     pub(crate) serving: Serving,
 }
 
@@ -60,7 +66,7 @@ impl Orders {
     }
 
     /// The name that it goes by.
-    fn server_name(&self) -> String {
+    pub(crate) fn server_name(&self) -> String {
         match self.serving.build {
             Build::One => self.name(),
             Build::Two => format!("{}{SECOND}", self.name()),
@@ -84,6 +90,8 @@ pub(crate) enum AnswerLine {
     Submitted { number: u64, submission: SubmissionId },
     /// What came back.
     Answered { submission: SubmissionId, answer: Answer },
+    /// What became of a submission whose answer was that nobody knows.
+    Resolved { submission: SubmissionId, revision: Option<u64> },
 }
 
 /// What a writer was told.
@@ -151,7 +159,7 @@ fn note(file: &File, line: &AnswerLine) {
     (&mut &*file).write_all(text.as_bytes()).unwrap();
 }
 
-fn say(line: &str) {
+pub(crate) fn say(line: &str) {
     let mut out = std::io::stdout().lock();
     // Who listened may be gone, and then nobody misses the line.
     let _ = writeln!(out, "@{line}").and_then(|()| out.flush());
@@ -182,6 +190,24 @@ impl Writer {
             Err(_) => Answer::Failed,
         };
         note(&self.file, &AnswerLine::Answered { submission, answer });
+        if answer == Answer::Unknown {
+            let _ = tokio::time::timeout(RESOLVE_LIMIT, self.resolve(submission)).await;
+        }
+    }
+
+    /// Finds out what became of a submission. Its commit may still be under way, under the write lock: what is not in the log
+    /// after another transaction went through that lock never will be.
+    async fn resolve(&self, submission: SubmissionId) {
+        loop {
+            let nothing = |_: &mut Transaction| Ok::<(), TransactionError>(());
+            if self.state.write(nothing).await.is_ok()
+                && let Ok(found) = self.state.find_submission(submission).await
+            {
+                let revision = found.map(|revision| revision.0);
+                return note(&self.file, &AnswerLine::Resolved { submission, revision });
+            }
+            tokio::time::sleep(REST).await;
+        }
     }
 
     async fn write_on(self, stop: CancellationToken) {
@@ -223,7 +249,7 @@ impl Writer {
     }
 }
 
-async fn open(orders: &Orders) -> State {
+async fn open(orders: &Orders, points: &Points, recorder: &Recorder) -> State {
     let options = PostgresOptions {
         lock_limit: Duration::from_millis(orders.lock_limit_ms),
         ..PostgresOptions::in_schema(orders.schema.clone())
@@ -234,7 +260,8 @@ async fn open(orders: &Orders) -> State {
         orders.serving.set(&mut options);
         options.lease = Duration::from_millis(orders.lease_ms);
         options.poll = Duration::from_millis(200);
-        options.recorder = Recorder::to_file(&orders.history()).unwrap();
+        options.recorder = recorder.clone();
+        options.points = points.clone();
         match State::open(store.driver(), options).await {
             Ok(state) => return state,
             // The database may be down just now; a service manager would start the server again.
@@ -275,7 +302,9 @@ async fn play(state: &State, towers: u64) -> Option<tidegate_state::HookHandle> 
 }
 
 async fn serve(orders: Orders) {
-    let state = open(&orders).await;
+    let points = if orders.aimed { Points::new(orders.server_name()) } else { Points::none() };
+    let recorder = Recorder::to_file(&orders.history()).unwrap();
+    let state = open(&orders, &points, &recorder).await;
     let mut hooks = Hooks::declare(&state, orders.serving.clone()).await;
     let playing = play(&state, orders.towers).await;
     let orders = Arc::new(orders);
@@ -297,6 +326,8 @@ async fn serve(orders: Orders) {
             }
         }
     });
+    let mut hits = tokio::task::JoinSet::new();
+    let mut held: Option<oneshot::Sender<()>> = None;
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap();
     loop {
         let line = tokio::select! {
@@ -351,6 +382,18 @@ async fn serve(orders: Orders) {
                 let told = (metrics.oldest_transaction_seconds(), metrics.dead_rows("changes"));
                 say(&format!("burden {}", serde_json::to_string(&told).unwrap()));
             }
+            Some(line) if line.starts_with("hit ") => {
+                let told: HitAt = serde_json::from_str(line.trim_start_matches("hit ")).unwrap();
+                hits.spawn(aim::hit(points.clone(), recorder.clone(), told));
+            }
+            Some(line) if line.starts_with("hold ") => {
+                let told: Aim = serde_json::from_str(line.trim_start_matches("hold ")).unwrap();
+                let (go, goes) = oneshot::channel();
+                held = Some(go);
+                hits.spawn(aim::hold(points.clone(), told, goes));
+            }
+            // Who is held no longer is not there to hear it.
+            Some("go") => drop(held.take()),
             Some("withdraw") => hooks.withdraw(),
             Some("declare") => hooks.declare_again().await,
             Some("list") => match state.queue().list(QueueFilter::all()).await {

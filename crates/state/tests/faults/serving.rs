@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tidegate_state::{ClusterHook, HookHandle, Outcome, Ref, RequestId, Run, State, StateOptions, Transaction};
 
 use super::builds::Build;
-use super::workload::{Count, EVERY, Effect, LATEST, registration};
+use super::workload::{Count, EVERY, Effect, LATEST, PLAIN, Trace, registration};
 
 /// How long a run that is not told otherwise takes at most.
 const PACE_MAX: u64 = 20;
@@ -29,12 +29,14 @@ pub(crate) struct HookOrders {
     pub(crate) version: u32,
     pub(crate) slots: u32,
     pub(crate) patterns: Vec<String>,
+    /// How many of its runs go at once in the cluster.
+    pub(crate) cap: Option<u32>,
 }
 
 impl HookOrders {
     /// Version 1 of a hook on every thing.
     pub(crate) fn first(name: &str, slots: u32) -> HookOrders {
-        HookOrders { name: name.to_owned(), version: 1, slots, patterns: vec!["/things/{thing}".to_owned()] }
+        HookOrders { name: name.to_owned(), version: 1, slots, patterns: vec!["/things/{thing}".to_owned()], cap: None }
     }
 }
 
@@ -51,6 +53,8 @@ pub(crate) struct Serving {
     pub(crate) unlucky: bool,
     /// How long log rows are kept, in milliseconds, where compaction is due throughout.
     pub(crate) log_keep_ms: Option<u64>,
+    /// Runs leave traces, which are pruned throughout.
+    pub(crate) traces: bool,
 }
 
 impl Default for Serving {
@@ -63,6 +67,7 @@ impl Default for Serving {
             pace_ms: 0,
             unlucky: false,
             log_keep_ms: None,
+            traces: false,
         }
     }
 }
@@ -75,6 +80,9 @@ impl Serving {
             options.entities_behind = Duration::from_millis(300);
             options.compact_every = 1;
             options.long_transaction = LONG;
+        }
+        if self.traces {
+            *options = options.clone().record::<Trace>();
         }
     }
 }
@@ -93,6 +101,7 @@ impl Hooks {
         let counting = Arc::new(Counting {
             pace_ms: AtomicU64::new(serving.pace_ms),
             unlucky: serving.unlucky,
+            traces: serving.traces,
             wanted_later: Mutex::default(),
         });
         let mut hooks = Hooks { state: state.clone(), serving, counting, handles: BTreeMap::new() };
@@ -145,6 +154,7 @@ impl Hooks {
 struct Counting {
     pace_ms: AtomicU64,
     unlucky: bool,
+    traces: bool,
     /// What this process has asked for again at a later time.
     wanted_later: Mutex<HashSet<RequestId>>,
 }
@@ -166,12 +176,19 @@ impl ClusterHook for Counting {
             }
         }
         let (hook, key) = (run.hook().to_owned(), run.key().as_str().to_owned());
+        if hook == PLAIN {
+            return Outcome::Done;
+        }
+        let trace = self.traces.then(|| Trace { key: key.clone() });
         let effect =
             Effect { request: run.request().to_string(), hook: hook.clone(), key: key.clone(), token: run.token().0 };
         Outcome::done_with(move |transaction: &mut Transaction| {
             let count: Ref<Count> = Ref::root(format!("{hook}.{key}"))?;
             let runs = transaction.get(&count)?.map_or(0, |count| count.runs);
             transaction.put(&count, Count { runs: runs + 1 })?;
+            if let Some(trace) = &trace {
+                transaction.append(trace)?;
+            }
             transaction.append(&effect).map(|_| ())
         })
     }

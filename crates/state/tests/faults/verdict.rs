@@ -5,14 +5,13 @@ use std::fmt;
 
 use tidegate_state::driver::{LogEntry, ReceiptOutcome, RequestId, StoredState};
 use tidegate_state::testing::history::{Expectation, HistoryEvent, Rule, check};
-use tidegate_state::testing::linter::lint;
-use tidegate_state::{Entity, IndexDeclaration, Path, Record, Revision};
+use tidegate_state::{Entity, Path, Record, Revision};
 
 use super::by_answers;
 use super::evidence::{Answered, Evidence};
 use super::server::{Answer, Contents};
 use super::towers;
-use super::workload::{Count, Effect, Thing, is_every_change};
+use super::workload::{Count, Effect, PLAIN, Thing, Trace, is_every_change};
 
 /// What came of a run.
 #[derive(Debug, Default)]
@@ -26,6 +25,11 @@ pub(crate) struct Verdict {
     pub(crate) keys_by_server: BTreeMap<String, usize>,
     /// Receipts that were refused, since their token no longer held.
     pub(crate) refused: usize,
+    /// Up to which revision the log was compacted at the end.
+    pub(crate) compacted: Revision,
+    /// Records of effects, and of the traces beside them that have not been pruned.
+    pub(crate) effects: usize,
+    pub(crate) traces: usize,
     /// What a lost token still got in.
     pub(crate) accepted_late: Vec<String>,
     /// Counters and records that do not agree with the changes.
@@ -46,12 +50,14 @@ impl fmt::Display for Verdict {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             formatter,
-            "{} faults, {} changes, {} runs, {} of them again, {} late receipts refused, {} violations",
+            "{} faults, {} changes, {} runs, {} of them again, {} late receipts refused, compacted up to {}, \
+             {} violations",
             self.faults,
             self.changes,
             self.runs,
             self.repeated,
             self.refused,
+            self.compacted,
             self.violations.len()
         )
     }
@@ -73,10 +79,22 @@ pub(crate) fn judge(evidence: &Evidence) -> Verdict {
     let sum = add_up(stored, &names);
     let effects = effects(stored);
     let records = effects.iter().filter_map(|effect| Some((request_of(&effect.request)?, effect.token))).collect();
-    let expectation =
-        Expectation { stored: Some(stored.clone()), keys: sum.keys.clone(), records, ..Expectation::default() };
+    let expectation = Expectation {
+        stored: Some(stored.clone()),
+        keys: sum.keys.clone(),
+        records,
+        spread_within: evidence.spread_within,
+        ..Expectation::default()
+    };
 
-    let mut verdict = Verdict { faults: evidence.faults, changes: sum.changes, ..Verdict::default() };
+    let mut verdict = Verdict {
+        faults: evidence.faults,
+        changes: sum.changes,
+        compacted: evidence.compacted,
+        traces: stored.records.iter().filter(|row| &*row.kind == Trace::KIND).count(),
+        effects: effects.len(),
+        ..Verdict::default()
+    };
     count_history(evidence, &mut verdict);
     for violation in check(&evidence.history, &expectation) {
         if matches!(violation.rule, Rule::ReceiptUnderLostToken | Rule::StaleEffect | Rule::StaleRecord) {
@@ -84,14 +102,10 @@ pub(crate) fn judge(evidence: &Evidence) -> Verdict {
         }
         verdict.violations.push(violation.to_string());
     }
-    let declaration = IndexDeclaration {
-        kind: Effect::KIND.into(),
-        indexes: Effect::INDEXES.iter().map(|index| (*index).to_owned()).collect(),
-        retain: Effect::RETENTION,
-    };
-    verdict.violations.extend(lint(stored, &[declaration]).iter().map(|found| format!("linter: {found}")));
+    verdict.violations.extend(evidence.linted.iter().map(|found| format!("linter: {found}")));
     let is_whole = stored.meta.compacted == Revision::ZERO;
     if is_whole {
+        verdict.violations.extend(lost_receipts(evidence));
         verdict.miscounted = miscounted(stored, &sum, &effects, &names);
     }
     verdict.false_answers = false_answers(evidence);
@@ -213,8 +227,8 @@ fn miscounted(stored: &StoredState, sum: &Sum, effects: &[Effect], names: &HashM
         *recorded.entry(format!("{}.{}", effect.hook, effect.key)).or_default() += 1;
     }
     let mut found = Vec::new();
-    // Moves of a tower are counted by the tower.
-    let counting = |name: &str| name.split('.').next() != Some(towers::HOOK);
+    // Moves of a tower are counted by the tower, and plain runs by nobody.
+    let counting = |name: &str| !matches!(name.split('.').next(), Some(towers::HOOK | PLAIN));
     for (name, asked) in sum.asked.iter().filter(|(name, _)| counting(name)) {
         let of = |map: &BTreeMap<String, u64>| map.get(name).copied().unwrap_or(0);
         let (counted, done, recorded) = (of(&sum.contents.counts), of(&done), of(&recorded));
@@ -249,13 +263,23 @@ pub(crate) fn unanswered(evidence: &Evidence, from: u64, until: u64) -> usize {
     lost
 }
 
+/// Receipts that a server was told are durable, so that the next of the key could start, and that are not there.
+fn lost_receipts(evidence: &Evidence) -> Vec<String> {
+    let there: HashSet<RequestId> = evidence.stored.receipts.iter().map(|receipt| receipt.request).collect();
+    let lost = evidence.history.iter().filter(|line| match &line.event {
+        HistoryEvent::Receipt { request, durable: true, .. } => !there.contains(request),
+        _ => false,
+    });
+    lost.map(|line| format!("a receipt was durable and is lost: {line:?}")).collect()
+}
+
 fn false_answers(evidence: &Evidence) -> Vec<String> {
     let mut in_log: HashMap<tidegate_state::SubmissionId, Vec<u64>> = HashMap::new();
     for row in &evidence.stored.log {
         in_log.entry(row.submission).or_default().push(row.revision.0);
     }
     let mut found = Vec::new();
-    for Answered { submission, answer, .. } in &evidence.answers {
+    for Answered { submission, answer, resolved, .. } in &evidence.answers {
         let there = in_log.get(submission).map_or(&[][..], Vec::as_slice);
         let agrees = match answer {
             Some(Answer::Committed { revision }) if *revision <= evidence.stored.meta.compacted.0 => there.is_empty(),
@@ -263,9 +287,15 @@ fn false_answers(evidence: &Evidence) -> Vec<String> {
             Some(Answer::Unchanged | Answer::Rejected | Answer::Failed) => there.is_empty(),
             // Nobody was told; at most one effect all the same.
             Some(Answer::Unknown) | None => there.len() <= 1,
+        } && match resolved {
+            Some(Some(revision)) if *revision > evidence.stored.meta.compacted.0 => there == [*revision],
+            Some(None) => there.is_empty(),
+            Some(Some(_)) | None => true,
         };
         if !agrees {
-            found.push(format!("submission {submission} was answered {answer:?}, and the log has it at {there:?}"));
+            found.push(format!(
+                "submission {submission} was answered {answer:?}, then {resolved:?}, and the log has it at {there:?}"
+            ));
         }
     }
     found

@@ -5,7 +5,7 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
-use tidegate_state::{Entity, IndexKey, Record, Ref, Registration, Root, Transaction, TransactionError};
+use tidegate_state::{Entity, IndexKey, Record, Ref, Registration, Retain, Root, Transaction, TransactionError};
 
 use super::builds::{self, Build};
 use super::serving::HookOrders;
@@ -54,6 +54,22 @@ impl Record for Effect {
 
     fn index_keys(&self) -> Vec<IndexKey> {
         vec![IndexKey::new().text(&self.hook)]
+    }
+}
+
+/// What a run leaves beside its effect where records are pruned throughout.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Trace {
+    pub(crate) key: String,
+}
+
+impl Record for Trace {
+    const KIND: &'static str = "trace";
+    const INDEXES: &'static [&'static str] = &["key"];
+    const RETENTION: Retain = Retain { age: Some(Duration::from_secs(1)), per_key: None };
+
+    fn index_keys(&self) -> Vec<IndexKey> {
+        vec![IndexKey::new().text(&self.key)]
     }
 }
 
@@ -106,6 +122,9 @@ pub(crate) const EVERY: &str = "every";
 /// The hook that wants the latest state.
 pub(crate) const LATEST: &str = "latest";
 
+/// The hook whose runs leave nothing: their receipts are all that is sent.
+pub(crate) const PLAIN: &str = "plain";
+
 /// Whether a hook is given every change, by its name.
 pub(crate) fn is_every_change(hook: &str) -> bool {
     hook.starts_with(EVERY)
@@ -118,6 +137,7 @@ pub(crate) fn registration(hook: &HookOrders) -> Registration {
         .slots(hook.slots)
         .attempts_unlimited()
         .backoff(Duration::from_millis(500), Duration::from_secs(5));
+    let begun = hook.cap.map_or(begun.clone(), |cap| begun.runs_in_cluster(cap));
     let registration = hook.patterns.iter().fold(begun, |registration, pattern| registration.on(pattern.as_str()));
     if is_every_change(&hook.name) { registration.every_change() } else { registration.latest_state() }
 }

@@ -43,7 +43,10 @@ impl Seeds {
         match number("TIDEGATE_SEED") {
             Some(seed) => Seeds { first: seed, count: 1 },
             None => match number("TIDEGATE_SEEDS") {
-                Some(count) => Seeds { first: rand::random::<u32>().into(), count },
+                Some(count) => {
+                    let first = number("TIDEGATE_SEEDS_FROM").unwrap_or_else(|| rand::random::<u32>().into());
+                    Seeds { first, count }
+                }
                 None => Seeds { first: 1, count },
             },
         }
@@ -161,8 +164,14 @@ fn in_short(event: &HistoryEvent) -> String {
         }
         HistoryEvent::Acted { request } => format!("acted on {request}"),
         HistoryEvent::Fault { what } => format!("fault {what}"),
-        HistoryEvent::Joined { id } | HistoryEvent::LeaseEnded { id } => format!("{event:?} {}", id.0),
-        HistoryEvent::Committed { .. } => format!("{event:?}"),
+        HistoryEvent::Joined { .. }
+        | HistoryEvent::Left { .. }
+        | HistoryEvent::LeaseEnded { .. }
+        | HistoryEvent::Declared { .. }
+        | HistoryEvent::Withdrawn { .. }
+        | HistoryEvent::Crowded { .. }
+        | HistoryEvent::Halted { .. }
+        | HistoryEvent::Committed { .. } => format!("{event:?}"),
     }
 }
 

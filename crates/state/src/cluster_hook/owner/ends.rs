@@ -26,7 +26,7 @@ impl Owner {
         self.core.metrics.hooks.run_seconds.observe(took.as_secs_f64());
         let fence = run.fence;
         let id = fence.slot;
-        if let Outcome::Fail(error) = &outcome {
+        if let Some(Outcome::Fail(error)) = &outcome {
             let label = crate::cluster_hook::metrics::label(run.hook());
             self.core.metrics.hooks.failures.get_or_create(&label).inc();
             tracing::info!(hook = run.hook(), key = %run.key, request = %run.request, attempt = run.attempt, error, "a run failed");
@@ -53,6 +53,11 @@ impl Owner {
         }
         let Some(slot) = self.slots.get_mut(&id) else { return };
         let Some(queue) = slot.queue_mut() else { return };
+        // What never began is nobody's failure, and has another turn; if an operator has cancelled it, it ends so.
+        let Some(outcome) = outcome else {
+            self.end_run(id, key, number, RunEnd::Interrupted);
+            return;
+        };
         if run.control.is_revoked() && self.drain.as_ref().is_some_and(|drain| drain.signalled) {
             // It was told to end at the drain's limit, so whatever it still says does not count, a failure neither.
             self.end_run(id, key, number, RunEnd::Interrupted);

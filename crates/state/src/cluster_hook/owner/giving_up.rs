@@ -185,6 +185,7 @@ impl Owner {
             return;
         };
         self.core.member.send_replace(None);
+        self.core.options.recorder.left(&self.core.server, membership.id);
         let (core, sender) = (self.core.clone(), self.sender.clone());
         self.spawn(async move {
             if let Err(error) = core.driver.leave(membership.id).await {

@@ -81,6 +81,9 @@ impl Owner {
                 (None, None) => {}
             }
         }
+        for load in &waiting {
+            self.core.options.recorder.crowded(&self.core.server, load.hook);
+        }
         ServerRow {
             id,
             name: self.core.server.clone(),
@@ -192,6 +195,7 @@ impl Owner {
             lapsing: false,
             known_as_draining: false,
         });
+        self.runner.lease.renewed(sent + lease, until);
         self.core.options.recorder.joined(&self.core.server, id);
         self.core.member.send_replace(Some(id));
         self.look_soon();
@@ -215,6 +219,7 @@ impl Owner {
             Ok(()) => {
                 membership.until = sent + lease;
                 membership.until_by_clock = until;
+                self.runner.lease.renewed(sent + lease, until);
                 membership.next = sent + pause.mul_f64(rand::random_range(0.8..1.0));
                 membership.next_by_clock = Timestamp(until.0 - millis(lease) + millis(pause));
                 membership.known_as_draining |= draining;
@@ -301,10 +306,11 @@ impl Owner {
     /// Takes a slot out of what this server has; gives its runs, which are told to end.
     fn forget_slot(&mut self, id: SlotId) -> Option<HashMap<u32, Arc<RunControl>, FixedState>> {
         let Slot { fence, state, runs, .. } = self.slots.remove(&id)?;
-        self.core.options.recorder.slot_lost(&self.core.server, fence);
         for control in runs.values() {
             control.revoke();
         }
+        // Only then: no run begins after that line.
+        self.core.options.recorder.slot_lost(&self.core.server, fence);
         if let Some(hook) = self.hooks.get_mut(&id.hook) {
             hook.slots.retain(|slot| *slot != id);
             hook.running = hook.running.saturating_sub(runs.len());

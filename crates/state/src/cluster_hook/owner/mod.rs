@@ -26,6 +26,7 @@ use self::lease::Membership;
 use self::load::{Load, Reread};
 use self::settle::Settlements;
 use super::key_queue::{KeyIndex, SlotQueue};
+use super::lease_end::LeaseEnd;
 use super::matcher::{Definitions, Matcher};
 use super::run::{Cause, ClusterHook, RunControl};
 use super::runner::{Ended, Runner};
@@ -315,6 +316,7 @@ impl Owner {
             points: core.points.clone(),
             has_points: core.points.are_some(),
             recorder: core.options.recorder.clone(),
+            lease: Arc::new(LeaseEnd::new(core.clock.clone())),
         };
         Owner {
             matcher: Matcher::of(begin.tree()),
@@ -465,6 +467,7 @@ impl Owner {
     fn obey(&mut self, order: Order) {
         match order {
             Order::Declare { number, hook, done } => {
+                self.core.options.recorder.declared(&self.core.server, number, hook.version, hook.room);
                 match self.hooks.get_mut(&number) {
                     // Withdrawn a moment ago, and still giving its slots back.
                     Some(there) => {
@@ -486,6 +489,7 @@ impl Owner {
             Order::Withdraw { number } => {
                 if let Some(hook) = self.hooks.get_mut(&number) {
                     hook.withdrawn = true;
+                    self.core.options.recorder.withdrawn(&self.core.server, number);
                     for slot in hook.slots.clone() {
                         self.stop_slot(slot, Reason::Must);
                     }

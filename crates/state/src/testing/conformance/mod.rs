@@ -328,6 +328,7 @@ macro_rules! state_conformance_cases {
             k08_long_runs_keep_their_lease_by_one_row,
             k09_zombie_completion_is_refused,
             k10_a_server_that_hears_nothing_cancels_its_runs_when_its_lease_ends,
+            k10_what_was_about_to_begin_when_the_lease_ended_does_not_begin,
             k11_a_completion_that_changes_nothing_is_acknowledged_once,
             k11_a_completion_that_is_committed_late_takes_effect_once,
             k11_writes_and_receipt_are_one_wherever_a_completion_is_cut,

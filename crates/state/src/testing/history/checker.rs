@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
+use super::declared::{Declarations, declarations};
+use super::registered::{Registered, registered};
 use super::{HistoryEvent, Line, RunOutcome};
 use crate::cluster_hook::Delivery;
 use crate::driver::{
@@ -50,6 +52,8 @@ pub enum Rule {
     CapExceeded,
     /// G9: more attempts than the hook allows.
     TooManyAttempts,
+    /// G8: slots, or the keys that ran, are not spread evenly over the servers that run the hook.
+    Uneven,
 }
 
 /// One violation.
@@ -69,7 +73,8 @@ impl fmt::Display for HistoryViolation {
     }
 }
 
-/// What a history is checked against besides itself.
+/// What a history is checked against besides itself. What servers declare of their hooks is taken from the history, and what
+/// registrations bound from the stored log; what is named here besides holds as well.
 #[derive(Debug, Clone, Default)]
 pub struct Expectation {
     /// What is stored at the end. Without it the checks that need it are left out.
@@ -90,21 +95,23 @@ pub struct Expectation {
     pub may_wait: bool,
     /// The fencing tokens that records of runs carry, with the request each; one record per effect.
     pub records: Vec<(RequestId, u64)>,
+    /// G8: so long after something joined, left or went wrong slots are spread evenly. None: not looked at.
+    pub spread_within: Option<std::time::Duration>,
 }
 
 #[derive(Debug, Clone)]
 pub(super) struct RunLine {
     pub(super) line: usize,
-    server: String,
+    pub(super) server: String,
     pub(super) key: (HookNumber, String),
-    slot: SlotId,
-    slot_token: SlotToken,
+    pub(super) slot: SlotId,
+    pub(super) slot_token: SlotToken,
     token: u64,
     pub(super) request: RequestId,
     attempt: u32,
     pub(super) snapshot: Revision,
     pub(super) delivery: Delivery,
-    ended: Option<(usize, RunOutcome)>,
+    pub(super) ended: Option<(usize, RunOutcome)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,6 +130,8 @@ pub fn check(lines: &[Line], expectation: &Expectation) -> Vec<HistoryViolation>
         leases: HashMap::new(),
         owners: HashMap::new(),
         outlived: HashMap::new(),
+        registered: expectation.stored.as_ref().map(registered).unwrap_or_default(),
+        declarations: declarations(lines),
     };
     checker.leases();
     checker.gather_runs();
@@ -130,21 +139,24 @@ pub fn check(lines: &[Line], expectation: &Expectation) -> Vec<HistoryViolation>
     checker.keys();
     checker.receipts();
     checker.caps();
+    checker.spread();
     checker.against_what_is_stored();
     checker.found.sort_by_key(|violation| (violation.rule, violation.lines.clone()));
     checker.found
 }
 
 pub(super) struct Checker<'a> {
-    lines: &'a [Line],
+    pub(super) lines: &'a [Line],
     pub(super) expectation: &'a Expectation,
     found: Vec<HistoryViolation>,
     pub(super) runs: Vec<RunLine>,
     leases: HashMap<(SlotId, SlotToken), Held>,
     /// To whom each token was given.
-    owners: HashMap<(SlotId, SlotToken), ServerId>,
+    pub(super) owners: HashMap<(SlotId, SlotToken), ServerId>,
     /// Where it shows that the lease of a server was over: another has a slot that it had not given up.
-    outlived: HashMap<ServerId, usize>,
+    pub(super) outlived: HashMap<ServerId, usize>,
+    pub(super) registered: HashMap<HookNumber, Registered>,
+    pub(super) declarations: Declarations<'a>,
 }
 
 impl Checker<'_> {
@@ -153,21 +165,11 @@ impl Checker<'_> {
     }
 
     /// Whether the token held at a line: it was leased before, and not released, lost or passed on.
-    fn held_at(&self, slot: SlotId, token: SlotToken, line: usize) -> bool {
+    pub(super) fn held_at(&self, slot: SlotId, token: SlotToken, line: usize) -> bool {
         match self.leases.get(&(slot, token)) {
             Some(Held::Leased { line: from, until }) => *from <= line && until.is_none_or(|until| line < until),
             None => true,
         }
-    }
-
-    /// Whether a run takes a place of its hook's cap at a line: its token holds, and so does its server's lease as far as
-    /// that shows. With a lease all tokens end, also those of slots that nobody has taken over yet.
-    fn counts_at(&self, run: &RunLine, line: usize) -> bool {
-        let outlived = || {
-            let owner = self.owners.get(&(run.slot, run.slot_token))?;
-            self.outlived.get(owner)
-        };
-        self.held_at(run.slot, run.slot_token, line) && outlived().is_none_or(|at| line < *at)
     }
 
     fn leases(&mut self) {
@@ -213,6 +215,11 @@ impl Checker<'_> {
                 HistoryEvent::RunStarted { .. }
                 | HistoryEvent::RunEnded { .. }
                 | HistoryEvent::Joined { .. }
+                | HistoryEvent::Left { .. }
+                | HistoryEvent::Declared { .. }
+                | HistoryEvent::Withdrawn { .. }
+                | HistoryEvent::Crowded { .. }
+                | HistoryEvent::Halted { .. }
                 | HistoryEvent::Receipt { .. }
                 | HistoryEvent::Held { .. }
                 | HistoryEvent::Committed { .. }
@@ -225,23 +232,6 @@ impl Checker<'_> {
     fn end_lease(&mut self, slot: SlotId, token: SlotToken, at: usize) {
         if let Some(Held::Leased { until, .. }) = self.leases.get_mut(&(slot, token)) {
             *until = Some(until.map_or(at, |until| until.min(at)));
-        }
-    }
-
-    fn check_declared(&mut self, rule: Rule, server: &str, hook: HookNumber, place: usize) {
-        if self.expectation.declared.is_empty() {
-            return;
-        }
-        let declared = self.expectation.declared.get(server).and_then(|hooks| hooks.get(&hook)).copied();
-        let needed = self.expectation.versions.get(&hook).copied().unwrap_or(0);
-        match declared {
-            None => self.violation(rule, &[place], format!("{server} does not run hook {}", hook.0)),
-            Some(version) if version < needed => {
-                let what =
-                    format!("{server} knows hook {} in version {version} only, and {needed} is in force", hook.0);
-                self.violation(rule, &[place], what);
-            }
-            Some(_) => {}
         }
     }
 
@@ -272,6 +262,11 @@ impl Checker<'_> {
                     }
                 }
                 HistoryEvent::Joined { .. }
+                | HistoryEvent::Left { .. }
+                | HistoryEvent::Declared { .. }
+                | HistoryEvent::Withdrawn { .. }
+                | HistoryEvent::Crowded { .. }
+                | HistoryEvent::Halted { .. }
                 | HistoryEvent::SlotLeased { .. }
                 | HistoryEvent::SlotReleased { .. }
                 | HistoryEvent::SlotLost { .. }
@@ -303,8 +298,10 @@ impl Checker<'_> {
                 self.violation(Rule::StartAfterRelease, &[run.line], what);
             }
             self.check_declared(Rule::UnknownHookRun, &run.server, run.request.hook, run.line);
-            if let Some(bound) = self.expectation.attempts.get(&run.request.hook)
-                && run.attempt > *bound
+            self.check_version(run);
+            let registered = || self.registered.get(&run.request.hook)?.attempts;
+            if let Some(bound) = self.expectation.attempts.get(&run.request.hook).copied().or_else(registered)
+                && run.attempt > bound
             {
                 let what = format!("{} has attempt {}, and {bound} are allowed", run.request, run.attempt);
                 self.violation(Rule::TooManyAttempts, &[run.line], what);
@@ -482,47 +479,6 @@ impl Checker<'_> {
         place.is_ok_and(|place| {
             matches!(stored.log[place].entries.get(id.sequence as usize), Some(LogEntry::Action { .. }))
         })
-    }
-
-    /// Runs at once, under tokens that hold.
-    fn caps(&mut self) {
-        let mut going: Vec<usize> = Vec::new();
-        let ends: HashMap<usize, usize> =
-            self.runs.iter().enumerate().filter_map(|(at, run)| Some((run.ended?.0, at))).collect();
-        let starts: HashMap<usize, usize> = self.runs.iter().enumerate().map(|(at, run)| (run.line, at)).collect();
-        for place in 0..self.lines.len() {
-            if let Some(at) = ends.get(&place) {
-                going.retain(|other| other != at);
-            }
-            let Some(at) = starts.get(&place).copied() else { continue };
-            going.push(at);
-            let hook = self.runs[at].request.hook;
-            let server = self.runs[at].server.clone();
-            let holding: Vec<usize> = going
-                .iter()
-                .copied()
-                .filter(|other| {
-                    let run = &self.runs[*other];
-                    run.request.hook == hook && self.counts_at(run, place)
-                })
-                .collect();
-            if let Some(cap) = self.expectation.caps.get(&hook)
-                && holding.len() > *cap
-            {
-                let lines: Vec<usize> = holding.iter().map(|other| self.runs[*other].line).collect();
-                let what = format!("{} runs of hook {} at once, and {cap} are allowed", holding.len(), hook.0);
-                self.violation(Rule::CapExceeded, &lines, what);
-            }
-            let here: Vec<usize> = holding.into_iter().filter(|other| self.runs[*other].server == server).collect();
-            if let Some(room) = self.expectation.rooms.get(&(server.clone(), hook))
-                && here.len() > *room
-            {
-                let lines: Vec<usize> = here.iter().map(|other| self.runs[*other].line).collect();
-                let what =
-                    format!("{} runs of hook {} at once on {server}, which has room for {room}", here.len(), hook.0);
-                self.violation(Rule::CapExceeded, &lines, what);
-            }
-        }
     }
 }
 

@@ -457,3 +457,6 @@ fn x01_too_many_attempts() {
     story.whole(0, fence, "a");
     assert_eq!(story.rules(), [Rule::TooManyAttempts]);
 }
+
+#[path = "told_tests.rs"]
+mod told;

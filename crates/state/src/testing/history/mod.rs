@@ -4,7 +4,11 @@
 //! A [`Recorder`] is shared by the servers of a test. It keeps its lines in memory, and can write each straight to a file
 //! opened for append, so that a kill loses none; lines of several files are merged by their time.
 
+mod caps;
 mod checker;
+mod declared;
+mod registered;
+mod spread;
 mod stored;
 
 use std::fs::File;
@@ -16,11 +20,12 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 pub use checker::{Expectation, HistoryViolation, Rule, check};
+pub use spread::looks as looks_at_spread;
 
 use crate::cluster_hook::run::{Outcome, Run};
 use crate::cluster_hook::{CommitEnd, Delivery};
 use crate::core::Fenced;
-use crate::driver::{Fence, ReceiptOutcome, RequestId, ServerId, Settle, Settled, SlotId, SlotToken};
+use crate::driver::{Fence, HookNumber, ReceiptOutcome, RequestId, ServerId, Settle, Settled, SlotId, SlotToken};
 use crate::path::Path;
 use crate::revision::Revision;
 
@@ -77,6 +82,35 @@ pub enum HistoryEvent {
     Joined {
         /// Its id from now on.
         id: ServerId,
+    },
+    /// A server left the cluster: it has handed everything back.
+    Left {
+        /// Its id until now.
+        id: ServerId,
+    },
+    /// A server runs a hook from now on.
+    Declared {
+        /// The hook.
+        hook: HookNumber,
+        /// The definition version that its code has.
+        version: u32,
+        /// How many runs it takes at once.
+        room: u32,
+    },
+    /// A server runs a hook no longer.
+    Withdrawn {
+        /// The hook.
+        hook: HookNumber,
+    },
+    /// Keys wait on a server for room: how slots spread answers to that, and for a while after it.
+    Crowded {
+        /// The hook.
+        hook: HookNumber,
+    },
+    /// A server was killed, or stands still: nothing is its own any more once its lease has ended. Written by who did it.
+    Halted {
+        /// The server's name.
+        server: String,
     },
     /// A slot was leased.
     SlotLeased {
@@ -266,6 +300,22 @@ impl Recorder {
         self.write(server, HistoryEvent::Joined { id });
     }
 
+    pub(crate) fn left(&self, server: &str, id: ServerId) {
+        self.write(server, HistoryEvent::Left { id });
+    }
+
+    pub(crate) fn declared(&self, server: &str, hook: HookNumber, version: u32, room: u32) {
+        self.write(server, HistoryEvent::Declared { hook, version, room });
+    }
+
+    pub(crate) fn withdrawn(&self, server: &str, hook: HookNumber) {
+        self.write(server, HistoryEvent::Withdrawn { hook });
+    }
+
+    pub(crate) fn crowded(&self, server: &str, hook: HookNumber) {
+        self.write(server, HistoryEvent::Crowded { hook });
+    }
+
     pub(crate) fn slot_leased(&self, server: &str, id: ServerId, fence: Fence) {
         self.write(server, HistoryEvent::SlotLeased { id, fence });
     }
@@ -327,5 +377,5 @@ impl Recorder {
 /// A slot with its token, for tests that write histories by hand.
 #[must_use]
 pub fn fence(hook: u32, slot: u32, token: u64) -> Fence {
-    Fence { slot: SlotId { hook: crate::driver::HookNumber(hook), slot }, token: SlotToken(token) }
+    Fence { slot: SlotId { hook: HookNumber(hook), slot }, token: SlotToken(token) }
 }

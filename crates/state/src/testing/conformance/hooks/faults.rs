@@ -90,6 +90,33 @@ pub async fn k09_zombie_completion_is_refused(case: Case) {
     }
 }
 
+/// K10: what was about to begin when its server came to stand still for longer than a lease does not begin when the server
+/// goes on, also where it has not come to notice that its lease is over. Its successor runs it, and no attempt is counted.
+pub async fn k10_what_was_about_to_begin_when_the_lease_ended_does_not_begin(case: Case) {
+    let (world, first, second) = owner_and_successor(&case, 1).await;
+    let points = world.cluster.points(0).clone();
+    let begin = points.hold(points::RUN_BEFORE_START);
+    world.set(2, "a", 1).await;
+    begin.reached().await;
+    let (heartbeat, lapse) = (points.hold(points::SLOT_BEFORE_HEARTBEAT), points.hold(points::SLOT_BEFORE_LAPSE));
+    world.step(Duration::from_secs(12)).await;
+    second.started("a", 1).await;
+    begin.release();
+    world.hooks_finish(2).await;
+    assert_eq!(second.seen()[0].attempt, 1);
+    drop((heartbeat, lapse));
+    let gives_up = || async {
+        let lost = |event: &HistoryEvent| matches!(event, HistoryEvent::SlotLost { .. });
+        world.recorder.lines().iter().any(|line| lost(&line.event) && line.server == "server-0")
+    };
+    world.eventually("it gives its slot up", gives_up).await;
+    assert!(first.seen().is_empty(), "{:?}", first.seen());
+    // It joins anew and works again.
+    world.set(2, "b", 1).await;
+    world.hooks_finish(2).await;
+    world.finish().await;
+}
+
 /// K10: a server that hears nothing cancels its runs when its lease ends.
 pub async fn k10_a_server_that_hears_nothing_cancels_its_runs_when_its_lease_ends(case: Case) {
     let (world, first, second) = owner_and_successor(&case, 1).await;

@@ -1,0 +1,69 @@
+//! What the store says of registrations: which definition version was in force from which revision on, and its bounds.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::cluster_hook::registration::RegistrationEntity;
+use crate::driver::{HookNumber, LogEntry, StoredState};
+use crate::entity::Entity as _;
+use crate::revision::Revision;
+
+/// One hook's registration through its versions.
+#[derive(Debug, Default)]
+pub(super) struct Registered {
+    /// The definition version that is in force after each revision.
+    versions: BTreeMap<Revision, u32>,
+    /// The highest cap of any version; none where one has none.
+    pub(super) cap: Option<usize>,
+    /// The most attempts of any version; none where one has no bound.
+    pub(super) attempts: Option<u32>,
+}
+
+impl Registered {
+    fn add(&mut self, revision: Revision, entity: &RegistrationEntity) {
+        let cap = entity.runs_in_cluster().map(|cap| usize::try_from(cap).unwrap_or(usize::MAX));
+        let attempts = entity.attempts();
+        if self.versions.is_empty() {
+            (self.cap, self.attempts) = (cap, attempts);
+        } else {
+            // None is no bound at all.
+            self.cap = self.cap.zip(cap).map(|(one, other)| one.max(other));
+            self.attempts = self.attempts.zip(attempts).map(|(one, other)| one.max(other));
+        }
+        self.versions.insert(revision, entity.version());
+    }
+
+    /// The lowest version that a run may have been started by: of those in force from its request on, until its snapshot.
+    /// None where the log does not reach back to it.
+    pub(super) fn needed(&self, request: Revision, snapshot: Revision) -> Option<u32> {
+        let (_, at_first) = self.versions.range(..request).next_back()?;
+        let later = self.versions.range(request..=snapshot.max(request)).map(|(_, version)| *version);
+        Some(later.fold(*at_first, u32::min))
+    }
+}
+
+/// All registrations, by their numbers.
+pub(super) fn registered(stored: &StoredState) -> HashMap<HookNumber, Registered> {
+    let mut found: HashMap<HookNumber, Registered> = HashMap::new();
+    let mut add = |revision, json: &str| {
+        // What can't be read is the linter's business.
+        if let Ok(entity) = serde_json::from_str::<RegistrationEntity>(json) {
+            found.entry(entity.number).or_default().add(revision, &entity);
+        }
+    };
+    // What the log does not tell any more, the written-behind entities do, as far as it is still in force.
+    for row in &stored.tree.entities {
+        if row.path.collection() == RegistrationEntity::COLLECTION && row.revision <= stored.meta.compacted {
+            add(row.revision, &row.document.json);
+        }
+    }
+    for row in &stored.log {
+        for entry in &row.entries {
+            if let LogEntry::Change { path, after: Some(after), .. } = entry
+                && path.collection() == RegistrationEntity::COLLECTION
+            {
+                add(row.revision, &after.json);
+            }
+        }
+    }
+    found
+}
