@@ -80,7 +80,11 @@ pub(crate) struct MarkWatch {
 
 impl MarkWatch {
     /// Begins with what the start has found: the mark is there.
-    pub(crate) fn begin(state: &State, store: &ArtifactStore, metrics: &mut Registry) -> Arc<Self> {
+    pub(crate) async fn begin(state: &State, store: &ArtifactStore, metrics: &mut Registry) -> Arc<Self> {
+        // So that what the start has just written is seen. If it can't be now, the watch finds another tree a moment later.
+        if let Err(error) = state.flush_within(LOOK).await {
+            tracing::debug!(%error, "the artifact store's mark is looked for again in a moment");
+        }
         let matches = Gauge::default();
         matches.set(1);
         metrics.register(

@@ -181,7 +181,7 @@ async fn host(
     let plan = artifacts::plan(options)?;
     let artifacts = plan.open()?;
     let adoption = artifacts::agree(state, &artifacts, options.adopt_artifact_store).await?;
-    let mark = MarkWatch::begin(state, &artifacts, &mut metrics);
+    let mark = MarkWatch::begin(state, &artifacts, &mut metrics).await;
     let uploads = Uploads::new(artifacts.clone())
         .map_err(|source| StartError::Data { path: options.data.join("artifacts"), source })?;
     let uploads = Arc::new(uploads);

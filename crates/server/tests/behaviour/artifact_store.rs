@@ -83,6 +83,7 @@ async fn a_server_whose_state_becomes_that_of_another_installation_writes_nothin
                 transaction.update(&place, |source| source.probe.clone_from(&probe))
             });
         written.await.unwrap();
+        world.server.as_ref().unwrap().state().flush().await.unwrap();
     };
     become_of("f00d".to_owned()).await;
     let impatient = world.client.with_patience(std::time::Duration::ZERO);
