@@ -368,3 +368,39 @@ pub(in crate::access) fn of_address(path: &[(String, String)], body_push: Option
         .map(|(kind, id)| named(kind, scrubbed(id), AuditChange::Named))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use tidegate_state::Timestamp;
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn every_setting_of_a_store_is_kept_or_left_out_by_name() {
+        // Who it is and who made it stand in the entry; hook settings are kept one by one; a number to come is no setting.
+        let left_out = ["incarnation", "created_at", "created_by", "hook_overrides", "next_version"];
+        let store = Store::new(Uuid::nil(), Timestamp(0), "ada", vec!["k".to_owned()]);
+        let store = serde_json::to_value(store).unwrap();
+        for name in store.as_object().unwrap().keys() {
+            assert!(STORE_FIELDS.contains(&name.as_str()) || left_out.contains(&name.as_str()), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_kept_has_a_bound_and_says_how_much_is_not() {
+        let field = AuditField { field: "f".to_owned(), before: None, after: None, hidden: false };
+        let of = |number: usize| AuditEntity {
+            fields: vec![field.clone(); 10],
+            ..named("region", number.to_string(), AuditChange::Changed)
+        };
+        let made =
+            Made::bounded((0..100).map(of).collect(), &[named("push", "p".to_owned(), AuditChange::Named)], None);
+        assert_eq!((made.entities.len(), made.left_out), (ENTITIES_MAX, 37));
+        assert_eq!((made.entities[0].kind.as_str(), made.entities[0].change), ("push", AuditChange::Named));
+        assert_eq!(made.entities.iter().map(|entity| entity.fields.len()).sum::<usize>(), FIELDS_MAX);
+        // What the transaction has done is not named a second time.
+        let made = Made::bounded(vec![of(7)], &[named("region", "7".to_owned(), AuditChange::Named)], None);
+        assert_eq!(made.entities, [of(7)]);
+    }
+}
