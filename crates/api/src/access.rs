@@ -177,6 +177,19 @@ pub struct AuditView {
     pub route: String,
     /// The address that was asked, without parameters.
     pub target: String,
+    /// What was done, in the words of the command line.
+    #[serde(default)]
+    #[schema(example = "kill push")]
+    pub operation: String,
+    /// What was made, changed, removed or named, at most 64.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub entities: Vec<AuditEntity>,
+    /// How many entities more there were than are kept here.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub left_out: u64,
+    /// Why, in the words of who did it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// The store that it is about, where it is about one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<String>,
@@ -185,6 +198,81 @@ pub struct AuditView {
     /// The status of the answer; absent where the record was written with the change itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<u16>,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// An entity that a request made, changed, removed, or named.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AuditEntity {
+    /// What it is.
+    #[schema(example = "push")]
+    pub kind: String,
+    /// Its id: a push's, a token's, the name of a store or a region, the number of a version or a schema.
+    pub id: String,
+    /// A token's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The store that it is of; with a region, the store that it serves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<String>,
+    /// The version that a push makes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u64>,
+    /// What became of it.
+    pub change: AuditChange,
+    /// What is other than before, as far as it is small and no secret.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fields: Vec<AuditField>,
+}
+
+/// What a request did to an entity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AuditChange {
+    /// It made it.
+    Made,
+    /// It changed it.
+    Changed,
+    /// It removed it.
+    Removed,
+    /// It named it, and changed nothing of it, or something that is not kept here.
+    Named,
+    /// A word of a newer server.
+    #[serde(other)]
+    Unknown,
+}
+
+impl AuditChange {
+    /// The word that JSON has for it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Made => "made",
+            Self::Changed => "changed",
+            Self::Removed => "removed",
+            Self::Named => "named",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// A field of an entity, before and after.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AuditField {
+    /// Its name; `hooks.<hook>.<key>` is a hook's setting.
+    pub field: String,
+    /// What it was; absent if it was not there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<String>,
+    /// What it is; absent if it is not there any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+    /// Whether the values are kept out because they may be secret: that it is another is all that is said.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hidden: bool,
 }
 
 /// What came of a request.

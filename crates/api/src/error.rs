@@ -122,6 +122,8 @@ pub mod code {
     pub const UNAVAILABLE: &str = "unavailable";
     /// The database was put back to an older state behind the servers' backs: nothing is written until an admin confirms it.
     pub const SET_BACK: &str = "set_back";
+    /// The artifact store is not known to be the installation's: nothing is written into it.
+    pub const OTHER_ARTIFACT_STORE: &str = "other_artifact_store";
     /// The disk of the artifact store is full.
     pub const DISK_FULL: &str = "disk_full";
     /// There is no such store.

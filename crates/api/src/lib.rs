@@ -52,7 +52,10 @@ pub mod upload;
 pub mod view;
 pub mod watch;
 
-pub use access::{AuditOutcome, AuditPage, AuditView, Role, TokenCreate, TokenCreated, TokenStatus, TokenView};
+pub use access::{
+    AuditChange, AuditEntity, AuditField, AuditOutcome, AuditPage, AuditView, Role, TokenCreate, TokenCreated,
+    TokenStatus, TokenView,
+};
 pub use agent::{HostClaim, HostGrant, HostNode, HostView, PinView};
 pub use cluster::{
     ClusterHookView, ClusterView, ServerHookView, ServerStatus, ServerView, SetBackConfirm, SetBackConfirmed,

@@ -105,6 +105,9 @@ pub struct ArtifactStoreView {
     pub is_bucket: bool,
     /// Token of the mark that lies in it: a store without that mark is another one.
     pub probe: String,
+    /// Why nothing is written into it, if so: it is not known to be the installation's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use parking_lot::RwLock;
 use prometheus_client::registry::Registry as MetricsRegistry;
-use tidegate_api::{ArtifactStoreView, Role, ServerConfigView, Setting};
+use tidegate_api::{Role, ServerConfigView, Setting};
 use tidegate_dataset::artifact::ArtifactStore;
 use tidegate_lifecycle::{Lifecycle, Registry};
 use tidegate_rollout::Operations;
@@ -16,6 +16,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use crate::access::{self, Access, Asked, Bearer, Refusal};
+use crate::artifacts::MarkWatch;
 use crate::config::ServerLimits;
 use crate::http::errors::ApiError;
 use crate::http::extract::Actor;
@@ -41,7 +42,7 @@ pub(crate) struct Inner {
     pub(crate) lifecycle: Lifecycle,
     pub(crate) regions: RegionHost,
     pub(crate) uploads: Arc<Uploads>,
-    pub(crate) artifact_store: ArtifactStoreView,
+    pub(crate) mark: Arc<MarkWatch>,
     pub(crate) limits: ServerLimits,
     pub(crate) watches: Room,
     /// Those of region agents, which nobody else may take.
@@ -132,8 +133,9 @@ impl App {
         &self.0.regions
     }
 
-    pub(crate) fn artifact_store(&self) -> &ArtifactStoreView {
-        &self.0.artifact_store
+    /// Whether the artifact store is the installation's.
+    pub(crate) fn mark(&self) -> Arc<MarkWatch> {
+        Arc::clone(&self.0.mark)
     }
 
     pub(crate) fn uploads(&self) -> &Uploads {
@@ -202,6 +204,14 @@ impl App {
         }
         if let Some(full) = self.0.state.store_full() {
             return Some(format!("Reads are answered, and nothing can be written: {full}."));
+        }
+        if self.0.state.is_store_silent() {
+            // Whoever asks is not known: the database's address and what it says are for the log.
+            return Some(
+                "Reads are answered from the last state that is known here, and nothing can be written: the database does \
+                 not answer. The server goes on by itself once it does."
+                    .to_owned(),
+            );
         }
         let troubles = self.0.regions.troubles();
         let texts: Vec<String> =

@@ -67,6 +67,7 @@ mod views;
 mod waiting;
 mod work;
 
+pub use artifacts::{Adoption, MissingVersion};
 pub use config::{ConfigError, ConfigFile};
 pub use database::drop_schema;
 pub use server::{DEFAULT_LISTEN, Handle, Options, Server, StartError};

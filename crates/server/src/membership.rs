@@ -41,7 +41,7 @@ enum Other {
 /// [`StartError::NameTaken`]; [`StartError::Database`]: the cluster can't be looked at.
 pub(crate) async fn claim_name(state: &State, data: &Path) -> Result<(), StartError> {
     let name = state.server();
-    let own = last_life(data);
+    let own = last_life(data).await;
     let mut seen = BTreeMap::new();
     let mut is_first = true;
     let began = tokio::time::Instant::now();
@@ -91,7 +91,7 @@ fn look<'a>(
 pub(crate) async fn remember(state: State, data: PathBuf, closing: CancellationToken) {
     let mut member = state.member();
     // Its own life before this one goes with its lease, and is nothing to warn of.
-    let mut known = last_life(&data);
+    let mut known = last_life(&data).await;
     loop {
         let id = *member.borrow_and_update();
         if let Some(id) = id {
@@ -120,8 +120,8 @@ async fn warn_of_others(state: &State, own: [Option<ServerId>; 2]) {
 }
 
 /// The id that this data folder's server last had.
-fn last_life(data: &Path) -> Option<ServerId> {
-    let text = std::fs::read_to_string(data.join(FILE)).ok()?;
+async fn last_life(data: &Path) -> Option<ServerId> {
+    let text = tokio::fs::read_to_string(data.join(FILE)).await.ok()?;
     text.trim().parse().ok().map(ServerId)
 }
 
@@ -163,14 +163,14 @@ mod tests {
         assert_eq!(look(&mut BTreeMap::new(), true, Duration::ZERO, [].iter()), Other::Gone);
     }
 
-    #[test]
-    fn a_life_is_known_by_what_lies_in_the_data_folder() {
+    #[tokio::test]
+    async fn a_life_is_known_by_what_lies_in_the_data_folder() {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(last_life(folder.path()), None);
+        assert_eq!(last_life(folder.path()).await, None);
         let id = ServerId(Uuid::from_u128(7));
         write_private(&folder.path().join(FILE), &id.0.to_string()).unwrap();
-        assert_eq!(last_life(folder.path()), Some(id));
+        assert_eq!(last_life(folder.path()).await, Some(id));
         std::fs::write(folder.path().join(FILE), "torn").unwrap();
-        assert_eq!(last_life(folder.path()), None);
+        assert_eq!(last_life(folder.path()).await, None);
     }
 }

@@ -83,7 +83,7 @@ fn waits_after(options: &Options, error: &StartError) -> bool {
 
 /// The database's address and what it says are for the log: whoever asks here is not known.
 async fn not_ready() -> ApiError {
-    ApiError::unavailable("The server is not ready.", "It waits for its database, which does not answer.")
+    ApiError::not_ready("It waits for its database, which does not answer, and starts by itself once it does.")
 }
 
 /// One listener for now and one for later: what connects in between waits in the system's queue.

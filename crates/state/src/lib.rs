@@ -185,4 +185,4 @@ pub use record_search::{PAGE_MAX, RecordPageOf, RecordSearch, Stored};
 pub use revision::{Attributes, Epoch, Revision, SubmissionId, Timestamp};
 pub use snapshot::Snapshot;
 pub use state::{Committed, Initialise, State, StateOptions, TransactionBuilder};
-pub use transaction::{Listing, Transaction, TransactionError};
+pub use transaction::{Listing, Touched, Transaction, TransactionError};

@@ -371,6 +371,12 @@ impl State {
         self.0.core.full().map(|reason| reason.to_string())
     }
 
+    /// Whether the store does not answer at the moment: what is there is read on, and writes wait and fail.
+    #[must_use]
+    pub fn is_store_silent(&self) -> bool {
+        self.0.core.is_silent()
+    }
+
     /// Ends when this server may write: at once, unless the store was put back ([`State::writes_stopped`]); else when that
     /// was confirmed, here or on another server.
     pub async fn writes_resumed(&self) {

@@ -3,6 +3,8 @@
 //! Invariants: nothing outside sees any of it before it is committed; for each path that it touched, the log gets one
 //! change from first before to last after, or none where these are the same.
 
+mod so_far;
+
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 use std::sync::Arc;
@@ -17,6 +19,8 @@ use crate::record::{INDEX_KEY_BYTES_MAX, IndexKey, Record};
 use crate::revision::{Attributes, Revision, Timestamp};
 use crate::snapshot::unreadable;
 use crate::tree::{CarriedHash, Node, Tree, compare_paths, compare_paths_children_first};
+
+pub use so_far::Touched;
 
 /// The JSON text of all documents and records of one transaction, in bytes.
 pub(crate) const TRANSACTION_BYTES_MAX: usize = 64 << 20;

@@ -14,6 +14,8 @@ pub struct AuditQuery {
     pub store: Option<String>,
     /// By this user only.
     pub user: Option<String>,
+    /// About this region only. Such a page may be short, or empty, and have a next one all the same.
+    pub region: Option<String>,
     /// Not before this time, in epoch milliseconds.
     pub since: Option<u64>,
     /// How many at most; the server's own number unless told.
@@ -58,6 +60,7 @@ impl Client {
         let parameters = [
             ("store", query.store.as_deref()),
             ("user", query.user.as_deref()),
+            ("region", query.region.as_deref()),
             ("since", since.as_deref()),
             ("limit", limit.as_deref()),
             ("after", query.after.as_deref()),

@@ -7,8 +7,8 @@ use futures::StreamExt;
 use reqwest::Method;
 use tidegate_api::manifest::{Manifest, Schema};
 use tidegate_api::{
-    CallView, ExplainView, FailRequest, HeartbeatRequest, JobStatus, KillRequest, PartView, PartsView, ProceedRequest,
-    PushAccepted, PushStart, PushState, PushSummary, PushView, RegisterSchemaRequest,
+    ArtifactStoreView, CallView, ExplainView, FailRequest, HeartbeatRequest, JobStatus, KillRequest, PartView,
+    PartsView, ProceedRequest, PushAccepted, PushStart, PushState, PushSummary, PushView, RegisterSchemaRequest,
 };
 use tokio::io::AsyncReadExt;
 
@@ -208,6 +208,14 @@ impl Client {
     pub fn watch_push(&self, id: &str) -> Events<PushView> {
         let url = self.route(&["v1", "pushes", id, "watch"], &[]);
         Events::new(self.clone(), Resume::FromNow { url })
+    }
+
+    /// The store that artifacts are kept in, and whether anything is wrong with it.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn artifact_store(&self) -> Result<ArtifactStoreView, Error> {
+        self.get_json(self.route(&["v1", "artifact-store"], &[])).await
     }
 
     /// Deletes nothing and changes nothing: whether the server answers.

@@ -17,12 +17,13 @@
 mod copy;
 mod direct;
 mod error;
+mod footer;
 mod leftovers;
 mod probe;
 mod serve;
 mod transfer;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -268,6 +269,31 @@ impl ArtifactStore {
         let object = Self::object(id, &format!("manifest-{digest}.json"))?;
         self.store.put(&object, bytes.into()).await.map_err(|source| ArtifactError::store(&object, source))?;
         Ok(digest)
+    }
+
+    /// What of an artifact is not in the store, in words; nothing if its manifest and all its parts are there, each with the
+    /// right size. Their bytes are checked when the artifact is read.
+    ///
+    /// # Errors
+    /// If the store can't be asked.
+    pub async fn lacks(&self, id: &str, manifest_sha256: &str) -> Result<Option<String>, ArtifactError> {
+        let manifest = match self.manifest_with_digest(id, manifest_sha256).await {
+            Ok(stored) => stored.manifest,
+            Err(ArtifactError::NotFound { .. }) => return Ok(Some("its manifest".to_owned())),
+            Err(error @ (ArtifactError::Damaged { .. } | ArtifactError::BadManifest { .. })) => {
+                return Ok(Some(format!("its manifest: {error}")));
+            }
+            Err(error) => return Err(error),
+        };
+        let folder = Self::object(id, "")?;
+        let listed = self.store.list_with_delimiter(Some(&folder)).await;
+        let listed = listed.map_err(|source| ArtifactError::store(&folder, source))?;
+        let sizes: HashMap<&str, u64> =
+            listed.objects.iter().filter_map(|meta| Some((meta.location.filename()?, meta.size))).collect();
+        let is_there = |part: &&Part| sizes.get(part.name.as_str()) == Some(&part.bytes);
+        let there = manifest.parts.iter().filter(is_there).count();
+        let all = manifest.parts.len();
+        Ok((there < all).then(|| format!("{} of its {all} parts", all - there)))
     }
 
     /// The manifest of an artifact, checked against its digest. Of several the first by digest.

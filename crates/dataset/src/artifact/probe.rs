@@ -3,6 +3,7 @@
 //! A store that several machines use may be spelled in many ways, and two folders of the same name on two machines are
 //! two stores. So its address says nothing; an object in it does, whose name and content only the right store has.
 
+use futures::StreamExt;
 use object_store::ObjectStoreExt;
 use object_store::path::Path as ObjectPath;
 
@@ -13,6 +14,9 @@ const ROOT: &str = "probe";
 
 /// The longest probe that is read, in bytes.
 const BYTES_MAX: u64 = 1024;
+
+/// How many marks are named.
+const PROBES_MAX: usize = 8;
 
 fn object(token: &str) -> Result<ObjectPath, ArtifactError> {
     let is_token = !token.is_empty() && token.len() <= 64 && token.bytes().all(|b| b.is_ascii_alphanumeric());
@@ -48,6 +52,25 @@ impl ArtifactStore {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(source) => Err(ArtifactError::store(&object, source)),
         }
+    }
+
+    /// The tokens whose marks are in the store, the first few of them by name.
+    ///
+    /// # Errors
+    /// If the store can't be listed.
+    pub async fn probes(&self) -> Result<Vec<String>, ArtifactError> {
+        let folder = ObjectPath::from(ROOT);
+        let mut listed = self.store.list(Some(&folder));
+        let mut tokens = Vec::new();
+        while let Some(found) = listed.next().await {
+            let found = found.map_err(|source| ArtifactError::store(&folder, source))?;
+            tokens.extend(found.location.filename().map(crate::key::shorten));
+            if tokens.len() == PROBES_MAX {
+                break;
+            }
+        }
+        tokens.sort();
+        Ok(tokens)
     }
 
     /// Checks that this is the store in which the mark of this token was left.
@@ -88,6 +111,7 @@ mod tests {
         let other = ArtifactStore::local(folder.path().join("other")).unwrap();
         one.put_probe("t1").await.unwrap();
         one.check_probe("t1").await.unwrap();
+        assert_eq!((one.probes().await.unwrap(), other.probes().await.unwrap()), (vec!["t1".to_owned()], vec![]));
         for (store, token) in [(&other, "t1"), (&one, "t2")] {
             let error = store.check_probe(token).await.unwrap_err();
             assert!(matches!(error, ArtifactError::OtherStore { .. }), "{error}");

@@ -13,8 +13,18 @@ const CODE_CHARACTERS_MAX: usize = 64;
 /// The longest text that is taken over where nothing better is known.
 const TEXT_CHARACTERS_MAX: usize = 400;
 
+/// Where a machine that has a role is asked for its credentials.
+const MACHINE_ROLES_AT: &str = "169.254.169.254";
+
 /// What happened, and what to do where that is known.
 pub(crate) fn describe(error: &Error) -> String {
+    if is_without_credentials(error) {
+        return "there are no credentials: none were found in access_key_id and secret_access_key of [artifacts], \
+                AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, the profile that [artifacts] or AWS_PROFILE names (or `default`) \
+                in ~/.aws/credentials and ~/.aws/config, AWS_WEB_IDENTITY_TOKEN_FILE with AWS_ROLE_ARN, and the container's \
+                role; and this machine, which was asked last, has no role that gives any. Set one of these"
+            .to_owned();
+    }
     let code = code_of(error);
     let quoted = code.as_deref().map_or(String::new(), |code| format!(" ({code})"));
     match (error, code.as_deref()) {
@@ -44,6 +54,18 @@ pub(crate) fn describe(error: &Error) -> String {
         (Error::NotFound { .. }, _) => format!("it is not there{quoted}"),
         _ => transport(error).unwrap_or_else(|| plain(&error.to_string())),
     }
+}
+
+/// Whether what failed was to ask the machine for its role's credentials, which is what is left where nothing else gave any.
+fn is_without_credentials(error: &Error) -> bool {
+    let mut source: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = source {
+        if error.to_string().contains(MACHINE_ROLES_AT) {
+            return true;
+        }
+        source = error.source();
+    }
+    false
 }
 
 /// Whether not just an object but the whole bucket is not there.
@@ -128,6 +150,18 @@ mod tests {
         let other = Error::Generic { store: "S3", source: format!("500 {body}").into() };
         let text = [text, describe(&denied("403")), describe(&other)].join("\n");
         assert!(!text.contains("hush") && !text.contains('<'), "{text}");
+    }
+
+    #[test]
+    fn where_nothing_gave_credentials_it_is_said_what_was_tried() {
+        let asked = "Error performing PUT http://169.254.169.254/latest/api/token in 1.2s, after 3 retries";
+        let text = describe(&Error::Generic { store: "S3", source: asked.into() });
+        for tried in
+            ["access_key_id", "AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "container", "machine"]
+        {
+            assert!(text.contains(tried), "{tried}: {text}");
+        }
+        assert!(!text.contains("169.254"), "{text}");
     }
 
     #[test]

@@ -269,3 +269,45 @@ async fn d9_leftovers_of_cut_off_uploads_are_removed_by_age() {
     assert!(!leftover.exists());
     stored.store.verify(stored.id(), None, &quiet, &stored.cancel).await.unwrap();
 }
+
+#[tokio::test]
+async fn what_a_manifest_counts_is_held_against_the_footers_of_its_parts() {
+    let stored = Stored::new();
+    for part in stored.parts() {
+        stored.put(part).await.unwrap();
+    }
+    let honest = &stored.artifact.manifest;
+    stored.store.check_counts(honest).await.unwrap();
+    let refused = async |lie: fn(&mut tidegate_api::manifest::Manifest)| {
+        let mut manifest = honest.clone();
+        lie(&mut manifest);
+        let error = stored.store.check_counts(&manifest).await.unwrap_err();
+        assert!(matches!(error, ArtifactError::BadManifest { .. }), "{error}");
+        error.to_string()
+    };
+    let rows = honest.parts[0].rows;
+    let text = refused(|manifest| manifest.parts[0].rows += 1).await;
+    assert!(text.contains(&format!("has {} rows, and the part itself has {rows}", rows + 1)), "{text}");
+    let text = refused(|manifest| {
+        manifest.statistics[1].nulls += 7;
+        manifest.statistics[1].count -= 7;
+    })
+    .await;
+    assert!(text.contains("counts 7 nulls, and its parts have 0"), "{text}");
+    let text = refused(|manifest| manifest.statistics[1].nulls += 1).await;
+    assert!(text.contains("2000 values and 1 nulls, and it has 2000 records"), "{text}");
+    // What is no Parquet file has no footer, however long it is.
+    let first = stored.in_store(&honest.parts[0].name);
+    let whole = std::fs::read(&first).unwrap();
+    for damage in [vec![0; whole.len()], [&vec![0xff; whole.len() - 4][..], b"PAR1"].concat(), {
+        let mut damaged = whole.clone();
+        let end = whole.len() - 8;
+        let length = u32::from_le_bytes(whole[end..end + 4].try_into().unwrap()) as usize;
+        damaged[end - length..end - length + 40].fill(0xff);
+        damaged
+    }] {
+        std::fs::write(&first, damage).unwrap();
+        let text = refused(|_| {}).await;
+        assert!(text.contains("is no Parquet file"), "{text}");
+    }
+}

@@ -388,10 +388,13 @@ impl OperationError {
                 text("The push was not started", "Mark a region available (`tidegate region mark`), or add one.".into())
             }
             Self::NoWayBack { .. } => text("Nothing was rolled back", "Push good data instead.".into()),
-            Self::AlreadyGoingBack { store, .. } => (
+            Self::AlreadyGoingBack { store, region, .. } => (
                 format!("Store `{store}` is going back already"),
-                "Wait until it is there (`tidegate region list`). To go back further at once, name the version with --to."
-                    .into(),
+                format!(
+                    "Wait until region {region} is there (`tidegate region list`). If it does not come back, say so \
+                     (`tidegate region mark {region} --unavailable --reason TEXT`): it is not waited for then, and follows \
+                     once it is available again. To go back further at once, name the version with --to."
+                ),
             ),
             Self::RolledBack { store, version } => text(
                 "Nothing was rolled back",

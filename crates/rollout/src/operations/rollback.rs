@@ -89,13 +89,17 @@ fn targets(view: &PushView, region: Option<&str>, version: Option<u64>) -> Resul
 }
 
 /// A second order while the first goes on would step back twice, which nobody means who only asks again. Who names a version
-/// that is not the one told already means another order.
+/// that is not the one told already means another order. A region that would not be told anew, since it does not serve what is
+/// taken back, and one that is marked unavailable hold up nothing: the one goes on as it is, the other follows when it is back.
 fn refuse_another(view: &PushView, region: Option<&str>, version: Option<u64>) -> Result<(), OperationError> {
     let concerned = || view.regions.iter().filter(|(name, _)| region.is_none_or(|only| only == *name));
     if version.is_some_and(|version| concerned().any(|(_, facts)| serves(facts) != Some(version))) {
         return Ok(());
     }
-    for (name, facts) in concerned() {
+    let newest = view.regions.values().filter_map(serves).max();
+    let is_told_anew = |facts: &RegionFacts| region.is_some() || version.is_some() || serves(facts) == newest;
+    let waited_for = concerned().filter(|(_, facts)| is_told_anew(facts) && facts.region.availability.is_available());
+    for (name, facts) in waited_for {
         let Some(report) = facts.current_report(&view.store).filter(|report| report.pin.is_none()) else { continue };
         if let (Some(told), Some(serving)) = (serves(facts), report.serving)
             && told < serving

@@ -539,25 +539,6 @@ async fn c5_supersede_ends_the_running_push_and_the_new_one_follows() {
 }
 
 #[tokio::test]
-async fn c15_in_a_queue_the_newest_waits_its_turn() {
-    let world = World::serving(true).await;
-    world.operations().update_store("s", "ada", |store| store.on_new_push = OnNewPush::Queue).await.unwrap();
-    world.hook.say(waits_at(Function::PreEndOfPushJob, ""));
-    world.operations().start_push(World::request("p", "s")).await.unwrap();
-    world.operations().start_push(World::request("q", "s")).await.unwrap();
-    world.operations().start_push(World::request("r", "s")).await.unwrap();
-    world.ended("q").await;
-    let push = World::push_value(&world.state().snapshot(), "q").unwrap();
-    assert_eq!((push.status(), push.end().unwrap().by), (PushStatus::Killed, Some(EndedBy::Superseded)));
-    assert_eq!(world.status("r"), PushStatus::Queued);
-    let asked = world.hook.asked.lock().clone();
-    let of_r = asked.iter().filter(|context| context.push.as_deref() == Some("r")).count();
-    assert_eq!(of_r, 0, "no gate of a push is asked before its turn");
-    world.operations().kill_push("p", "ada", "enough").await.unwrap();
-    world.until("r", |push| push.status() == PushStatus::Started).await;
-}
-
-#[tokio::test]
 async fn r14_a_deleted_store_is_let_go_everywhere_and_its_name_is_free() {
     let world = World::serving(false).await;
     world.operations().start_push(World::request("p", "s")).await.unwrap();

@@ -8,6 +8,7 @@ mod faults;
 mod fleet;
 mod hosting;
 mod links;
+mod lost_loads;
 mod pins;
 mod restarts;
 mod rollouts;

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::extract::{FromRequestParts, RawPathParams, Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
@@ -21,7 +21,7 @@ use super::table::{CONFIRM_SET_BACK, Rule, Scope, Who};
 use super::token::Token;
 use crate::app::App;
 use crate::http::errors::ApiError;
-use crate::http::extract::too_large;
+use crate::http::extract::read;
 use crate::http::guard::{RequestId, no_method};
 use crate::http::serve::Peer;
 use crate::routes::sign_in;
@@ -138,7 +138,7 @@ async fn enter(gate: &Gate, rule: &'static Rule, request: Request) -> Result<(Re
     };
     let mut request = Request::from_parts(parts, body);
     if matches!(rule.scope, Scope::NewStore | Scope::NewPush | Scope::StoreSettings) && (is_scoped || rule.recorded) {
-        let read = with_body(subject.clone(), request, app.limits().body_bytes).await?;
+        let read = with_body(subject.clone(), request).await?;
         request = read.0;
         match read.1 {
             Ok(named) => subject = named,
@@ -167,7 +167,8 @@ async fn enter(gate: &Gate, rule: &'static Rule, request: Request) -> Result<(Re
         let user = bearer.map_or_else(|| claimed_name(request.headers()), |bearer| bearer.name.clone());
         let id = request.extensions().get::<RequestId>().map_or_else(String::new, |id| id.as_str().to_owned());
         let store = subject.store(rule, &snapshot);
-        Arc::new(AuditEntry::new(rule, bearer, user, id, request.uri().path(), store))
+        let named = subject.named(rule);
+        Arc::new(AuditEntry::new(rule, bearer, user, id, request.uri().path(), store, named))
     });
     let asked = Asked { caller, entry, rule, subject: Arc::new(subject) };
     request.extensions_mut().insert(asked.clone());
@@ -224,15 +225,10 @@ fn admit(gate: &Gate, caller: Caller, peer: Option<IpAddr>) -> Result<Caller, Re
 }
 
 /// Reads the body for what it names, and puts it back.
-async fn with_body(
-    subject: Subject,
-    request: Request,
-    bytes_max: usize,
-) -> Result<(Request, Result<Subject, ApiError>), Stopped> {
+async fn with_body(subject: Subject, request: Request) -> Result<(Request, Result<Subject, ApiError>), Stopped> {
     let (parts, body) = request.into_parts();
-    let bytes = to_bytes(body, bytes_max).await.map_err(|error| {
-        Stopped::Unread(too_large(format!("The body can't be read, or has more than {bytes_max} bytes: {error}.")))
-    })?;
+    // Within the limits that the route has for whoever reads it.
+    let bytes = read(Request::from_parts(parts.clone(), body), &()).await.map_err(Stopped::Unread)?;
     let subject = subject.with_body(&bytes);
     Ok((Request::from_parts(parts, Body::from(bytes)), subject))
 }

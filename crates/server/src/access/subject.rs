@@ -5,11 +5,12 @@
 use axum::extract::RawPathParams;
 use bytes::Bytes;
 use serde::Deserialize;
-use tidegate_api::Role;
+use tidegate_api::{AuditEntity, Role};
 use tidegate_lifecycle::Pause;
 use tidegate_rollout::entities::{PushName, Region, Store};
 use tidegate_state::{Entity, Path as TreePath, Ref, Root, Snapshot};
 
+use super::audit::of_address;
 use super::caller::Bearer;
 use super::refusal::Refusal;
 use super::table::{Rule, Scope};
@@ -34,6 +35,7 @@ struct Parameters {
 /// The fields of a body that name something.
 #[derive(Clone, Debug, Default, Deserialize)]
 struct Named {
+    id: Option<String>,
     store: Option<String>,
     name: Option<String>,
     team: Option<String>,
@@ -100,6 +102,12 @@ impl Subject {
                 (None, None) => None,
             },
         }
+    }
+
+    /// What else it names, for the audit trail.
+    pub(super) fn named(&self, rule: &Rule) -> Vec<AuditEntity> {
+        let push = self.body.id.as_deref().filter(|_| rule.scope == Scope::NewPush);
+        of_address(&self.path, push)
     }
 
     /// Whether it is about what is the bearer's.

@@ -46,7 +46,7 @@ impl NamedArtifact {
     }
 
     /// All that a tree names.
-    pub(super) fn all_of(snapshot: &Snapshot) -> Vec<Self> {
+    pub(crate) fn all_of(snapshot: &Snapshot) -> Vec<Self> {
         let versions = snapshot.all::<Version>().filter_map(Result::ok);
         let mut all: Vec<Self> = versions.filter_map(|(place, version)| Self::of(&place, version)).collect();
         all.sort();

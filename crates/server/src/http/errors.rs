@@ -117,9 +117,40 @@ impl ApiError {
         )
     }
 
+    /// The server can't do its work (yet).
+    pub(crate) fn not_ready(why: impl Into<String>) -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            ErrorBody::new(
+                code::UNAVAILABLE,
+                "The server is not ready.",
+                why,
+                "What needs what is missing is refused until then; nothing is lost by that.",
+                "Wait, or ask another server. If it stays so, the server's log says what it waits for.",
+            )
+            .with_retryable(true),
+        )
+    }
+
     /// The database was put back, and nobody has confirmed it.
     pub(crate) fn set_back(what: impl Into<String>, why: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, ErrorBody::set_back(what, why))
+    }
+
+    /// The artifact store is not known to be the installation's.
+    pub(crate) fn other_artifact_store(why: String) -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            ErrorBody::new(
+                code::OTHER_ARTIFACT_STORE,
+                "Nothing is written into the artifact store.",
+                format!("It is not known to be this installation's: {why}."),
+                "The push waits, and goes on once the store is right. Regions go on serving what they hold.",
+                "Give this server the store that fits its database ([artifacts] or --artifacts). If what was in it is lost, \
+                 start one server with --adopt-artifact-store: that leaves the mark anew and says what is missing.",
+            )
+            .with_retryable(true),
+        )
     }
 
     /// No room on the disk that holds artifacts, or whatever else the file system says.

@@ -1,5 +1,7 @@
 //! Extractors whose refusals have the one shape of errors.
 
+use std::time::Duration;
+
 use axum::extract::rejection::{BytesRejection, FailedToBufferBody};
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
@@ -27,16 +29,52 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     }
 }
 
+/// What a route takes of a body, for whoever reads it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BodyLimits {
+    /// How many bytes.
+    pub(crate) bytes: usize,
+    /// How long it may take to arrive: less than the whole request may take, so that who sends slowly is told so.
+    pub(crate) time: Duration,
+    /// The setting of the server's that raises the number of bytes.
+    pub(crate) setting: &'static str,
+}
+
 /// The bytes of a body, and its media type, which is one of those that the route reads.
 pub(crate) async fn read<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, ApiError> {
-    Bytes::from_request(request, state).await.map_err(|rejection| match rejection {
-        BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => {
+    let limits = request.extensions().get::<BodyLimits>().copied();
+    let reading = Bytes::from_request(request, state);
+    let read = match limits {
+        Some(limits) => tokio::time::timeout(limits.time, reading).await.map_err(|_| too_slow(limits.time))?,
+        None => reading.await,
+    };
+    read.map_err(|rejection| match (rejection, limits) {
+        (BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)), Some(limits)) => {
+            let BodyLimits { bytes, setting, .. } = limits;
+            too_large(format!("The body has over {bytes} bytes, the limit of this route (`{setting}` of the server)."))
+        }
+        (BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)), None) => {
             too_large("The body is larger than this route allows.".to_owned())
         }
-        other => {
+        (other, _) => {
             ApiError::bad_request("The body could not be read.", format!("{other}: the connection may have broken."))
         }
     })
+}
+
+/// A body that did not arrive in time.
+fn too_slow(limit: Duration) -> ApiError {
+    ApiError::new(
+        StatusCode::REQUEST_TIMEOUT,
+        ErrorBody::new(
+            code::TIMED_OUT,
+            "The request did not arrive in time.",
+            format!("Its body was not there whole after {limit:?}, the limit."),
+            NOTHING_CHANGED,
+            "Try again over a faster connection, or send less at once.",
+        )
+        .with_retryable(true),
+    )
 }
 
 pub(crate) fn too_large(why: String) -> ApiError {

@@ -10,5 +10,5 @@ use crate::app::App;
 #[utoipa::path(get, path = "/v1/artifact-store", tag = "regions",
     responses((status = 200, body = ArtifactStoreView)))]
 pub(crate) async fn show(State(app): State<App>) -> Json<ArtifactStoreView> {
-    Json(app.artifact_store().clone())
+    Json(app.mark().view())
 }

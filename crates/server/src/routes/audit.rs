@@ -14,10 +14,14 @@ use crate::http::extract::Query;
 /// How many entries a page has where nobody says how many.
 const PAGE_DEFAULT: usize = 100;
 
+/// How often one request looks for more, where a condition that no index knows leaves a page short.
+const LOOKS_MAX: usize = 16;
+
 #[derive(Deserialize)]
 pub(crate) struct PageQuery {
     store: Option<String>,
     user: Option<String>,
+    region: Option<String>,
     since: Option<u64>,
     limit: Option<usize>,
     after: Option<String>,
@@ -27,6 +31,8 @@ pub(crate) struct PageQuery {
 #[utoipa::path(get, path = "/v1/audit", tag = "access",
     params(("store" = Option<String>, Query, description = "About this store only"),
         ("user" = Option<String>, Query, description = "By this user only"),
+        ("region" = Option<String>, Query, description = "About this region only; such a page may be short, or empty, and \
+            have a `next` all the same"),
         ("since" = Option<u64>, Query, description = "Not before this time, in epoch milliseconds"),
         ("limit" = Option<usize>, Query, description = "How many at most; 100 unless told, 1000 at most"),
         ("after" = Option<String>, Query, description = "Where the page before this one ended: its `next`")),
@@ -39,22 +45,34 @@ pub(crate) async fn list(State(app): State<App>, Query(query): Query<PageQuery>)
         })?),
         None => None,
     };
-    let found = app
-        .state()
-        .records::<AuditRecord>(search(&query).after(cursor).limit(limit))
-        .await
-        .map_err(|error| ApiError::unavailable("The audit trail could not be read.", format!("{error}.")))?;
-    let mut page = AuditPage { entries: Vec::new(), next: found.next.as_ref().map(text) };
-    for stored in &found.items {
-        let Ok(record) = &stored.value else {
-            tracing::warn!(record = %stored.id, "an entry of the audit trail can't be read");
-            continue;
-        };
-        if query.since.is_some_and(|since| crate::views::ms(record.at) < since) {
-            page.next = None;
+    let is_wanted = |record: &AuditRecord| query.region.as_ref().is_none_or(|region| record.is_about_region(region));
+    let mut page = AuditPage { entries: Vec::new(), next: None };
+    let mut after = cursor;
+    for _ in 0..LOOKS_MAX {
+        let room = limit - page.entries.len();
+        let found = app
+            .state()
+            .records::<AuditRecord>(search(&query).after(after).limit(room))
+            .await
+            .map_err(|error| ApiError::unavailable("The audit trail could not be read.", format!("{error}.")))?;
+        page.next = found.next.as_ref().map(text);
+        for stored in &found.items {
+            let Ok(record) = &stored.value else {
+                tracing::warn!(record = %stored.id, "an entry of the audit trail can't be read");
+                continue;
+            };
+            if query.since.is_some_and(|since| crate::views::ms(record.at) < since) {
+                page.next = None;
+                return Ok(Json(page));
+            }
+            if is_wanted(record) {
+                page.entries.push(record.view());
+            }
+        }
+        after = found.next;
+        if after.is_none() || page.entries.len() == limit {
             break;
         }
-        page.entries.push(record.view());
     }
     Ok(Json(page))
 }

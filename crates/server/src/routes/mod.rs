@@ -29,15 +29,16 @@ pub(crate) mod openapi;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::handler::Handler;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, delete, get, patch, post, put};
+use axum::{Extension, Router};
 
 use crate::access::table::{CONFIRM_SET_BACK, Rule};
 use crate::access::{self, Gate};
 use crate::app::App;
+use crate::http::extract::BodyLimits;
 use crate::http::guard::{self, Room};
 
 /// One route: its path as OpenAPI writes it, its methods, and what serves it.
@@ -201,18 +202,23 @@ fn build(app: App, routes: Vec<Route>) -> Result<Router, Unruled> {
         };
         // The guard stands within the group's room and time, so that a body that it reads is bounded by them, too.
         let method_router = route.router.fallback(guard::no_method).layer(from_fn_with_state(gate, access::guard));
+        let bodies = |bytes, setting| {
+            // The rest is for what is done with it.
+            let time = limits.request_time.mul_f64(0.9);
+            (DefaultBodyLimit::max(bytes), Extension(BodyLimits { bytes, time, setting }))
+        };
         let method_router = match route.group {
             Group::Requests => method_router
-                .layer(DefaultBodyLimit::max(limits.body_bytes))
+                .layer(bodies(limits.body_bytes, "server.limits.body_bytes"))
                 .layer(from_fn_with_state(requests.clone(), guard::limit)),
             Group::Manifests => method_router
-                .layer(DefaultBodyLimit::max(limits.manifest_bytes))
+                .layer(bodies(limits.manifest_bytes, "server.limits.manifest_bytes"))
                 .layer(from_fn_with_state(requests.clone(), guard::limit)),
             Group::SignIn => method_router
                 .layer(DefaultBodyLimit::max(SIGN_IN_BYTES))
                 .layer(from_fn_with_state(sign_ins.clone(), guard::limit)),
             Group::Reads => method_router
-                .layer(DefaultBodyLimit::max(limits.body_bytes))
+                .layer(bodies(limits.body_bytes, "server.limits.body_bytes"))
                 .layer(from_fn_with_state(reads.clone(), guard::limit)),
             Group::Uploads => method_router
                 .layer(DefaultBodyLimit::disable())

@@ -25,7 +25,7 @@ pub(crate) async fn ready(State(app): State<App>) -> Response {
     }
     match app.not_ready() {
         None => "ready\n".into_response(),
-        Some(why) => ApiError::unavailable("The server is not ready.", why).into_response(),
+        Some(why) => ApiError::not_ready(why).into_response(),
     }
 }
 

@@ -122,6 +122,7 @@ pub(crate) async fn complete(
     }
     let manifest = Arc::new(manifest);
     let manifest_sha256 = if state.phase == PushPhase::Upload {
+        app.mark().check_now().await.map_err(ApiError::other_artifact_store)?;
         check_part_count(&manifest, partitions(&app, &state.store)?)?;
         if let Some(team) = actor.caller().team()
             && is_only_of_others(&app, team, &manifest.artifact_id)?
@@ -173,8 +174,9 @@ fn current(app: &App, push: &str) -> ApiResult<PushState> {
     app.scene(&snapshot).push_state(push)
 }
 
-/// Only a push that runs and is not complete takes parts.
+/// Only a push that runs and is not complete takes parts, and only the installation's store takes them in.
 async fn check_takes_parts(app: &App, push: &str) -> ApiResult<()> {
+    app.mark().check()?;
     let state = as_far_as_upload(app, push).await?;
     if state.status.is_terminal() {
         return Err(ended(&state));

@@ -207,6 +207,7 @@ impl Completion {
         if !missing.is_empty() {
             return Err(parts_missing(&missing));
         }
+        self.store.check_counts(&self.manifest).await.map_err(store_failed)?;
         self.store.put_manifest(&self.manifest).await.map_err(store_failed)
     }
 

@@ -174,6 +174,7 @@ impl FolderUploads {
             .await
             .map_err(ApiError::internal)?
             .map_err(|error| ApiError::disk("The artifact could not be put together.", &error))?;
+        self.store.check_counts(manifest).await.map_err(store_failed)?;
         self.store.put_manifest(manifest).await.map_err(store_failed)
     }
 

@@ -1,7 +1,16 @@
 //! The audit trail: who changed what.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use tidegate_client::AuditQuery;
-use tidegate_client::api::{AuditOutcome, PushStart, Role, StoreCreate, StorePatch};
+use tidegate_client::api::{
+    AuditChange, AuditEntity, AuditOutcome, AuditPage, AuditView, AvailabilityRequest, OverridesUpdate, PushStart,
+    Role, RollbackRequest, StoreCreate, StorePatch,
+};
+use tidegate_lifecycle::{Registry, StoreLifecycleHooks};
+use tidegate_server::ConfigFile;
+use tidegate_server::access::config::Authentication;
 
 use crate::world::{LIMIT, World};
 
@@ -143,5 +152,194 @@ async fn what_is_no_transaction_of_the_servers_own_is_in_the_trail_too() {
     let routes: Vec<&str> = entries.iter().map(|entry| entry.route.as_str()).collect();
     assert_eq!(routes, ["DELETE /v1/tokens/{token}", "POST /v1/tokens", "PUT /v1/config/hooks"]);
     assert!(entries.iter().all(|entry| entry.outcome == AuditOutcome::Done && entry.user == "admin"));
+    world.end().await;
+}
+
+/// A hook of one's own, whose settings nobody knows.
+struct Mine;
+
+impl StoreLifecycleHooks for Mine {}
+
+fn with_own_hook(options: &mut tidegate_server::Options) {
+    options.registry = Registry::shipped().with("mine", |_| Ok(Arc::new(Mine)));
+    let hooks = "[hooks]\nenabled = [\"mine\", \"region-order\", \"health-check\"]\n";
+    options.config = ConfigFile::parse(hooks, "The file").unwrap();
+    options.config.access.authentication = Some(Authentication::Required);
+}
+
+async fn newest(world: &World) -> AuditView {
+    let query = AuditQuery { limit: Some(1), ..AuditQuery::default() };
+    world.client.audit(&query).await.unwrap().entries.remove(0)
+}
+
+fn the<'a>(entry: &'a AuditView, kind: &str, id: &str) -> &'a AuditEntity {
+    let found = entry.entities.iter().find(|entity| entity.kind == kind && entity.id == id);
+    found.unwrap_or_else(|| panic!("no {kind} {id}: {entry:#?}"))
+}
+
+fn values<'a>(entity: &'a AuditEntity, field: &str) -> (Option<&'a str>, Option<&'a str>) {
+    let found = entity.fields.iter().find(|there| there.field == field);
+    let found = found.unwrap_or_else(|| panic!("no {field}: {entity:#?}"));
+    (found.before.as_deref(), found.after.as_deref())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_entry_names_what_was_made_and_changed_from_what_to_what_and_why() {
+    let world = World::guarded().await;
+    world.store().await;
+    let entry = newest(&world).await;
+    let made = the(&entry, "store", "s");
+    assert_eq!((entry.operation.as_str(), made.change), ("create store", AuditChange::Made));
+    assert_eq!(values(made, "key_columns"), (None, Some("k")));
+    assert_eq!(values(made, "partitions"), (None, Some("2")));
+
+    let patch = StorePatch { retention: Some(5), ..StorePatch::default() };
+    world.client.update_store("s", &patch).await.unwrap();
+    let entry = newest(&world).await;
+    let changed = the(&entry, "store", "s");
+    assert_eq!(
+        (entry.operation.as_str(), changed.change, changed.fields.len()),
+        ("change store", AuditChange::Changed, 1)
+    );
+    assert_eq!(values(changed, "retention.versions").1, Some("5"));
+
+    for (delay, before) in [("1h", None), ("2h", Some("1h"))] {
+        let set = BTreeMap::from([("region-order.delay".to_owned(), delay.to_owned())]);
+        world.client.set_overrides("s", &OverridesUpdate { set, unset: Vec::new() }).await.unwrap();
+        let entry = newest(&world).await;
+        assert_eq!(entry.operation, "set hook settings");
+        assert_eq!(values(the(&entry, "store", "s"), "hooks.region-order.delay"), (before, Some(delay)));
+    }
+
+    world.push("p1", &world.rows("one.csv", 5, "x")).await;
+    world.push("p2", &world.rows("two.csv", 5, "y")).await;
+    let trail = world.client.audit(&AuditQuery { store: Some("s".to_owned()), ..AuditQuery::default() }).await.unwrap();
+    let of = |operation: &str| {
+        let found = trail.entries.iter().find(|entry| entry.operation == operation);
+        found.unwrap_or_else(|| panic!("no {operation}: {trail:#?}"))
+    };
+    let push = the(of("start push"), "push", "p2");
+    assert_eq!((push.version, push.store.as_deref(), push.change), (Some(2), Some("s"), AuditChange::Made));
+    assert_eq!(the(of("start push"), "version", "2").change, AuditChange::Made);
+    assert_eq!(the(of("complete push"), "push", "p2").version, Some(2));
+
+    world
+        .client
+        .roll_back_store("s", &RollbackRequest { reason: "bad rows".to_owned(), ..RollbackRequest::default() })
+        .await
+        .unwrap();
+    let entry = newest(&world).await;
+    assert_eq!((entry.operation.as_str(), entry.reason.as_deref()), ("roll back", Some("bad rows")));
+    for region in ["a", "b", "c"] {
+        let region = the(&entry, "region", region);
+        assert_eq!((region.store.as_deref(), values(region, "serve")), (Some("s"), (Some("2"), Some("1"))));
+    }
+    assert_eq!(values(the(&entry, "version", "2"), "rolled_back"), (None, Some("true")));
+
+    let start = PushStart { id: "p3".to_owned(), store: "s".to_owned(), ..PushStart::default() };
+    world.client.start_push(&start).await.unwrap();
+    world.client.kill_push("p3", "not this one").await.unwrap();
+    let entry = newest(&world).await;
+    assert_eq!((entry.operation.as_str(), entry.reason.as_deref()), ("kill push", Some("not this one")));
+    assert_eq!(values(the(&entry, "push", "p3"), "status"), (Some("STARTED"), Some("KILLED")));
+
+    // What changed nothing names what it was about all the same.
+    world.client.kill_push("p3", "again").await.unwrap_err();
+    let refused = async {
+        loop {
+            let entry = newest(&world).await;
+            if entry.outcome == AuditOutcome::Refused {
+                return entry;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let refused = tokio::time::timeout(LIMIT, refused).await.unwrap();
+    assert_eq!((refused.operation.as_str(), the(&refused, "push", "p3").change), ("kill push", AuditChange::Named));
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_trail_is_asked_for_a_region_and_names_tokens_regions_and_freezes() {
+    let world = World::guarded().await;
+    let token = world.token("of b", Role::Region, Some("b")).await.token;
+    let entry = newest(&world).await;
+    let made = the(&entry, "token", &token.id);
+    assert_eq!((made.name.as_deref(), made.change), (Some("of b"), AuditChange::Made));
+    assert_eq!((values(made, "role"), values(made, "region")), ((None, Some("region")), (None, Some("b"))));
+    world.client.revoke_token(&token.id, Some("lost")).await.unwrap();
+    let entry = newest(&world).await;
+    assert_eq!(values(the(&entry, "token", &token.id), "revoked"), (None, Some("true")));
+    assert_eq!((entry.operation.as_str(), entry.reason.as_deref()), ("revoke token", Some("lost")));
+
+    let unavailable = AvailabilityRequest { available: false, reason: "power".to_owned() };
+    world.client.mark_region("b", &unavailable).await.unwrap();
+    let entry = newest(&world).await;
+    assert_eq!(values(the(&entry, "region", "b"), "availability"), (Some("available"), Some("unavailable")));
+    world.client.mark_region("a", &unavailable).await.unwrap();
+
+    let of = |region: &str| AuditQuery { region: Some(region.to_owned()), ..AuditQuery::default() };
+    let operations = |page: AuditPage| page.entries.into_iter().map(|entry| entry.operation).collect::<Vec<_>>();
+    let found = operations(world.client.audit(&of("b")).await.unwrap());
+    assert_eq!(found, ["mark region", "create token"]);
+    assert_eq!(operations(world.client.audit(&of("a")).await.unwrap()), ["mark region"]);
+    assert!(world.client.audit(&of("nowhere")).await.unwrap().entries.is_empty());
+    // However few are asked for at once, page by page they all come.
+    let (mut query, mut all) = (AuditQuery { limit: Some(1), ..of("b") }, Vec::new());
+    loop {
+        let page = world.client.audit(&query).await.unwrap();
+        assert!(page.entries.len() <= 1);
+        query.after.clone_from(&page.next);
+        all.extend(operations(page));
+        if query.after.is_none() {
+            break;
+        }
+    }
+    assert_eq!(all, found);
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_secret_is_ever_in_the_trail() {
+    let mut world = World::start_with(with_own_hook).await;
+    let admin = world.server.as_mut().unwrap().take_first_token().unwrap();
+    world.client = world.client_with(&admin);
+    world.store().await;
+    let made = world.token("somebody", Role::Viewer, None).await;
+    // Somebody pastes a token where a reason is asked for.
+    let reason = format!("it was {} that leaked", made.secret);
+    world.client.revoke_token(&made.token.id, Some(&reason)).await.unwrap();
+    let set = [
+        ("mine.password", "hunter2"),
+        ("mine.mode", "observe"),
+        ("health-check.url", "http://ada:pw7seven@127.0.0.1:1/ok?key=abc7seven"),
+    ];
+    let set = set.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+    world.client.set_overrides("s", &OverridesUpdate { set, unset: Vec::new() }).await.unwrap();
+    let entry = newest(&world).await;
+    let store = the(&entry, "store", "s");
+    let hidden = store.fields.iter().find(|field| field.field == "hooks.mine.password").unwrap();
+    assert_eq!((hidden.hidden, &hidden.before, &hidden.after), (true, &None, &None));
+    assert_eq!(values(store, "hooks.mine.mode"), (None, Some("observe")));
+    assert_eq!(values(store, "hooks.health-check.url").1, Some("http://***@127.0.0.1:1/ok?***"));
+    let toml = "[hooks]\nenabled = [\"mine\"]\n[hooks.config.mine]\npassword = \"hunter3\"\n";
+    world.client.publish_hooks_toml(toml).await.unwrap();
+
+    let state = world.server.as_ref().unwrap().state().clone();
+    let mut secrets: Vec<String> = ["hunter2", "hunter3", "pw7seven", "abc7seven"].map(str::to_owned).into();
+    for (secret, id) in [(&admin, None), (&made.secret, Some(&made.token.id))] {
+        secrets.push(secret.rsplit('_').next().unwrap().to_owned());
+        if let Some(id) = id {
+            let path = tidegate_state::Path::root().child("tokens", id).unwrap();
+            let document: serde_json::Value =
+                serde_json::from_str(state.snapshot().document(&path).unwrap().json()).unwrap();
+            secrets.push(document["digest"].as_str().unwrap().to_owned());
+        }
+    }
+    let trail = serde_json::to_string(&world.client.audit(&AuditQuery::default()).await.unwrap()).unwrap();
+    assert!(trail.contains("that leaked") && trail.contains("hooks.mine.password"), "{trail}");
+    for secret in secrets {
+        assert!(!trail.contains(&secret), "{secret} is in {trail}");
+    }
     world.end().await;
 }

@@ -79,6 +79,8 @@ async fn bodies_parts_and_batches_have_limits() {
     let (status, body) = world.raw(json("/v1/stores", long)).await;
     assert_eq!((status, body["code"].as_str()), (413, Some(code::TOO_LARGE)));
     assert_error(&body, "body");
+    let why = body["why"].as_str().unwrap();
+    assert!(why.contains("over 1000 bytes") && why.contains("`server.limits.body_bytes`"), "{why}");
     let batch = r#"{"keys":["1","2","3","4"]}"#.to_owned();
     let (status, body) = world.raw(json("/v1/stores/s/keys:batch", batch)).await;
     assert_eq!((status, body["code"].as_str()), (413, Some(code::TOO_LARGE)));

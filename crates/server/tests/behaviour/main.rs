@@ -3,6 +3,7 @@
 
 mod access;
 mod agents;
+mod artifact_store;
 mod audit;
 mod config;
 mod errors;
@@ -10,6 +11,7 @@ mod faults;
 mod guards;
 mod job;
 mod later;
+mod manifests;
 mod nodes;
 mod page;
 mod protocol;

@@ -15,7 +15,7 @@ mod upkeep;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -81,6 +81,8 @@ pub(crate) struct Core {
     set_back_noticed: Notify,
     /// That the store had no room for the last write, and what it said.
     full: ArcSwapOption<String>,
+    /// Whether the store did not answer when the log was last to be read.
+    silent: AtomicBool,
 }
 
 /// The head of the log as this server has applied it.
@@ -144,6 +146,7 @@ impl Core {
             set_back: ArcSwapOption::new(set_back),
             set_back_noticed: Notify::new(),
             full: ArcSwapOption::empty(),
+            silent: AtomicBool::new(false),
         };
         Ok((Arc::new(core), queue))
     }

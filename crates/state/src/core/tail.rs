@@ -2,6 +2,7 @@
 //! the log was compacted past this server or the store has another epoch.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{Core, Head, apply};
@@ -38,12 +39,14 @@ pub(super) async fn run(core: Arc<Core>) {
         };
         match caught_up {
             Ok(()) => {
+                core.silent.store(false, Ordering::Relaxed);
                 if failing {
                     tracing::info!(server = %core.server, "the store answers again");
                 }
                 failing = false;
             }
             Err(error) => {
+                core.silent.store(error.is_retryable(), Ordering::Relaxed);
                 core.note_set_back(&error, epoch).await;
                 core.metrics.tail_errors.inc();
                 if !failing {
@@ -163,6 +166,11 @@ impl Core {
         if self.full.load().is_some() && self.full.swap(None).is_some() {
             tracing::info!(server = %self.server, "the store has room again");
         }
+    }
+
+    /// Whether the store does not answer at the moment.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.silent.load(Ordering::Relaxed)
     }
 
     /// What the store said when it had no room for the last write, if so.

@@ -77,9 +77,12 @@ pub(crate) struct AuditArguments {
     /// About this store alone.
     #[arg(long)]
     pub(crate) store: Option<String>,
-    /// By this user alone.
-    #[arg(long)]
+    /// By this user alone: the name of a token.
+    #[arg(long, visible_alias = "actor")]
     pub(crate) user: Option<String>,
+    /// About this region alone, or about what it serves.
+    #[arg(long)]
+    pub(crate) region: Option<String>,
     /// Of this long ago at most, such as 2h or 7d.
     #[arg(long, value_parser = parse_duration, value_name = "DURATION")]
     pub(crate) since: Option<Duration>,

@@ -26,6 +26,10 @@ pub(crate) struct ServerArguments {
     /// folder below --data]. All servers have to reach one store.
     #[arg(long, env = "TIDEGATE_ARTIFACTS", value_name = "URL")]
     pub(crate) artifacts: Option<String>,
+    /// Make an artifact store that bears no mark the installation's, for this start: after a bucket was emptied or a folder
+    /// lost. The mark is left anew, and what is missing is told. Refused for a store with another installation's mark.
+    #[arg(long)]
+    pub(crate) adopt_artifact_store: bool,
     /// Its configuration (TOML): regions, limits, `[artifacts]` and `[hooks]`.
     #[arg(long, env = "TIDEGATE_CONFIG", value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,

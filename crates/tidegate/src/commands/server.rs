@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use tidegate_lifecycle::Registry;
-use tidegate_server::{ConfigFile, Handle, Options, Server, StartError};
+use tidegate_server::{Adoption, ConfigFile, Handle, MissingVersion, Options, Server, StartError};
 use tidegate_state::OpenError;
 use tidegate_state::driver::DriverError;
 
@@ -12,6 +12,9 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{Output, Paint, say};
 use crate::parent::Parent;
+
+/// How many versions are named that an adopted store lacks.
+const MISSING_SHOWN: usize = 50;
 
 pub(super) async fn run(
     arguments: ServerArguments,
@@ -24,6 +27,7 @@ pub(super) async fn run(
     options.listen = arguments.listen;
     options.fail_fast = arguments.fail_fast;
     options.artifacts = arguments.artifacts;
+    options.adopt_artifact_store = arguments.adopt_artifact_store;
     options.registry = registry;
     if let Some(path) = arguments.config {
         options.config = ConfigFile::read(&path).map_err(|error| failure_of(error.into()))?;
@@ -44,6 +48,9 @@ pub(super) async fn run(
         let mark = output.error_style.mark(Paint::Good);
         say(&format!("{mark} the first admin token; this is the only time that it is shown:\n{token}"));
     }
+    if let Some(adoption) = handle.take_adoption() {
+        say(&adopted(&adoption));
+    }
     if output.is_json() {
         output.result(&serde_json::json!({ "url": handle.url() }), |_, _| String::new())?;
     } else {
@@ -53,6 +60,41 @@ pub(super) async fn run(
     say(&format!("{} stopping", output.error_style.mark(Paint::Going)));
     handle.shutdown().await;
     Ok(Exit::Done)
+}
+
+/// What an adopted store lacks, for people.
+fn adopted(adoption: &Adoption) -> String {
+    let Adoption { store, versions, missing } = adoption;
+    let mut text = format!("the artifact store {store} is the installation's from now on; its mark was left anew");
+    if missing.is_empty() {
+        text.push_str(&format!("\nnothing is missing there: it has the artifacts of all {versions} versions"));
+        return text;
+    }
+    text.push_str(&format!("\nit lacks the artifacts of {} of {versions} versions:", missing.len()));
+    for version in missing.iter().take(MISSING_SHOWN) {
+        let MissingVersion { store, version, lacks, served_by, held_by, .. } = version;
+        let names = |regions: Vec<&String>| regions.into_iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let mut standing = Vec::new();
+        if !served_by.is_empty() {
+            standing.push(format!("{} serve it, from their own copies", names(served_by.iter().collect())));
+        }
+        let others: Vec<&String> = held_by.difference(served_by).collect();
+        if !others.is_empty() {
+            standing.push(format!("{} are to hold it, and can only if they have their own copy", names(others)));
+        }
+        if standing.is_empty() {
+            standing.push("no region is to hold it".to_owned());
+        }
+        text.push_str(&format!("\n  version {version} of {store}: {lacks}; {}", standing.join("; ")));
+    }
+    if missing.len() > MISSING_SHOWN {
+        text.push_str(&format!("\n  and {} more", missing.len() - MISSING_SHOWN));
+    }
+    text.push_str(
+        "\nRegions go on serving what they hold. A node that has to load such a version anew can't: push the data again, or put \
+         the artifacts back from a backup.",
+    );
+    text
 }
 
 /// Starts a server in this process.
@@ -95,7 +137,12 @@ fn failure_of(error: StartError) -> Failure {
         }
         StartError::OtherStore { .. } => {
             "Give this server the store of the others, by [artifacts] or --artifacts. If the store was moved, move all of \
-             it, the folder `probe` included."
+             it, the folder `probe` included. If what was in it is lost, start this once with --adopt-artifact-store: that \
+             leaves the mark anew, and says which versions are missing and which regions serve them."
+        }
+        StartError::AnothersStore { .. } => {
+            "Give this server a store of its own, by [artifacts] or --artifacts. If nothing else uses this one, remove its \
+             folder `probe`, and start the server again with --adopt-artifact-store."
         }
         StartError::NameTaken { .. } => {
             "Give each server a name of its own (`name` in [server] of the file that --config names), or stop the other one \

@@ -4,12 +4,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tidegate_state::testing::postgres;
 
-use crate::process::{PATIENCE, Server, describe, get, tidegate, write_csv};
+use crate::process::{Server, describe, get, tidegate, until, write_csv};
 
 /// Commands that need no server, on one installation.
 struct Offline {
@@ -98,11 +97,7 @@ impl World {
     }
 
     fn until(&self, what: &str, holds: impl Fn(&Server) -> bool) {
-        let deadline = Instant::now() + PATIENCE;
-        while !holds(&self.server) {
-            assert!(Instant::now() < deadline, "waited in vain until {what}:\n{}", self.server.log_text());
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        until(what, || self.server.log_text(), || holds(&self.server));
     }
 
     fn serves(&self, region: &str) -> Option<u64> {

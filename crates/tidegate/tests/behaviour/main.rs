@@ -11,3 +11,5 @@ mod kill;
 mod outage;
 mod process;
 mod processes;
+mod queued;
+mod zones;

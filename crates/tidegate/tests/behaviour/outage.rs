@@ -2,12 +2,11 @@
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tidegate_state::testing::postgres::{PostgresServer, Stop, skipped};
 
-use super::process::{PATIENCE, free_port, get, tidegate};
+use super::process::{free_port, get, tidegate, until};
 
 fn server(folder: &Path, port: u16, database: &str) -> Command {
     let mut command = tidegate();
@@ -17,13 +16,12 @@ fn server(folder: &Path, port: u16, database: &str) -> Command {
     command
 }
 
-fn until(child: &mut Child, what: &str, holds: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
+/// Waits until something holds of a server that runs all the while.
+fn while_it_runs(child: &mut Child, what: &str, holds: impl Fn() -> bool) {
+    until(what, String::new, || {
         assert_eq!(child.try_wait().unwrap(), None, "{what}: the server has ended");
-        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+        holds()
+    });
 }
 
 /// D10: it is not ready and makes nothing up, and is ready by itself when the database is up; told to fail fast it ends with
@@ -37,7 +35,7 @@ fn d10_a_server_waits_for_a_database_that_is_down_or_ends_if_it_is_to_fail_fast(
     database.stop(Stop::Fast);
     let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
     let mut child = server(folder.path(), port, &database.url()).spawn().unwrap();
-    until(&mut child, "it lives", || get(port, "/healthz").0 == 200);
+    while_it_runs(&mut child, "it lives", || get(port, "/healthz").0 == 200);
     for path in ["/readyz", "/v1/stores", "/"] {
         let (status, body) = get(port, path);
         assert_eq!(status, 503, "{path}: {body}");
@@ -51,12 +49,12 @@ fn d10_a_server_waits_for_a_database_that_is_down_or_ends_if_it_is_to_fail_fast(
     assert!(told.contains(&format!("127.0.0.1:{}", database.port())) && told.contains("can't be reached"), "{told}");
 
     let mut stopped = server(other.path(), at, &database.url()).spawn().unwrap();
-    until(&mut stopped, "it lives", || get(at, "/healthz").0 == 200);
+    while_it_runs(&mut stopped, "it lives", || get(at, "/healthz").0 == 200);
     kill_process(Pid::from_raw(i32::try_from(stopped.id()).unwrap()).unwrap(), Signal::TERM).unwrap();
     assert!(stopped.wait().unwrap().success());
 
     database.resume().unwrap();
-    until(&mut child, "it is ready", || get(port, "/readyz").0 == 200);
+    while_it_runs(&mut child, "it is ready", || get(port, "/readyz").0 == 200);
     let listed = tidegate().args(["store", "list", "--url", &format!("http://127.0.0.1:{port}")]).output().unwrap();
     assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
     child.kill().unwrap();

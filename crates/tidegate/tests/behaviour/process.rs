@@ -43,6 +43,21 @@ pub(crate) fn get(port: u16, path: &str) -> (u16, String) {
     (status, body)
 }
 
+/// Waits until something holds; `log` is shown if that takes too long.
+pub(crate) fn until(what: &str, log: impl Fn() -> String, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}\n{}", log());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Whether a server that runs says that it is ready. One that has ended never will be.
+pub(crate) fn is_ready(child: &mut Child, port: u16) -> bool {
+    assert_eq!(child.try_wait().unwrap(), None, "the server has ended");
+    get(port, "/readyz").0 == 200
+}
+
 /// A server in a folder of its own, on a port that it keeps when it is started again.
 pub(crate) struct Server {
     folder: tempfile::TempDir,
@@ -109,18 +124,10 @@ impl Server {
     }
 
     fn wait_until_ready(&mut self) {
-        let deadline = Instant::now() + PATIENCE;
-        while !self.is_ready() {
-            if let Some(status) = self.child.as_mut().unwrap().try_wait().unwrap() {
-                panic!("the server ended with {status}:\n{}", self.log_text());
-            }
-            assert!(Instant::now() < deadline, "the server did not become ready:\n{}", self.log_text());
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    fn is_ready(&self) -> bool {
-        get(self.port, "/readyz").0 == 200
+        let (port, log) = (self.port, self.log());
+        let child = self.child.as_mut().expect("it was started");
+        let text = || std::fs::read_to_string(&log).unwrap_or_default();
+        until("the server is ready", text, || is_ready(child, port));
     }
 
     /// `kill -9`.

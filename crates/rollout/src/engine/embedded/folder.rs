@@ -5,6 +5,7 @@
 //! {node}/stores/{store}/live.index                         data to be adopted, put there by an operator
 //! {node}/stores/{store}/{incarnation}/{version}.index
 //! {node}/stores/{store}/{incarnation}/{version}.{attempt}.loading…   what a load writes that has not ended
+//! {node}/stores/{store}/{incarnation}/{version}.loading-begun   a byte for each load in a row that has begun and not ended
 //! ```
 //!
 //! # Invariants
@@ -13,7 +14,7 @@
 //!   nothing: the node serves nothing of the store until it is told what to serve.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,7 @@ use crate::engine::{ADOPTED_VERSION, StoreKey};
 
 const POINTER: &str = "serving.json";
 const LIVE: &str = "live.index";
+const BEGUN: &str = "loading-begun";
 const FORMAT: u32 = 1;
 
 /// What serves, durably.
@@ -63,6 +65,8 @@ pub(super) enum Found {
     Index { version: u64, path: PathBuf },
     /// What a load has left that was cut off.
     Partial { version: u64 },
+    /// So many loads in a row have begun, and their process ended before they did.
+    Begun { version: u64, loads: u32 },
 }
 
 /// Everything that is kept of one store name.
@@ -111,6 +115,25 @@ impl NodeFolder {
         let folder = self.versions(key)?;
         fs::create_dir_all(&folder)?;
         Ok(folder.join(format!("{version}.{}.loading", attempt.simple())))
+    }
+
+    /// Notes durably that so many loads in a row have begun and not ended, this one included.
+    pub(super) fn note_begun(&self, key: &StoreKey, version: u64, loads: u32) -> io::Result<()> {
+        let folder = self.versions(key)?;
+        fs::create_dir_all(&folder)?;
+        let mut file = fs::File::create(folder.join(format!("{version}.{BEGUN}")))?;
+        // Its length is the number: half of it is a number, too.
+        file.write_all(&vec![b'.'; loads as usize])?;
+        file.sync_all()?;
+        sync_folder(&folder)?;
+        // The first of a store makes its folders.
+        sync_folder(&self.store(&key.name)?)?;
+        sync_folder(&self.stores)
+    }
+
+    /// Takes back that loads have begun: this one has ended, however.
+    pub(super) fn note_ended(&self, key: &StoreKey, version: u64) -> io::Result<()> {
+        remove_if_there(&self.versions(key)?.join(format!("{version}.{BEGUN}")))
     }
 
     /// Gives a finished load its name. Its bytes are durable by then.
@@ -162,8 +185,16 @@ impl NodeFolder {
         for entry in entries {
             let path = entry?.path();
             match classify(&path) {
-                Some(Found::Index { version: of, .. } | Found::Partial { version: of }) if of == version => {
-                    if path.is_dir() { fs::remove_dir_all(&path)? } else { remove_if_there(&path)? }
+                Some(
+                    Found::Index { version: of, .. }
+                    | Found::Partial { version: of }
+                    | Found::Begun { version: of, .. },
+                ) if of == version => {
+                    if path.is_dir() {
+                        fs::remove_dir_all(&path)?
+                    } else {
+                        remove_if_there(&path)?
+                    }
                 }
                 _ => others = true,
             }
@@ -249,6 +280,10 @@ fn classify(path: &Path) -> Option<Found> {
     if rest == "index" {
         return Some(Found::Index { version, path: path.to_owned() });
     }
+    if rest == BEGUN {
+        let loads = fs::metadata(path).map_or(0, |file| file.len());
+        return Some(Found::Begun { version, loads: u32::try_from(loads).unwrap_or(u32::MAX) });
+    }
     rest.contains(".loading").then_some(Found::Partial { version })
 }
 
@@ -286,6 +321,24 @@ mod tests {
         fs::create_dir_all(folder.path().join("stores/a%2Fb").join(key().incarnation.to_string())).unwrap();
         node.remove_version(&key(), 2).unwrap();
         assert_eq!(fs::read_dir(folder.path().join("stores")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn loads_that_have_begun_are_counted_until_one_has_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let node = NodeFolder::open(folder.path()).unwrap();
+        let found =
+            || node.scan().unwrap().into_iter().flat_map(|store| store.incarnations).flat_map(|(_, found)| found);
+        for loads in 1..=3 {
+            node.note_begun(&key(), 2, loads).unwrap();
+            assert_eq!(found().collect::<Vec<_>>(), [Found::Begun { version: 2, loads }]);
+        }
+        node.note_ended(&key(), 2).unwrap();
+        node.note_ended(&key(), 2).unwrap();
+        assert_eq!(found().count(), 0);
+        node.note_begun(&key(), 2, 1).unwrap();
+        node.remove_version(&key(), 2).unwrap();
+        assert_eq!(fs::read_dir(folder.path().join("stores")).unwrap().count(), 0, "it goes with its version");
     }
 
     #[test]

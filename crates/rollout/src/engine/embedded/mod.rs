@@ -10,6 +10,9 @@
 //!   for reads. After a restart a node serves what it served.
 //! - A damaged index answers no read with a wrong value: every record is checked when it is read. From the first error
 //!   on, the version is not held; reads of other records go on until another file has taken its place.
+//! - A load is noted durably before it begins, and its end when it has ended, however. So a version whose load ends the
+//!   process (it takes all memory, or meets a fault of ours) is found at the next start, and is given up after
+//!   [`LOADS_LOST_MAX`] such loads in a row, where the process would end at each start for ever.
 //! - The index is disposable. It is built from the region's copy of the artifact, part by part, each checked.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -38,6 +41,10 @@ mod read;
 
 pub use read::{Answer, BATCH_BYTES_MAX, BatchAnswer, NodeReadError, Reader};
 
+/// After how many loads in a row that ended their process a version is given up. A process that is killed from without in
+/// the middle of a load counts as well, so it is more than one or two.
+pub const LOADS_LOST_MAX: u32 = 5;
+
 /// A node of our own, in one folder. Clones are the same node.
 #[derive(Clone)]
 pub struct EmbeddedEngine(Arc<Node>);
@@ -47,6 +54,8 @@ struct Node {
     /// What reads see: by store name, what serves. Replaced as a whole.
     serving: ArcSwap<HashMap<String, Serving>>,
     stores: Mutex<HashMap<StoreKey, Store>>,
+    /// How many loads of a version in a row have ended the processes before this one; forgotten when one has ended in order.
+    lost: Mutex<HashMap<(StoreKey, u64), u32>>,
     /// One change of a store's pointer at a time.
     pointers: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -167,7 +176,31 @@ impl EmbeddedEngine {
         progress: Arc<LoadProgress>,
         cancelled: CancellationToken,
     ) -> Result<(), EngineError> {
-        let _loading = Loading { engine: &self, store: &store, version };
+        let mut loading = Loading { engine: &self, store: &store, version, is_noted: false };
+        let lost = self.0.lost.lock().get(&(store.clone(), version)).copied().unwrap_or_default();
+        let (key, noted) = (store.clone(), (lost + 1).min(LOADS_LOST_MAX));
+        self.blocking("a load can't begin", move |folder| folder.note_begun(&key, version, noted)).await?;
+        if lost >= LOADS_LOST_MAX {
+            // The note stays, so that the next process knows it, too.
+            return Err(given_up(version, lost));
+        }
+        loading.is_noted = true;
+        let built = self.build_noted(&store, version, artifact, progress, cancelled).await;
+        let key = store.clone();
+        self.blocking("the end of a load can't be noted", move |folder| folder.note_ended(&key, version)).await?;
+        loading.is_noted = false;
+        self.0.lost.lock().remove(&(store.clone(), version));
+        built
+    }
+
+    async fn build_noted(
+        &self,
+        store: &StoreKey,
+        version: u64,
+        artifact: LoadableArtifact,
+        progress: Arc<LoadProgress>,
+        cancelled: CancellationToken,
+    ) -> Result<(), EngineError> {
         let key = store.clone();
         let begun =
             self.blocking("a load can't begin", move |folder| folder.begin_load(&key, version, Uuid::new_v4())).await?;
@@ -203,6 +236,7 @@ fn open(folder: &Path) -> io::Result<Node> {
     let folder = NodeFolder::open(folder)?;
     let mut stores: HashMap<StoreKey, Store> = HashMap::new();
     let mut serving = HashMap::new();
+    let mut lost = HashMap::new();
     for found in folder.scan()? {
         for (incarnation, versions) in found.incarnations {
             if versions.is_empty() {
@@ -214,6 +248,10 @@ fn open(folder: &Path) -> io::Result<Node> {
                 match version {
                     Found::Partial { version } => {
                         store.remains.insert(version);
+                    }
+                    Found::Begun { version, loads } => {
+                        store.remains.insert(version);
+                        lost.insert((key.clone(), version), loads);
                     }
                     Found::Index { version, path } => match NodeIndex::open(&path) {
                         Ok(index) => {
@@ -228,6 +266,7 @@ fn open(folder: &Path) -> io::Result<Node> {
             }
             let Store { held, remains, .. } = store;
             remains.retain(|version| !held.contains_key(version));
+            lost.retain(|(of, version), _| *of != key || !held.contains_key(version));
             if let Some(pointer) = found.pointer
                 && pointer.incarnation == incarnation
                 && let Some(number) = pointer.version
@@ -237,7 +276,24 @@ fn open(folder: &Path) -> io::Result<Node> {
             }
         }
     }
-    Ok(Node { folder, serving: ArcSwap::from_pointee(serving), stores: Mutex::new(stores), pointers: Mutex::default() })
+    Ok(Node {
+        folder,
+        serving: ArcSwap::from_pointee(serving),
+        stores: Mutex::new(stores),
+        lost: Mutex::new(lost),
+        pointers: Mutex::default(),
+    })
+}
+
+fn given_up(version: u64, lost: u32) -> EngineError {
+    EngineError::fatal(
+        FatalKind::Other,
+        format!(
+            "loading version {version} has ended the node's process {lost} times in a row (the limit is {LOADS_LOST_MAX}), so it \
+             is not tried again; the end of that process's log, or the system's (out of memory?), says more. Push the data \
+             again once the cause is gone"
+        ),
+    )
 }
 
 fn failure(what: &str, error: &io::Error) -> EngineError {
@@ -255,10 +311,18 @@ struct Loading<'a> {
     engine: &'a EmbeddedEngine,
     store: &'a StoreKey,
     version: u64,
+    /// Whether it is noted as begun.
+    is_noted: bool,
 }
 
 impl Drop for Loading<'_> {
     fn drop(&mut self) {
+        // Only where the whole process ends in order and lets its tasks go: there is nobody left to wait for.
+        if self.is_noted
+            && let Err(error) = self.engine.0.folder.note_ended(self.store, self.version)
+        {
+            tracing::warn!(store = %self.store, version = self.version, %error, "the end of a load can't be noted");
+        }
         self.engine.end_load(self.store, self.version);
     }
 }

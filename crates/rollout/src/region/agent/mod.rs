@@ -584,7 +584,7 @@ impl Follower {
             } else {
                 tracing::warn!(
                     region = %self.shared.options.region, %store,
-                    "is held here and the control plane's log, which is another one than before, does not know it; it is kept as it is"
+                    "a store is held here that the control plane's log, which is another one than before, does not know; it is kept as it is"
                 );
             }
         }
@@ -600,9 +600,9 @@ impl Follower {
                 biased;
                 stores = node.engine.stores() => match stores {
                     Ok(stores) => names.extend(stores.into_iter().map(|store| store.name)),
-                    Err(error) => tracing::warn!(node = %node.name, %error, "did not say which stores it has"),
+                    Err(error) => tracing::warn!(node = %node.name, %error, "a node did not say which stores it has; what it still has of stores that are gone stays until it does"),
                 },
-                () = deadline => tracing::warn!(node = %node.name, "did not say which stores it has in time"),
+                () = deadline => tracing::warn!(node = %node.name, "a node did not say in time which stores it has; what it still has of stores that are gone stays until it does"),
             }
         }
         names

@@ -103,7 +103,7 @@ impl Tools {
         tokio::select! {
             biased;
             _ = step => {}
-            () = patience => tracing::warn!(store = %self.key, what, "did not stop when it was cut off"),
+            () = patience => tracing::warn!(store = %self.key, what, "a step did not stop when it was cut off; it is left to itself, and what it comes to counts for nothing"),
         }
         Err(error)
     }

@@ -114,7 +114,9 @@ impl Keeper {
         if std::mem::discriminant(&before) != std::mem::discriminant(&next) {
             match &next {
                 Standing::Hosts(_) => tracing::info!(region = %self.region, "this agent hosts the region"),
-                _ => tracing::warn!(region = %self.region, standing = %next.words(), "hosting"),
+                _ => {
+                    tracing::warn!(region = %self.region, standing = %next.words(), "this agent no longer hosts the region, or does not know it")
+                }
             }
         }
         let replaced_by = match &next {

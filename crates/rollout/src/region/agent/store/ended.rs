@@ -220,9 +220,14 @@ impl StoreTask {
         if first_given_up {
             self.shared.figures.given_up(step).inc();
         }
+        let what_follows = if trouble.given_up {
+            "a step failed too often, or for good: the node counts as failed for this version; it is tried again now and then"
+        } else {
+            "a step failed; it is tried again"
+        };
         tracing::warn!(
             region = %self.shared.options.region, store = %self.file.store, step, failures = trouble.failures,
-            given_up = trouble.given_up, error = %trouble.error, "a step failed"
+            given_up = trouble.given_up, error = %trouble.error, "{what_follows}"
         );
     }
 

@@ -180,7 +180,7 @@ impl StoreTask {
         }
         let failures = self.report_trouble.map_or(0, |(failures, _)| failures).saturating_add(1);
         let pause = self.shared.options.limits.pause(failures, false, (self.shared.options.jitter)());
-        tracing::warn!(region = %self.shared.options.region, store = %self.file.store, failures, %error, "a report was not written");
+        tracing::warn!(region = %self.shared.options.region, store = %self.file.store, failures, %error, "a report did not reach the control plane, which goes by the one before until it does; it is sent again");
         self.report_trouble = Some((failures, self.now().after(pause)));
     }
 

@@ -3,16 +3,25 @@
 //! An entry is written in the transaction of the change itself, so that there is none without the other. Where a change is
 //! not a transaction of the server's own, the entry follows it before the answer. What was refused for a reason of its own, or
 //! failed, is kept too, as far as there is room; what was not let in at all is counted only.
+//!
+//! An entry names what was made and changed, field by field, as far as it is small and no secret: read from the transaction
+//! itself (`made`). No secret is in it: of tokens there are id and name, and what may hold a secret is said to be other than
+//! before, without its values (`scrub`).
+
+mod made;
+mod operation;
+mod scrub;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tidegate_api::{AuditOutcome, AuditView, Role};
+use tidegate_api::{AuditEntity, AuditField, AuditOutcome, AuditView, Role};
 use tidegate_rollout::operations::Beside;
 use tidegate_state::{IndexKey, Record, Retain, Timestamp, Transaction, TransactionError};
 
+use self::made::Made;
 use super::caller::Bearer;
 use super::table::Rule;
 use crate::views::ms;
@@ -42,6 +51,18 @@ pub(crate) struct AuditRecord {
     pub(crate) outcome: AuditOutcome,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) status: Option<u16>,
+    /// What was made, changed or named.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) entities: Vec<AuditEntity>,
+    /// How many more there were.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) left_out: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) reason: Option<String>,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl Record for AuditRecord {
@@ -80,7 +101,18 @@ impl AuditRecord {
             store: None,
             outcome: AuditOutcome::Done,
             status: None,
+            entities: Vec::new(),
+            left_out: 0,
+            reason: None,
         }
+    }
+
+    /// That somebody at the machine made an artifact store without a mark the installation's, after that is in the
+    /// transaction.
+    pub(crate) fn of_adoption(transaction: &Transaction, by: &str, target: &str) -> Result<Self, TransactionError> {
+        let made = Made::of(transaction, &[])?;
+        let record = Self::of_restore(transaction.now(), by, target);
+        Ok(Self { route: "tidegate server --adopt-artifact-store".to_owned(), entities: made.entities, ..record })
     }
 
     /// Appends it to a transaction, and so to its place in the trail.
@@ -102,9 +134,31 @@ impl AuditRecord {
             store: self.store.clone(),
             outcome: self.outcome,
             status: self.status,
+            operation: operation::words(&self.route, &self.target),
+            entities: self.entities.clone(),
+            left_out: self.left_out,
+            reason: self.reason.clone(),
         }
     }
+
+    /// Whether it is about a region: one that it names, or that a token or a freeze is for.
+    pub(crate) fn is_about_region(&self, region: &str) -> bool {
+        let frozen = format!("region {region}");
+        self.entities.iter().any(|entity| {
+            let is_for = |field: &AuditField| {
+                let value = field.after.as_deref().or(field.before.as_deref());
+                match (entity.kind.as_str(), field.field.as_str()) {
+                    ("token", "region") => value == Some(region),
+                    ("freeze", "scope") => value == Some(frozen.as_str()),
+                    _ => false,
+                }
+            };
+            entity.kind == "region" && entity.id == region || entity.fields.iter().any(is_for)
+        })
+    }
 }
+
+pub(super) use made::of_address;
 
 /// The entry of a request that is under way.
 #[derive(Debug)]
@@ -116,6 +170,8 @@ pub(crate) struct AuditEntry {
     route: String,
     target: String,
     store: Option<String>,
+    /// What the request names, beside the store.
+    named: Vec<AuditEntity>,
     is_with_change: AtomicBool,
 }
 
@@ -127,6 +183,7 @@ impl AuditEntry {
         request: String,
         target: &str,
         store: Option<String>,
+        named: Vec<AuditEntity>,
     ) -> Self {
         Self {
             user,
@@ -137,11 +194,17 @@ impl AuditEntry {
             target: target.chars().take(TARGET_CHARS_MAX).collect(),
             // A longer name is no store's; what was asked for is in the target.
             store: store.filter(|store| store.len() <= tidegate_state::ID_BYTES_MAX),
+            named,
             is_with_change: AtomicBool::new(false),
         }
     }
 
+    /// What is kept of it where no transaction of its own says what became of it.
     pub(super) fn record(&self, at: Timestamp, outcome: AuditOutcome, status: Option<u16>) -> AuditRecord {
+        self.record_of(at, outcome, status, Made::named(&self.named))
+    }
+
+    fn record_of(&self, at: Timestamp, outcome: AuditOutcome, status: Option<u16>, made: Made) -> AuditRecord {
         AuditRecord {
             at,
             revision: 0,
@@ -154,12 +217,16 @@ impl AuditEntry {
             store: self.store.clone(),
             outcome,
             status,
+            entities: made.entities,
+            left_out: made.left_out,
+            reason: made.reason,
         }
     }
 
-    /// Writes it within the transaction of the change.
+    /// Writes it within the transaction of the change, after the change.
     pub(crate) fn write(&self, transaction: &mut Transaction) -> Result<(), TransactionError> {
-        self.record(transaction.now(), AuditOutcome::Done, None).append(transaction)?;
+        let made = Made::of(transaction, &self.named)?;
+        self.record_of(transaction.now(), AuditOutcome::Done, None, made).append(transaction)?;
         self.is_with_change.store(true, Ordering::Relaxed);
         Ok(())
     }
