@@ -20,6 +20,7 @@ use tidegate_lifecycle::{
 use tidegate_rollout::entities::{Availability, Region};
 use tidegate_rollout::region::RegionHost;
 use tidegate_rollout::region::host::{HostError, HostOptions, RegionSetup};
+use tidegate_rollout::region::remote::RemoteSetupError;
 use tidegate_rollout::{OperationError, Operations, RolloutMetrics};
 use tidegate_state::{DriverError, OpenError, RegisterError, State};
 use tokio::net::TcpListener;
@@ -27,12 +28,13 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::access::config::{AccessLimits, Authentication};
-use crate::access::{self, Access, AccessMetrics, Clerk};
+use crate::access::{self, Access, AccessMetrics, Clerk, Door};
 use crate::app::{App, Inner};
 use crate::artifacts;
-use crate::config::{ConfigError, ConfigFile, RegionSection, ServerLimits, default_regions};
+use crate::config::{ConfigError, ConfigFile, RegionSection, ServerLimits, check_advertised, default_regions};
 use crate::data_folder::{self, FolderError};
 use crate::database;
+use crate::forward::Forwarder;
 use crate::http::guard::{Hosts, Room};
 use crate::http::metrics::HttpMetrics;
 use crate::http::serve::{ConnectionLimits, ConnectionMetrics, Service, drain, serve};
@@ -67,6 +69,8 @@ pub struct Options {
     /// Where to listen. Beyond loopback TLS and authentication are needed, unless `[access]` says
     /// otherwise by name. Port 0: any free one. Absent: as the file says, or [`DEFAULT_LISTEN`].
     pub listen: Option<SocketAddr>,
+    /// Where other servers reach it. Absent: as the file says, or where it listens, unless that is all addresses.
+    pub advertise: Option<String>,
     /// The configuration.
     pub config: ConfigFile,
     /// Where the configuration came from, for people.
@@ -89,6 +93,7 @@ impl Options {
             schema: None,
             fail_fast: false,
             listen: None,
+            advertise: None,
             config: ConfigFile::default(),
             config_path: None,
             artifacts: None,
@@ -177,6 +182,9 @@ pub enum StartError {
         /// The other's id in the cluster.
         id: String,
     },
+    /// The certificates by which it knows others can't be used.
+    #[error(transparent)]
+    Trusted(#[from] RemoteSetupError),
     /// A region can't be registered.
     #[error("a region can't be registered: {0}")]
     Register(#[from] OperationError),
@@ -233,6 +241,9 @@ impl Server {
     /// # Errors
     /// See [`StartError`].
     pub async fn start(options: Options) -> Result<Handle, StartError> {
+        if let Some(address) = &options.advertise {
+            check_advertised("--advertise", address)?;
+        }
         let address = listen_address(&options);
         let has_tls = options.config.tls.pair().is_some();
         let authentication =
@@ -331,6 +342,21 @@ fn listen_address(options: &Options) -> SocketAddr {
     address.unwrap_or_else(|| DEFAULT_LISTEN.parse().expect("a constant address"))
 }
 
+/// Where others reach it; none where it listens on all addresses and was not told which is meant.
+fn advertised(options: &Options, address: SocketAddr) -> Option<String> {
+    let told = options.advertise.as_ref().or(options.config.server.advertise.as_ref());
+    let scheme = if options.config.tls.pair().is_some() { "https" } else { "http" };
+    told.cloned().or_else(|| (!address.ip().is_unspecified()).then(|| format!("{scheme}://{address}")))
+}
+
+/// The names that it goes by: those that clients use, and the one by which it is advertised.
+fn names(options: &Options) -> Vec<String> {
+    let told = options.advertise.as_ref().or(options.config.server.advertise.as_ref());
+    let told = told.and_then(|url| url.parse::<axum::http::Uri>().ok());
+    let told = told.as_ref().and_then(axum::http::Uri::host).map(str::to_owned);
+    options.config.server.hosts.iter().cloned().chain(told).collect()
+}
+
 /// What serves.
 struct Opened {
     app: App,
@@ -362,7 +388,8 @@ async fn open(
     let connection_metrics = ConnectionMetrics::register(&mut metrics);
     let limits = AccessLimits::from_section(&options.config.access.limits);
     let access_metrics = AccessMetrics::register(&mut metrics);
-    let guard = Access::new(authentication, &limits, certificate.is_some(), clerk, access_metrics);
+    let door = Door::new(authentication, &limits, access_metrics);
+    let guard = Access { door, clerk, secure_cookies: certificate.is_some() };
     let first_token = match authentication {
         // Nothing can be written then; whoever has a token confirms it.
         Authentication::Required if is_set_back => None,
@@ -426,6 +453,7 @@ async fn host(
 
     let mut host_options = HostOptions::new(options.data.join("regions"), artifacts.clone());
     host_options.name = format!("server {}", state.server());
+    host_options.address = advertised(options, address);
     if let Some(lease) = database::region_lease(options) {
         host_options.limits = host_options.limits.with_lease(lease);
     }
@@ -441,6 +469,7 @@ async fn host(
         metrics: rollout_metrics,
     };
 
+    let forwarder = Forwarder::new(options.config.server.ca_file.as_deref(), &mut metrics)?;
     let limits = ServerLimits::from_section(&options.config.server.limits);
     let app = App::new(Inner {
         state: state.clone(),
@@ -449,6 +478,7 @@ async fn host(
         registry,
         lifecycle,
         regions,
+        forwarder,
         uploads,
         watches: Room::new("watches", limits.watches, Duration::MAX),
         agent_watches: Room::new("watches of agents", limits.watches, Duration::MAX),
@@ -464,11 +494,7 @@ async fn host(
         file_differs,
         not_ready: RwLock::new(Some("The server is starting.".to_owned())),
         closing,
-        hosts: Arc::new(Hosts::new(
-            &options.config.server.hosts,
-            !address.ip().is_loopback(),
-            options.config.tls.pair().is_some(),
-        )),
+        hosts: Arc::new(Hosts::new(&names(options), !address.ip().is_loopback(), options.config.tls.pair().is_some())),
         access,
     });
     Ok((app, begin))
@@ -595,6 +621,17 @@ fn settings(
         (None, None) => SettingOrigin::Default,
     };
     set("server.listen", address.to_string(), listen);
+    if let Some(advertised) = advertised(options, address) {
+        let origin = match (&options.advertise, &server.advertise) {
+            (Some(_), _) => SettingOrigin::Flag,
+            (None, Some(_)) => SettingOrigin::File,
+            (None, None) => SettingOrigin::Default,
+        };
+        set("server.advertise", advertised, origin);
+    }
+    if let Some(path) = &server.ca_file {
+        set("server.ca_file", path.display().to_string(), SettingOrigin::File);
+    }
     let named = if server.name.is_some() { SettingOrigin::File } else { SettingOrigin::Default };
     set("server.name", database::server_name(options, address), named);
     let shared = match (&options.database, &server.database) {
