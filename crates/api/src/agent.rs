@@ -1,9 +1,12 @@
 //! What a region's agent and the control plane say to each other about who hosts the region.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::EpochMs;
+use crate::access::Role;
 
 /// An agent says that it hosts a region, or would like to. Sent at the start and then again and again: it takes the
 /// region's lease, renews it, and says that the agent lives.
@@ -59,9 +62,12 @@ pub struct HostView {
     pub agent: String,
     /// What people call it.
     pub name: String,
-    /// Where it answers reads; absent where it is part of a server.
+    /// Where it answers reads; absent where it has not said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
+    /// Whether it is a server, and not an agent of the region's own.
+    #[serde(default)]
+    pub is_server: bool,
     /// Its token, which rises whenever the host changes.
     pub token: u64,
     /// Since when.
@@ -141,6 +147,60 @@ pub struct StorePins {
     pub past: Vec<PinView>,
 }
 
+/// Who may ask a region's agent and its nodes: what the control plane hands out of its tokens, so that they can be judged
+/// with the control plane gone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RegionAccess {
+    /// Another one whenever anything below is.
+    pub mark: String,
+    /// Tokens that hold, by id. None is here that may ask neither data nor what this region's agent is for.
+    pub tokens: BTreeMap<String, RegionToken>,
+    /// Of the stores that the region holds, the team that each belongs to.
+    pub teams: BTreeMap<String, String>,
+}
+
+/// What an agent and its nodes know of a token.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RegionToken {
+    /// SHA-256 of its secret, in hexadecimal. The secret is random and as long, so nobody finds it from this.
+    pub digest: String,
+    /// Its name.
+    pub name: String,
+    /// Its role.
+    pub role: Role,
+    /// Its team.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub team: Option<String>,
+    /// When it ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<EpochMs>,
+}
+
+impl std::fmt::Debug for RegionToken {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("RegionToken")
+            .field("name", &self.name)
+            .field("role", &self.role)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A node is let go of: neither commanded nor counted any more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NodeRemoved {
+    /// The region.
+    pub region: String,
+    /// The node.
+    pub node: String,
+    /// Where it was.
+    pub address: String,
+    /// Whether it was heard of a moment ago, so that it may be serving.
+    pub was_heard: bool,
+    /// The nodes that the region has left.
+    pub left: Vec<String>,
+}
+
 /// A node says to its agent where it is.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NodeAnnouncement {
@@ -148,6 +208,12 @@ pub struct NodeAnnouncement {
     pub address: String,
     /// With which it is to be commanded.
     pub secret: String,
+    /// The mark of the [`RegionAccess`] that it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access_mark: Option<String>,
+    /// Whether somebody has shown it a token that is not in there: it may be new.
+    #[serde(default)]
+    pub look_again: bool,
 }
 
 impl std::fmt::Debug for NodeAnnouncement {
@@ -161,4 +227,7 @@ impl std::fmt::Debug for NodeAnnouncement {
 pub struct NodeWelcome {
     /// The region.
     pub region: String,
+    /// Who may ask the node, where it knows that otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access: Option<RegionAccess>,
 }

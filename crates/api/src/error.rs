@@ -134,6 +134,8 @@ pub mod code {
     pub const REGION_UNKNOWN: &str = "region_unknown";
     /// Another agent hosts the region. The subjects are that agent in words, and where it answers reads.
     pub const REGION_HOSTED: &str = "region_hosted";
+    /// The node does not belong to its region any more.
+    pub const NODE_REMOVED: &str = "node_removed";
     /// There is no such artifact, or it has no such file.
     pub const ARTIFACT_UNKNOWN: &str = "artifact_unknown";
     /// There is no such push.

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::access::{self, Access, Asked, Bearer, Refusal};
 use crate::artifacts::MarkWatch;
 use crate::config::ServerLimits;
+use crate::forward::Forwarder;
 use crate::http::errors::ApiError;
 use crate::http::extract::Actor;
 use crate::http::guard::{Hosts, Room};
@@ -41,6 +42,7 @@ pub(crate) struct Inner {
     pub(crate) registry: Arc<Registry>,
     pub(crate) lifecycle: Lifecycle,
     pub(crate) regions: RegionHost,
+    pub(crate) forwarder: Forwarder,
     pub(crate) uploads: Arc<Uploads>,
     pub(crate) mark: Arc<MarkWatch>,
     pub(crate) limits: ServerLimits,
@@ -93,11 +95,11 @@ impl App {
 
     /// Whose token this is.
     pub(crate) async fn bearer_of_text(&self, token: &str) -> Result<Bearer, Refusal> {
-        self.bearer(|snapshot, now| access::bearer_of_text(token, snapshot, now)).await
+        self.find_bearer(|snapshot, now| access::bearer_of_text(token, snapshot, now)).await
     }
 
     /// Who is found in the snapshot, or in a newer one where the token may have been made a moment ago at another server.
-    pub(crate) async fn bearer(
+    pub(crate) async fn find_bearer(
         &self,
         find: impl Fn(&Snapshot, Timestamp) -> Result<Bearer, Refusal>,
     ) -> Result<Bearer, Refusal> {
@@ -131,6 +133,10 @@ impl App {
 
     pub(crate) fn regions(&self) -> &RegionHost {
         &self.0.regions
+    }
+
+    pub(crate) fn forwarder(&self) -> &Forwarder {
+        &self.0.forwarder
     }
 
     /// Whether the artifact store is the installation's.

@@ -34,15 +34,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tidegate_api::{Setting, SettingOrigin};
 
 use crate::access::config::{AccessSection, TlsSection, check_host};
+use crate::agent::service::ADDRESS_BYTES_MAX;
 use crate::database::{LEASE_MAX, LEASE_MIN};
 use tidegate_dataset::location::StoreSettings;
+use tidegate_rollout::region::remote::check_address;
 
 /// The largest configuration file that is read.
 pub(crate) const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -87,6 +89,11 @@ pub struct ServerSection {
     /// How long what it leases is its own without a renewal, in seconds: what it was running when it died runs elsewhere
     /// after that. 10 unless it is set; 1 to 600.
     pub lease_seconds: Option<u64>,
+    /// Where other servers reach it, `https://server-1.example:7600`: reads of its regions that come to them go there. Where
+    /// it listens unless it is set, if that is one address.
+    pub advertise: Option<String>,
+    /// Certificates (PEM) by which it knows other servers and agents, beside those of the machine.
+    pub ca_file: Option<PathBuf>,
     /// The names that clients use for it, beside this machine's own. Requests for others are refused.
     pub hosts: Vec<String>,
     /// Limits that protect it.
@@ -343,6 +350,9 @@ impl ConfigFile {
         self.access.check()?;
         self.tls.check()?;
         self.server.hosts.iter().try_for_each(|host| check_host(host))?;
+        if let Some(address) = &self.server.advertise {
+            check_advertised("server.advertise", address)?;
+        }
         let bad = |name: String, value: String, why: &str| ConfigError::Setting { name, value, why: why.to_owned() };
         let lease = self.server.lease();
         if let Some(lease) = lease.filter(|lease| *lease < LEASE_MIN || *lease > LEASE_MAX) {
@@ -372,6 +382,15 @@ impl ConfigFile {
             }
         }
         Ok(())
+    }
+}
+
+/// The address by which others reach a server.
+pub(crate) fn check_advertised(name: &str, address: &str) -> Result<(), ConfigError> {
+    let long = (address.len() > ADDRESS_BYTES_MAX).then(|| format!("it has over {ADDRESS_BYTES_MAX} bytes"));
+    match check_address(address).err().or(long) {
+        None => Ok(()),
+        Some(why) => Err(ConfigError::Setting { name: name.to_owned(), value: address.to_owned(), why }),
     }
 }
 

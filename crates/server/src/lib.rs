@@ -29,6 +29,7 @@
 //! | from a snapshot to what the API shows | `views` (pure) |
 //! | the artifact store, and whether it is the installation's | `artifacts` |
 //! | parts on their way into the artifact store | `uploads` |
+//! | reads of regions that are hosted elsewhere | `forward` |
 //! | the cluster hooks that it runs, and when it begins to | `work` |
 //! | the page | `page`, `assets/` |
 //! | who may ask what: tokens, roles, the audit trail | [`access`] |
@@ -54,6 +55,7 @@ pub mod backup;
 pub mod config;
 mod data_folder;
 mod database;
+mod forward;
 mod http;
 mod look_again;
 mod membership;

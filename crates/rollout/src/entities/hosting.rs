@@ -14,9 +14,12 @@ pub struct RegionHosting {
     pub agent: Uuid,
     /// What people call it.
     pub name: String,
-    /// Where it answers reads; absent where it is part of a server.
+    /// Where it answers reads; absent where it has not said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
+    /// Whether it is a server. The control plane says so itself, and no agent can.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_server: bool,
     /// Goes with every report and every command. Rises whenever the region is taken, also over a restore or a removal of
     /// the region: it is never below the time at which it was given.
     pub token: u64,

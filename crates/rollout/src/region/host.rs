@@ -60,7 +60,7 @@ pub struct HostOptions {
     pub metrics: RegionMetrics,
     /// What people call whoever hosts the regions.
     pub name: String,
-    /// Where it answers reads; absent where it is a server.
+    /// Where it answers reads, if others can know.
     pub address: Option<String>,
     /// Nodes that every region has beside those within the process.
     pub more_nodes: Vec<RegionNode>,

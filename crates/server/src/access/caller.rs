@@ -95,14 +95,21 @@ pub(super) fn bearer_of(
     snapshot: &Snapshot,
     now: Timestamp,
 ) -> Result<Bearer, Refusal> {
+    match presented(headers) {
+        Err(Refusal::NoToken) if is_reading => session::bearer_of(headers, snapshot, now)?.ok_or(Refusal::NoToken),
+        presented => by_token(&presented?, snapshot, now),
+    }
+}
+
+/// What a request shows as its token.
+pub(super) fn presented(headers: &HeaderMap) -> Result<Presented, Refusal> {
     let mut shown = headers.get_all(header::AUTHORIZATION).iter();
     match (shown.next(), shown.next()) {
         (Some(value), None) => {
             let presented = value.to_str().ok().and_then(bearer_text).and_then(Presented::parse);
-            by_token(&presented.ok_or(Refusal::NoTokenForm)?, snapshot, now)
+            presented.ok_or(Refusal::NoTokenForm)
         }
         (Some(_), Some(_)) => Err(Refusal::NoTokenForm),
-        (None, _) if is_reading => session::bearer_of(headers, snapshot, now)?.ok_or(Refusal::NoToken),
         (None, _) => Err(Refusal::NoToken),
     }
 }

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use tidegate_api::{Role, Setting};
 
 use super::config::{AccessSection, Authentication, TlsSection};
-use super::table::{Rule, TABLE, Who};
+use super::table::{Process, Rule, TABLE, Who};
 use crate::config::{LimitsSection, ServerLimits};
 use crate::http::serve::ConnectionLimits;
 
@@ -18,7 +18,8 @@ const HEAD: &str = "\
 # Who may do what
 
 Where authentication is required, whoever asks shows a token. Its role says which routes it may ask; what is not in this
-table is refused. Where authentication is off (the default on loopback) whoever reaches the server may do anything.
+table is refused. Where authentication is off (the default of a server on loopback) whoever reaches the process may do
+anything. That holds for servers, for the agents of regions, and for nodes.
 
 | role | is for |
 |---|---|
@@ -27,11 +28,11 @@ table is refused. Where authentication is off (the default on loopback) whoever 
 | admin | also tokens, the configuration, and deleting stores |
 | team | sees and changes what belongs to one team: stores whose `team` it is, and their pushes |
 | reader | reads data, for applications |
-| region | the agent of one region: reads its own subtree, writes its own reports |
+| region | the agent of one region and its nodes: reads its own subtree and artifacts, writes its own reports |
 
 A session of the page (signing in with a token) reads what its token may read, and changes nothing.
 
-## Routes
+## Routes of a server
 
 ● may ask it, ◐ may ask it about what is its own. *Open* needs no token. Routes marked ✎ go into the audit trail
 (`tidegate audit`).
@@ -40,11 +41,28 @@ A session of the page (signing in with a token) reads what its token may read, a
 |---|---|---|---|---|---|---|---|
 ";
 
+const REGION_HEAD: &str = "
+## Routes within a region
+
+An agent or a node asks for tokens if it has one itself (`--token-file`), unless it is told `--allow-anyone`; then it still
+asks for the region's where that is needed. *Secret* is what the process has drawn at its start and told one other alone: a
+node its agent, an agent those who may read its folder.
+
+An agent can't ask the database. Every few seconds, and at once where somebody shows a token that it does not know, it asks
+the control plane which tokens hold: those of this region, and those of roles that may read data. It is told their digests
+(SHA-256 of 256 random bits), names, roles and ends, and hands them on to its nodes. Each keeps that on its own disk, and
+goes by it with the control plane gone; what was revoked meanwhile is refused once it is back. The region's own token, in
+the file beside the process, is known without any news.
+
+| route | at | viewer | operator | admin | team | reader | region | what is its own |
+|---|---|---|---|---|---|---|---|---|
+";
+
 const LIMITS_HEAD: &str = "
 ## Limits
 
 Each is a setting of the file that `--config` names, by this name (`server.limits.reads` is `reads` under
-`[server.limits]`). `tidegate config show` says which are in force.
+`[server.limits]`). `tidegate config show` says which are in force. Agents and nodes have the defaults.
 
 | setting | default | what it bounds |
 |---|---|---|
@@ -77,14 +95,16 @@ fn defaults() -> BTreeMap<String, Setting> {
 
 fn render() -> String {
     let mut text = HEAD.to_owned();
-    for rule in TABLE {
-        let method = rule.method.to_uppercase();
+    for rule in TABLE.iter().filter(|rule| rule.at.contains(&Process::Server)) {
         let mark = if rule.recorded { " ✎" } else { "" };
-        let _ = write!(text, "| `{method} {}`{mark} |", rule.path.replace('|', "\\|"));
-        for role in Role::ALL {
-            let _ = write!(text, " {} |", cell(rule, role));
+        row(&mut text, rule, &format!("{mark} |"));
+    }
+    text.push_str(REGION_HEAD);
+    for rule in TABLE {
+        let places: Vec<_> = rule.at.iter().filter(|at| **at != Process::Server).map(|at| at.word()).collect();
+        if !places.is_empty() {
+            row(&mut text, rule, &format!(" | {} |", places.join(", ")));
         }
-        let _ = writeln!(text, " {} |", rule.scope.words());
     }
     text.push_str(LIMITS_HEAD);
     let defaults = defaults();
@@ -101,9 +121,18 @@ fn render() -> String {
     text
 }
 
+fn row(text: &mut String, rule: &Rule, beside: &str) {
+    let _ = write!(text, "| `{} {}`{beside}", rule.method.to_uppercase(), rule.path.replace('|', "\\|"));
+    for role in Role::ALL {
+        let _ = write!(text, " {} |", cell(rule, role));
+    }
+    let _ = writeln!(text, " {} |", rule.scope.words());
+}
+
 fn cell(rule: &Rule, role: Role) -> &'static str {
     match rule.who {
         Who::Anybody => "*open*",
+        Who::Secret => "*secret*",
         Who::Roles(roles) if !roles.contains(&role) => "",
         Who::Roles(_) if matches!(role, Role::Team | Role::Region) && !rule.scope.words().is_empty() => "◐",
         Who::Roles(_) => "●",

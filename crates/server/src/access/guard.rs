@@ -1,6 +1,5 @@
 //! What stands before each route: who asks, may they, and what is written down of it.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,12 +11,13 @@ use axum::response::{IntoResponse, Response};
 use tidegate_api::{AuditOutcome, Role};
 use tidegate_state::{Snapshot, TransactionError};
 
+use super::Door;
 use super::audit::AuditEntry;
-use super::buckets::Who as Asker;
 use super::caller::{Bearer, Caller, bearer_of, claimed_name};
+use super::entrance::{Guarded, identify};
 use super::refusal::Refusal;
 use super::subject::{Subject, is_of_team};
-use super::table::{CONFIRM_SET_BACK, Rule, Scope, Who};
+use super::table::{CONFIRM_SET_BACK, Rule, Scope};
 use super::token::Token;
 use crate::app::App;
 use crate::http::errors::ApiError;
@@ -98,7 +98,7 @@ pub(crate) async fn guard(State(gate): State<Gate>, request: Request, next: Next
             record(&gate.app, &asked, response).await
         }
         Err(Stopped::Refused(refusal)) => {
-            gate.app.access().metrics.refused(&refusal);
+            gate.app.access().door.metrics.refused(&refusal);
             match wants_page && refusal.error().status == StatusCode::UNAUTHORIZED {
                 true => sign_in::form(&refusal),
                 false => refusal.into_response(),
@@ -125,7 +125,7 @@ async fn enter(gate: &Gate, rule: &'static Rule, request: Request) -> Result<(Re
     let app = &gate.app;
     let peer = request.extensions().get::<Peer>().map(|peer| peer.0.ip());
     let is_reading = request.method().is_safe();
-    let caller = identify(gate, rule, request.headers(), is_reading, peer).await?;
+    let caller = identify(app, rule, gate.is_look_up, request.headers(), is_reading, peer).await?;
     let is_scoped = caller.bearer().is_some_and(|bearer| matches!(bearer.role, Role::Team | Role::Region));
     let (mut parts, body) = request.into_parts();
     // What it is about decides nothing for the others, and look-ups are many.
@@ -181,47 +181,18 @@ fn is_settled(subject: &Subject, rule: &Rule, caller: &Caller, snapshot: &Snapsh
     subject.is_known(snapshot) && caller.bearer().is_none_or(|bearer| subject.check(rule, bearer, snapshot).is_ok())
 }
 
-/// Who asks, if they may ask now and their role may ask this. Whoever is refused has asked all the same: it counts.
-async fn identify(
-    gate: &Gate,
-    rule: &'static Rule,
-    headers: &HeaderMap,
-    is_reading: bool,
-    peer: Option<IpAddr>,
-) -> Result<Caller, Refusal> {
-    let (app, access) = (&gate.app, gate.app.access());
-    let Who::Roles(roles) = rule.who else { return admit(gate, Caller::Anyone, peer) };
-    if !access.is_required() {
-        return admit(gate, Caller::Anyone, peer);
+impl Guarded for App {
+    fn door(&self) -> &Door {
+        &self.access().door
     }
-    let bearer = match app.bearer(|snapshot, now| bearer_of(headers, is_reading, snapshot, now)).await {
-        Ok(bearer) => bearer,
-        Err(refusal) => {
-            return Err(match peer {
-                Some(peer) if refusal.is_wrong_token() => access.wrong_token(peer, refusal),
-                _ => admit(gate, Caller::Anyone, peer).err().unwrap_or(refusal),
-            });
-        }
-    };
-    let caller = admit(gate, Caller::Bearer(bearer.clone()), peer)?;
-    if !roles.contains(&bearer.role) {
-        let Bearer { name, role, .. } = bearer;
-        return Err(Refusal::Role { name, role, needed: roles });
-    }
-    access.clerk.used(&bearer.token, &app.state().snapshot(), app.state().now());
-    Ok(caller)
-}
 
-/// Counts the request against its caller's limit. Programs of the same machine that show no token have none: there is nobody
-/// to protect from them.
-fn admit(gate: &Gate, caller: Caller, peer: Option<IpAddr>) -> Result<Caller, Refusal> {
-    let asker = match (&caller, peer) {
-        (Caller::Bearer(bearer), _) => Asker::Token(bearer.token.clone()),
-        (Caller::Anyone, Some(peer)) if !peer.to_canonical().is_loopback() => Asker::peer(peer),
-        (Caller::Anyone, _) => return Ok(caller),
-    };
-    gate.app.access().admit(asker, gate.is_look_up).map_err(|wait| Refusal::TooManyRequests { wait })?;
-    Ok(caller)
+    async fn bearer(&self, headers: &HeaderMap, is_reading: bool) -> Result<Bearer, Refusal> {
+        self.find_bearer(|snapshot, now| bearer_of(headers, is_reading, snapshot, now)).await
+    }
+
+    fn used(&self, bearer: &Bearer) {
+        self.access().clerk.used(&bearer.token, &self.state().snapshot(), self.state().now());
+    }
 }
 
 /// Reads the body for what it names, and puts it back.
@@ -247,7 +218,7 @@ async fn record(app: &App, asked: &Asked, response: Response) -> Response {
     let record = entry.record(app.state().now(), outcome, Some(status.as_u16()));
     if outcome != AuditOutcome::Done {
         if !app.access().clerk.refused(record) {
-            app.access().metrics.left_out.inc();
+            app.access().door.metrics.left_out.inc();
         }
         return response;
     }

@@ -31,6 +31,8 @@ pub(crate) enum Refusal {
     TooManyRequests { wait: Duration },
     /// Too many wrong tokens came from there.
     TooManyWrongTokens { wait: Duration },
+    /// What was ordered is done for those alone who know a secret.
+    NoSecret { whose: &'static str, what_to_do: &'static str },
     /// What is kept of the token, or of what the request is about, can't be read.
     Unreadable(String),
 }
@@ -48,6 +50,7 @@ impl Refusal {
             Self::Scope { .. } => "scope",
             Self::TooManyRequests { .. } => "rate",
             Self::TooManyWrongTokens { .. } => "wrong_token_rate",
+            Self::NoSecret { .. } => "no_secret",
             Self::Unreadable(_) => "unreadable",
         }
     }
@@ -122,6 +125,16 @@ impl Refusal {
                 "There are too many wrong tokens.",
                 format!("Many came from this address; the next is looked at in {wait:.1?}."),
                 "Mend the token. One that is right is let in at any time.",
+            ),
+            Self::NoSecret { whose, what_to_do } => ApiError::new(
+                StatusCode::FORBIDDEN,
+                ErrorBody::new(
+                    code::REFUSED,
+                    "The order is refused.",
+                    format!("It does not have the secret {whose}."),
+                    NOTHING_CHANGED,
+                    *what_to_do,
+                ),
             ),
             Self::Unreadable(reason) => ApiError::internal(reason),
         }

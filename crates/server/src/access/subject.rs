@@ -10,6 +10,7 @@ use tidegate_lifecycle::Pause;
 use tidegate_rollout::entities::{PushName, Region, Store};
 use tidegate_state::{Entity, Path as TreePath, Ref, Root, Snapshot};
 
+use super::artifacts;
 use super::audit::of_address;
 use super::caller::Bearer;
 use super::refusal::Refusal;
@@ -114,7 +115,7 @@ impl Subject {
     pub(super) fn check(&self, rule: &Rule, bearer: &Bearer, snapshot: &Snapshot) -> Result<(), Refusal> {
         match bearer.role {
             Role::Team => self.check_team(rule, bearer, snapshot),
-            Role::Region => self.check_region(rule, bearer),
+            Role::Region => self.check_region(rule, bearer, snapshot),
             Role::Viewer | Role::Operator | Role::Admin | Role::Reader | Role::Unknown => Ok(()),
         }
     }
@@ -164,12 +165,23 @@ impl Subject {
                 let store = prefix.and_then(|prefix| owner_in(prefix, Store::COLLECTION));
                 own(store.as_deref(), "path", prefix)
             }
-            Scope::Installation | Scope::Region => refused("this is about more than a team".to_owned()),
+            Scope::Installation | Scope::Region | Scope::Artifact => {
+                refused("this is about more than a team".to_owned())
+            }
         }
     }
 
-    fn check_region(&self, rule: &Rule, bearer: &Bearer) -> Result<(), Refusal> {
+    fn check_region(&self, rule: &Rule, bearer: &Bearer, snapshot: &Snapshot) -> Result<(), Refusal> {
         let region = bearer.region.as_deref().unwrap_or_default();
+        if rule.scope == Scope::Artifact {
+            let artifact = self.in_path("artifact").unwrap_or_default();
+            if !region.is_empty() && artifacts::is_regions(artifact, region, snapshot)? {
+                return Ok(());
+            }
+            // Whether there is such an artifact is none of its business.
+            let about = "this is the artifact of no version that it was told to hold".to_owned();
+            return Err(Refusal::Scope { name: bearer.name.clone(), owner: format!("region `{region}`"), about });
+        }
         let named = match rule.scope {
             Scope::Nothing => return Ok(()),
             Scope::Region => self.in_path("region").map(str::to_owned),

@@ -1,6 +1,7 @@
 //! The table: who may ask which route, and about what.
 //!
-//! A route that is not here keeps the server from starting. `docs/access.md` is made from this table, and a test holds it
+//! It has the routes of every process: servers, agents of regions, and nodes. A route that is not here keeps the process from
+//! starting. `docs/access.md` is made from this table, and a test holds it
 //! together with it; another asks every route as every role.
 
 use tidegate_api::Role;
@@ -14,12 +15,40 @@ pub struct Rule {
     pub method: &'static str,
     /// The path, as the API's description writes it.
     pub path: &'static str,
+    /// Which processes have the route.
+    pub at: &'static [Process],
     /// Who may ask.
     pub who: Who,
     /// What a team's or a region's token may ask it about. It concerns no other role.
     pub scope: Scope,
     /// Whether it goes into the audit trail.
     pub recorded: bool,
+}
+
+/// What has routes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Process {
+    /// A server of the control plane.
+    Server,
+    /// A region's agent that is a process of its own.
+    Agent,
+    /// A node of a region that is a process of its own.
+    Node,
+    /// The port of an agent for orders that are given on its machine. It listens on loopback alone.
+    Orders,
+}
+
+impl Process {
+    /// What people call it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Server => "server",
+            Self::Agent => "agent",
+            Self::Node => "node",
+            Self::Orders => "agent, for orders on its machine",
+        }
+    }
 }
 
 /// Who may ask a route.
@@ -29,6 +58,9 @@ pub enum Who {
     Anybody,
     /// Tokens of these roles.
     Roles(&'static [Role]),
+    /// Whoever was told the secret that the process drew at its start: of a node its agent, of an agent's port for orders
+    /// those who may read its folder. No token opens it, and it is asked for wherever the process listens.
+    Secret,
 }
 
 /// What a team's or a region's token may ask a route about.
@@ -54,8 +86,10 @@ pub enum Scope {
     Listed,
     /// The parameter `prefix` is the path of a store of the team's, or of the region, or below it.
     Watched,
-    /// The region in the path is the token's.
+    /// The region in the path, or whose agent is asked, is the token's.
     Region,
+    /// The artifact in the path is that of a version which the token's region is or was told to hold.
+    Artifact,
 }
 
 impl Scope {
@@ -73,6 +107,7 @@ impl Scope {
             Self::Listed => "lists what is its own",
             Self::Watched => "`prefix` within an own store, or within the own region",
             Self::Region => "own region",
+            Self::Artifact => "artifacts of versions that the own region holds or held",
         }
     }
 }
@@ -89,15 +124,28 @@ const HAS_A_TOKEN: Who = Who::Roles(&Role::ALL);
 const HOSTS_A_REGION: Who = Who::Roles(&[Admin, Region]);
 const SEES_A_REGION: Who = Who::Roles(&[Viewer, Operator, Admin, Region]);
 
-/// A rule for a route that only shows something.
+/// A rule for a server's route that only shows something.
 const fn shows(method: &'static str, path: &'static str, who: Who, scope: Scope) -> Rule {
-    Rule { method, path, who, scope, recorded: false }
+    Rule { method, path, at: &[Process::Server], who, scope, recorded: false }
 }
 
-/// A rule for a route that changes something, and so goes into the audit trail.
+/// A rule for a server's route that changes something, and so goes into the audit trail.
 const fn changes(method: &'static str, path: &'static str, who: Who, scope: Scope) -> Rule {
-    Rule { method, path, who, scope, recorded: true }
+    Rule { recorded: true, ..shows(method, path, who, scope) }
 }
+
+impl Rule {
+    /// The same rule, for a route that these have.
+    const fn at(self, at: &'static [Process]) -> Rule {
+        Rule { at, ..self }
+    }
+}
+
+const EVERYWHERE: &[Process] = &[Process::Server, Process::Agent, Process::Node];
+const SERVER_AND_AGENT: &[Process] = &[Process::Server, Process::Agent];
+const AGENT: &[Process] = &[Process::Agent];
+const NODE: &[Process] = &[Process::Node];
+const ORDERS: &[Process] = &[Process::Orders];
 
 /// The one change that is let in while the database is found to have been put back.
 pub(crate) const CONFIRM_SET_BACK: &str = "/v1/cluster/confirm-set-back";
@@ -117,8 +165,8 @@ pub const TABLE: &[Rule] = &[
     shows("get", "/v1/stores/{store}/versions", SEES_OWN, Scope::Store),
     changes("post", "/v1/stores/{store}/rollback", ACTS_ON_OWN, Scope::Store),
     // Data.
-    shows("get", "/v1/stores/{store}/keys/{key}", READS_DATA, Scope::Store),
-    shows("post", "/v1/stores/{store}/keys:batch", READS_DATA, Scope::Store),
+    shows("get", "/v1/stores/{store}/keys/{key}", READS_DATA, Scope::Store).at(EVERYWHERE),
+    shows("post", "/v1/stores/{store}/keys:batch", READS_DATA, Scope::Store).at(EVERYWHERE),
     // Pushes.
     shows("get", "/v1/pushes", SEES_OWN, Scope::Listed),
     changes("post", "/v1/pushes", ACTS_ON_OWN, Scope::NewPush),
@@ -149,8 +197,16 @@ pub const TABLE: &[Rule] = &[
     shows("get", "/v1/regions/{region}/agent/watch", HOSTS_A_REGION, Scope::Region),
     shows("put", "/v1/regions/{region}/agent/reports/{store}", HOSTS_A_REGION, Scope::Region),
     shows("delete", "/v1/regions/{region}/agent/reports/{store}", HOSTS_A_REGION, Scope::Region),
-    // An artifact's id is the digest of what is in it: a region knows those alone that its own subtree names.
-    shows("get", "/v1/artifacts/{artifact}/{file}", HOSTS_A_REGION, Scope::Nothing),
+    shows("get", "/v1/regions/{region}/agent/access", HOSTS_A_REGION, Scope::Region),
+    // An agent has its region's copies alone.
+    shows("get", "/v1/artifacts/{artifact}/{file}", HOSTS_A_REGION, Scope::Artifact).at(SERVER_AND_AGENT),
+    // Within a region.
+    shows("put", "/v1/nodes/{node}", HOSTS_A_REGION, Scope::Region).at(AGENT),
+    shows("post", "/v1/engine", Who::Secret, Scope::Nothing).at(NODE),
+    shows("get", "/v1/pins", Who::Secret, Scope::Nothing).at(ORDERS),
+    shows("put", "/v1/pins/{store}", Who::Secret, Scope::Nothing).at(ORDERS),
+    shows("delete", "/v1/pins/{store}", Who::Secret, Scope::Nothing).at(ORDERS),
+    shows("delete", "/v1/nodes/{node}", Who::Secret, Scope::Nothing).at(ORDERS),
     // Freezes are the operators': what one has frozen, no team thaws.
     shows("get", "/v1/freezes", SEES_OWN, Scope::Listed),
     changes("post", "/v1/freezes", ACTS, Scope::Installation),
@@ -171,10 +227,10 @@ pub const TABLE: &[Rule] = &[
     changes("delete", "/v1/tokens/{token}", ADMINISTERS, Scope::Installation),
     shows("get", "/v1/audit", SEES, Scope::Installation),
     shows("get", "/v1/watch", WATCHES, Scope::Watched),
-    shows("get", "/metrics", SEES, Scope::Installation),
+    shows("get", "/metrics", SEES, Scope::Installation).at(EVERYWHERE),
     shows("get", "/openapi.json", HAS_A_TOKEN, Scope::Nothing),
-    shows("get", "/healthz", Who::Anybody, Scope::Nothing),
-    shows("get", "/readyz", Who::Anybody, Scope::Nothing),
+    shows("get", "/healthz", Who::Anybody, Scope::Nothing).at(EVERYWHERE),
+    shows("get", "/readyz", Who::Anybody, Scope::Nothing).at(EVERYWHERE),
     // The page; its style and script are the same for everybody, and its form is how one signs in.
     shows("get", "/", SEES, Scope::Installation),
     shows("get", "/assets/page.css", Who::Anybody, Scope::Nothing),
@@ -197,18 +253,25 @@ mod tests {
     use super::*;
     use crate::routes;
 
+    fn names<S>(routes: &[routes::Route<S>]) -> Vec<(&'static str, &'static str)> {
+        let named = routes.iter().flat_map(|route| route.methods.iter().map(move |method| (*method, route.path)));
+        named.collect()
+    }
+
     #[test]
     fn every_route_has_a_rule_and_every_rule_a_route() {
         let mut used = BTreeSet::new();
-        for route in routes::all() {
-            for method in &route.methods {
-                let rule = rule(method, route.path);
-                let rule = rule.unwrap_or_else(|| panic!("{method} {} is not in the table", route.path));
-                used.insert((rule.method, rule.path));
-            }
+        let processes = [
+            (Process::Server, names(&routes::all())),
+            (Process::Agent, names(&crate::agent::routes())),
+            (Process::Orders, names(&crate::agent::order_routes())),
+            (Process::Node, names(&crate::node::routes())),
+        ];
+        for (process, routes) in processes {
+            used.extend(routes.into_iter().map(|(method, path)| (process, method, path)));
         }
-        let rules: BTreeSet<_> = TABLE.iter().map(|rule| (rule.method, rule.path)).collect();
-        assert!(used.is_superset(&rules), "without a route: {:?}", rules.difference(&used).collect::<Vec<_>>());
+        let rules = TABLE.iter().flat_map(|rule| rule.at.iter().map(move |at| (*at, rule.method, rule.path)));
+        assert_eq!(used, rules.collect::<BTreeSet<_>>(), "routes, and the rules that there are");
         assert_eq!(TABLE.iter().map(|rule| (rule.method, rule.path)).collect::<BTreeSet<_>>().len(), TABLE.len());
     }
 
@@ -230,9 +293,21 @@ mod tests {
     }
 
     #[test]
+    fn in_a_region_nobody_but_its_token_and_admins_does_more_than_look() {
+        for rule in TABLE.iter().filter(|rule| !rule.at.contains(&Process::Server)) {
+            let is_for_nodes = rule.path.starts_with("/v1/nodes/") && rule.at == AGENT;
+            let expected = if is_for_nodes { HOSTS_A_REGION } else { Who::Secret };
+            assert_eq!((rule.who, rule.recorded), (expected, false), "{rule:?}");
+        }
+        assert!(TABLE.iter().all(|rule| rule.who != Who::Secret || !rule.at.contains(&Process::Server)));
+    }
+
+    #[test]
     fn each_role_has_what_its_name_says() {
         let may = |role: Role| {
-            let rules = TABLE.iter().filter(move |rule| matches!(rule.who, Who::Roles(roles) if roles.contains(&role)));
+            let rules = TABLE.iter().filter(move |rule| {
+                rule.at.contains(&Process::Server) && matches!(rule.who, Who::Roles(roles) if roles.contains(&role))
+            });
             rules.map(|rule| (rule.method, rule.path)).collect::<Vec<_>>()
         };
         let data = [("get", "/v1/stores/{store}/keys/{key}"), ("post", "/v1/stores/{store}/keys:batch")];
@@ -247,6 +322,7 @@ mod tests {
                 ("get", "/v1/regions/{region}/agent/watch"),
                 ("put", "/v1/regions/{region}/agent/reports/{store}"),
                 ("delete", "/v1/regions/{region}/agent/reports/{store}"),
+                ("get", "/v1/regions/{region}/agent/access"),
                 ("get", "/v1/artifacts/{artifact}/{file}"),
                 ("get", "/v1/artifact-store"),
                 ("get", "/v1/watch"),

@@ -164,7 +164,7 @@ pub(crate) async fn first_admin(state: &State) -> Result<Option<String>, String>
     Ok(committed.value.then_some(secret))
 }
 
-fn random() -> ApiResult<[u8; RANDOM_BYTES]> {
+pub(super) fn random() -> ApiResult<[u8; RANDOM_BYTES]> {
     let mut bytes = [0; RANDOM_BYTES];
     getrandom::fill(&mut bytes).map_err(|error| ApiError::internal(format!("no random bytes: {error}")))?;
     Ok(bytes)

@@ -1,4 +1,5 @@
-//! Break glass: pinning a version in the region itself.
+//! Orders that are given on the agent's machine: pinning a version in the region itself (break glass), and letting go of a
+//! node that is gone for good.
 //!
 //! A running agent takes orders on a loopback port of its own. Whoever can read its data folder may give them: the port's
 //! address and a secret, drawn anew at each start, lie there, for the folder's owner alone. Where no agent runs, the order
@@ -7,27 +8,30 @@
 use std::net::SocketAddr;
 use std::path::Path as FilePath;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::State;
 use axum::http::StatusCode;
-use axum::middleware::{Next, from_fn_with_state};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{get, put};
+use axum::middleware::from_fn_with_state;
 use axum::{Json, Router};
 use serde::Deserialize;
-use tidegate_api::agent::{PinAnswer, PinOrder, StorePins};
+use tidegate_api::agent::{NodeRemoved, PinAnswer, PinOrder, StorePins};
 use tidegate_api::{ErrorBody, PinView, code};
 use tidegate_rollout::region::host::HostedRegion;
 use tidegate_rollout::region::pin::{PinRefused, PinRequest, Pins};
 use tidegate_rollout::region::remote::RemoteError;
 use tidegate_rollout::region::{RemoteClient, RemoteOptions, TokenFile};
 
+use super::nodes::{Nodes, NotRemoved};
 use super::{AgentApp, AgentStartError, LOCK_FILE, offline, secret};
+use crate::access::region::{RegionGate, Secret, region_guard};
+use crate::access::table::Process;
+use crate::config::ServerLimits;
 use crate::data_folder::{self, FolderError, write_private};
 use crate::http::errors::{ApiError, ApiResult, NOTHING_CHANGED};
 use crate::http::extract::{Body, Path, Query};
 use crate::http::guard::{self, Hosts};
+use crate::routes::{Group, Route, Unruled, assemble};
 use crate::views::region::{past_pin_view, pin_view};
 
 /// The control port's address, in the agent's data folder.
@@ -35,58 +39,50 @@ const ADDRESS_FILE: &str = "control.address";
 /// Its secret.
 const SECRET_FILE: &str = "control.secret";
 
+/// The longest reason, in bytes.
+const REASON_BYTES_MAX: usize = 1024;
+
 /// How long an order may take: what is pinned is read back from end to end first.
 const ORDER_LIMIT: Duration = Duration::from_secs(35 * 60);
 
-/// What the control port's handlers can reach.
-#[derive(Clone)]
-struct Control {
-    app: AgentApp,
-    secret: String,
+/// Every route for orders.
+pub(crate) fn routes() -> Vec<Route<AgentApp>> {
+    vec![
+        Route::new("/v1/pins", Group::Orders).on("get", list),
+        Route::new("/v1/pins/{store}", Group::Orders).on("put", take_pin).on("delete", take_unpin),
+        Route::new("/v1/nodes/{node}", Group::Orders).on("delete", take_removal),
+    ]
 }
 
 /// The control port's service, after its address and a new secret were written into the folder.
-pub(super) fn router(app: AgentApp, data: &FilePath, address: SocketAddr) -> std::io::Result<Router> {
-    let secret = secret::draw();
-    write_private(&data.join(SECRET_FILE), &secret)?;
+pub(super) fn router(app: AgentApp, data: &FilePath, address: SocketAddr) -> std::io::Result<Result<Router, Unruled>> {
+    let text = secret::draw();
+    write_private(&data.join(SECRET_FILE), &text)?;
     write_private(&data.join(ADDRESS_FILE), &format!("http://{address}"))?;
+    let secret = Secret {
+        text: text.into(),
+        whose: "that lies in the agent's data folder",
+        what_to_do: "Give orders with `tidegate agent … --data DIR`, as who may read the folder.",
+    };
+    let region = app.0.guard.clone();
+    let routes = assemble(Process::Orders, routes(), &ServerLimits::default(), |route, rules, is_look_up| {
+        let gate = RegionGate { guard: region.clone(), rules, is_look_up, secret: Some(secret.clone()) };
+        route.layer(from_fn_with_state(gate, region_guard))
+    });
     let http = app.0.http.clone();
-    let control = Control { app, secret };
-    let routes = Router::new()
-        .route("/v1/pins", get(list).fallback(guard::no_method))
-        .route("/v1/pins/{store}", put(take_pin).delete(take_unpin).fallback(guard::no_method))
-        .layer(DefaultBodyLimit::max(64 * 1024))
-        .layer(from_fn_with_state(control.clone(), check_secret));
-    Ok(guard::enclose(routes, Arc::new(Hosts::default()), http).with_state(control))
+    Ok(routes.map(|routes| guard::enclose(routes, Arc::new(Hosts::default()), http).with_state(app)))
 }
 
-async fn check_secret(State(control): State<Control>, request: Request, next: Next) -> Response {
-    if secret::is_shown(request.headers(), &control.secret) {
-        return next.run(request).await;
-    }
-    ApiError::new(
-        StatusCode::FORBIDDEN,
-        ErrorBody::new(
-            code::REFUSED,
-            "The order is refused.",
-            "It does not have the secret that lies in the agent's data folder.",
-            NOTHING_CHANGED,
-            "Give orders with `tidegate agent pin … --data DIR`, as who may read the folder.",
-        ),
-    )
-    .into_response()
-}
-
-async fn list(State(control): State<Control>) -> Json<Vec<StorePins>> {
-    Json(pins_of(&control.app.0.hosted))
+async fn list(State(app): State<AgentApp>) -> Json<Vec<StorePins>> {
+    Json(pins_of(&app.0.hosted))
 }
 
 async fn take_pin(
-    State(control): State<Control>,
+    State(app): State<AgentApp>,
     Path(store): Path<String>,
     Body(order): Body<PinOrder>,
 ) -> ApiResult<Json<PinAnswer>> {
-    give(&control.app.0.hosted, &store, order).await.map(Json).map_err(|body| refused(*body))
+    give(&app.0.hosted, &store, order).await.map(Json).map_err(|body| refused(*body))
 }
 
 #[derive(Deserialize)]
@@ -96,11 +92,100 @@ struct UnpinQuery {
 }
 
 async fn take_unpin(
-    State(control): State<Control>,
+    State(app): State<AgentApp>,
     Path(store): Path<String>,
     Query(query): Query<UnpinQuery>,
 ) -> ApiResult<Json<PinView>> {
-    lift(&control.app.0.hosted, &store, &query.by).await.map(Json).map_err(|body| refused(*body))
+    lift(&app.0.hosted, &store, &query.by).await.map(Json).map_err(|body| refused(*body))
+}
+
+/// Lets go of a node.
+#[derive(Clone, Debug, Deserialize)]
+pub struct NodeRemoval {
+    /// Who says so.
+    pub by: String,
+    /// Why, for the record.
+    pub reason: String,
+    /// Also one that serves.
+    #[serde(default)]
+    pub force: bool,
+}
+
+async fn take_removal(
+    State(app): State<AgentApp>,
+    Path(node): Path<String>,
+    Query(removal): Query<NodeRemoval>,
+) -> ApiResult<Json<NodeRemoved>> {
+    let removed = let_go(&app.0.hosted, &app.0.nodes, &node, removal).await;
+    removed.map(Json).map_err(|body| refused(*body))
+}
+
+async fn let_go(
+    region: &HostedRegion,
+    nodes: &Nodes,
+    node: &str,
+    removal: NodeRemoval,
+) -> Result<NodeRemoved, Box<ErrorBody>> {
+    if removal.reason.trim().is_empty() || removal.reason.len() > REASON_BYTES_MAX {
+        let why = format!("a reason has 1 to {REASON_BYTES_MAX} bytes");
+        return Err(not_removed(region, node, &why, NOTHING_CHANGED, "Say why (`--reason`)."));
+    }
+    if region.has_own_node(node) {
+        let why = "it is one of the nodes within the agent's own process";
+        let to_do = "Start the agent with fewer of them (`--nodes`).";
+        return Err(not_removed(region, node, why, NOTHING_CHANGED, to_do));
+    }
+    let (taken, name, force) = (nodes.clone(), node.to_owned(), removal.force);
+    let removed = tokio::task::spawn_blocking(move || taken.remove(&name, force, Instant::now())).await;
+    let removed =
+        removed.map_err(|error| not_removed(region, node, &error.to_string(), NOTHING_CHANGED, "Try again."))?;
+    let (address, was_heard) = removed.map_err(|error| match error {
+        NotRemoved::Unknown { known } => {
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            let why = format!("the region has no such node; of nodes that are processes of their own it has {known}");
+            not_removed(region, node, &why, NOTHING_CHANGED, "Name one of those.")
+        }
+        NotRemoved::MayServe { address, why } => not_removed(
+            region,
+            node,
+            &format!("{why}: at {address} it serves, and pushes wait for it as for the others"),
+            "Nothing was changed. Forced, it would be told to end: reads that go there fail then, and pushes wait for the \
+             others alone.",
+            "Stop it for good, its supervisor first, and repeat the order 15 s later; or force it (`--force`).",
+        ),
+        NotRemoved::Disk(why) => {
+            let why = format!("that could not be kept on the agent's disk: {why}");
+            not_removed(region, node, &why, NOTHING_CHANGED, "Mend the disk, and repeat the order.")
+        }
+    })?;
+    region.agent().remove_node(node);
+    tracing::warn!(
+        region = region.name(),
+        node,
+        address,
+        by = removal.by,
+        reason = removal.reason,
+        forced = force,
+        "a node was removed"
+    );
+    Ok(NodeRemoved {
+        region: region.name().to_owned(),
+        node: node.to_owned(),
+        address,
+        was_heard,
+        left: region.agent().node_names(),
+    })
+}
+
+fn not_removed(region: &HostedRegion, node: &str, why: &str, follows: &str, to_do: &str) -> Box<ErrorBody> {
+    let what = format!("Node `{node}` of region `{}` is not removed.", region.name());
+    Box::new(ErrorBody::new(code::REFUSED, what, format!("{}.", sentence(why)), follows, to_do))
+}
+
+/// With a capital at its beginning.
+fn sentence(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
 }
 
 fn refused(body: ErrorBody) -> ApiError {
@@ -227,6 +312,30 @@ pub async fn pins(data: &FilePath) -> Result<Vec<StorePins>, ControlError> {
     let pins = pins_of(&agent.region);
     agent.stop().await;
     Ok(pins)
+}
+
+/// Lets go of a node of the region that is hosted on this folder, whether or not an agent runs there.
+///
+/// # Errors
+/// See [`ControlError`].
+pub async fn remove_node(data: &FilePath, node: &str, removal: NodeRemoval) -> Result<NodeRemoved, ControlError> {
+    if let Some(client) = running(data) {
+        let segments = ["v1", "nodes", node];
+        let sent = client.json(&segments, |http, mut url| {
+            let NodeRemoval { by, reason, force } = &removal;
+            let force = force.to_string();
+            url.query_pairs_mut().append_pair("by", by).append_pair("reason", reason).append_pair("force", &force);
+            http.delete(url)
+        });
+        match sent.await {
+            Ok(removed) => return Ok(removed),
+            Err(error) => retry_on_disk(data, error)?,
+        }
+    }
+    let agent = offline(data).await?;
+    let removed = let_go(&agent.region, &agent.nodes, node, removal).await.map_err(ControlError::Refused);
+    agent.stop().await;
+    removed
 }
 
 /// The agent that last ran on this folder.

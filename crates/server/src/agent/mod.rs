@@ -9,7 +9,8 @@
 //! | `routes` | its HTTP service: reads, health, metrics |
 //! | `admission` | whether the control plane lets it host its region |
 //! | `nodes` | nodes that are processes of their own |
-//! | `exposure` | whether it may listen where it is told to |
+//! | `service` | where it listens, with which certificate, and for whom |
+//! | `news` | who may ask it: news of tokens |
 //! | `secret` | secrets that are drawn at a start |
 //! | `control` | break glass: pins, through the running agent or on its folder |
 //! | `offline` | an agent that nobody is connected to, for orders while none runs |
@@ -17,8 +18,8 @@
 //! # Invariants
 //! - One process at a time uses a data folder; it is locked. The agent's identity is in it, so a restart is the same agent.
 //! - With the control plane gone the process starts, serves and answers as with it there.
-//! - Nodes, and whoever fetches artifacts, show the region's token. Reads are open to whoever reaches the process: an agent
-//!   can't ask the control plane about tokens when that is gone. So it listens on loopback unless told otherwise by name.
+//! - Its routes are rows of the table of [`access`](crate::access). It asks for tokens if it has one itself; those that it
+//!   lets in are the control plane's, as it was last told of them. See `access::region`.
 //! - It does not let go of its nodes: stopping stops commanding, then answering.
 
 use std::fs::File;
@@ -27,13 +28,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prometheus_client::registry::Registry as MetricsRegistry;
 use tidegate_api::ErrorBody;
 use tidegate_dataset::artifact::ArtifactStore;
 use tidegate_rollout::region::host::{HostError, HostOptions, HostedRegion, RegionSetup};
-use tidegate_rollout::region::remote::RemoteSetupError;
+use tidegate_rollout::region::remote::{RemoteSetupError, http_client};
 use tidegate_rollout::region::{
     AgentLimits, HttpLink, HttpLinkOptions, RegionHost, RegionLink, RemoteArtifacts, RemoteClient, RemoteOptions,
     TokenFile,
@@ -42,25 +43,35 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::access::config::{AccessLimits, Authentication, TlsSection};
+use crate::access::region::RegionGuard;
+use crate::access::{AccessMetrics, Door, Exposed, Exposure};
 use crate::config::check_region_name;
 use crate::data_folder::{self, FolderError};
-use crate::http::guard::{Hosts, Room};
+use crate::http::guard::Room;
 use crate::http::metrics::HttpMetrics;
-use crate::http::serve::{ConnectionLimits, ConnectionMetrics, Service, drain, serve};
+use crate::http::serve::ConnectionMetrics;
+use crate::http::tls::TlsError;
+use crate::routes::Unruled;
 
 mod admission;
 mod control;
-mod exposure;
+mod news;
 mod nodes;
 mod offline;
 mod routes;
 pub(crate) mod secret;
+pub(crate) mod service;
 
 use admission::{Admission, Answer};
-pub use control::{ControlError, pin_version, pins, unpin};
-pub use exposure::{Exposed, Exposure};
+#[cfg(test)]
+pub(crate) use control::routes as order_routes;
+pub use control::{ControlError, NodeRemoval, pin_version, pins, remove_node, unpin};
 use nodes::Nodes;
 use offline::{AgentFile, offline};
+#[cfg(test)]
+pub(crate) use routes::all as routes;
+use service::{Listening, Serving};
 
 /// Where an agent listens if nobody says.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:7610";
@@ -91,6 +102,8 @@ pub struct AgentSetup {
     pub listen: SocketAddr,
     /// What makes it listen beyond loopback.
     pub exposure: Exposure,
+    /// Its certificate and key; absent: it speaks plain HTTP.
+    pub tls: TlsSection,
     /// Where others reach the agent, if that is not where it listens.
     pub advertise: Option<String>,
     /// What people call it; by default the machine's name.
@@ -112,6 +125,7 @@ impl AgentSetup {
             data: data.into(),
             listen: DEFAULT_LISTEN.parse().expect("a constant address"),
             exposure: Exposure::default(),
+            tls: TlsSection::default(),
             advertise: None,
             name: None,
             nodes: 2,
@@ -135,6 +149,9 @@ pub enum AgentStartError {
     /// It would be open, or in the clear, beyond loopback.
     #[error(transparent)]
     Exposed(#[from] Exposed),
+    /// The certificate can't be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The address can't be listened on.
     #[error("the process can't listen on {address}: {source}; another one may be running")]
     Listen {
@@ -182,8 +199,11 @@ pub struct AgentHandle {
     address: SocketAddr,
     app: AgentApp,
     closing: CancellationToken,
-    serving: JoinHandle<io::Result<()>>,
+    url: String,
+    serving: Serving,
     controlling: JoinHandle<io::Result<()>>,
+    /// Asks for news of tokens.
+    following: JoinHandle<()>,
     /// To be asked further, if nobody has answered yet.
     admission: Option<Admission>,
     _lock: File,
@@ -210,8 +230,7 @@ struct Inner {
     /// The region's own copies, from which its nodes load.
     artifacts: ArtifactStore,
     downloads: Room,
-    /// The token that nodes have to show, if the agent has one itself.
-    token: Option<TokenFile>,
+    guard: RegionGuard,
 }
 
 /// Starts agents.
@@ -227,11 +246,17 @@ impl Agent {
     /// See [`AgentStartError`].
     pub async fn start(setup: AgentSetup) -> Result<AgentHandle, AgentStartError> {
         check(&setup)?;
+        let checked = Listening {
+            listen: setup.listen,
+            exposure: setup.exposure,
+            tls: &setup.tls,
+            advertise: setup.advertise.as_deref(),
+            has_token: setup.token_file.is_some(),
+        };
+        let checked = checked.check().await?;
+        let authentication = checked.authentication;
         let lock = data_folder::take(&setup.data, LOCK_FILE)?;
-        let listen = setup.listen;
-        let failed = |source| AgentStartError::Listen { address: listen, source };
-        let listener = TcpListener::bind(listen).await.map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
+        let opened = checked.open().await?;
         let kept = |source| AgentStartError::Data { path: setup.data.clone(), source };
         let token = setup.token_file.as_ref().map(TokenFile::new);
         let client = reach(&setup, token.clone())?;
@@ -241,21 +266,28 @@ impl Agent {
             Answer::Heard => None,
             Answer::Nothing => Some(admission),
         };
-        AgentFile::new(&setup.region, setup.nodes).save(&setup.data).map_err(kept)?;
-        let app = host(&setup, address, client, token).await?;
-        let controlling = control(&setup, app.clone()).await?;
+        AgentFile::new(&setup).save(&setup.data).map_err(kept)?;
+        let mut metrics = MetricsRegistry::default();
+        let tls_metrics = opened.tls_metrics(&mut metrics);
+        let app = host(&setup, opened.advertised(), client.clone(), (token, authentication), metrics).await?;
         let closing = CancellationToken::new();
-        let stop = closing.clone();
-        let hosts = hosts(address, setup.advertise.as_deref());
-        let service = Service {
-            router: routes::router(app.clone(), hosts),
-            tls: None,
-            limits: ConnectionLimits::default(),
-            metrics: app.0.connections.clone(),
-        };
-        let serving = tokio::spawn(serve(listener, service, stop));
+        // Should the rest fail, what has begun ends with it.
+        let failed = closing.clone().drop_guard();
+        let (address, url) = (opened.address, opened.url());
+        let router = routes::router(app.clone(), opened.hosts()).map_err(unruled)?;
+        let serving = opened.serve(router, app.0.connections.clone(), tls_metrics, &closing)?;
+        let controlling = control(&setup, app.clone()).await?;
+        let guard = app.0.guard.clone();
+        let (region, stop) = (setup.region.clone(), closing.clone());
+        let following = tokio::spawn(async move {
+            // Where nobody is asked for a token there is nothing to know.
+            if guard.is_needed() {
+                news::follow(guard, region, client, stop).await;
+            }
+        });
         tracing::info!(region = setup.region, %address, data = %setup.data.display(), "the agent serves");
-        Ok(AgentHandle { address, app, closing, serving, controlling, admission, _lock: lock })
+        failed.disarm();
+        Ok(AgentHandle { address, app, closing, url, serving, controlling, following, admission, _lock: lock })
     }
 }
 
@@ -269,7 +301,7 @@ impl AgentHandle {
     /// Its address for clients.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        self.url.clone()
     }
 
     /// The region.
@@ -292,8 +324,10 @@ impl AgentHandle {
     pub async fn shutdown(mut self) {
         self.app.0.hosted.agent().stop().await;
         self.closing.cancel();
-        drain(&mut self.serving).await;
+        self.serving.end().await;
         self.controlling.abort();
+        // It ends by the token too; a panic in it was logged where it happened.
+        let _ = (&mut self.following).await;
         self.app.0.host.stop().await;
     }
 }
@@ -303,6 +337,7 @@ impl Drop for AgentHandle {
         self.closing.cancel();
         self.serving.abort();
         self.controlling.abort();
+        self.following.abort();
     }
 }
 
@@ -314,6 +349,7 @@ async fn control(setup: &AgentSetup, app: AgentApp) -> Result<JoinHandle<io::Res
     let address = listener.local_addr().map_err(failed)?;
     let kept = |source| AgentStartError::Data { path: setup.data.clone(), source };
     let router = control::router(app, &setup.data, address).map_err(kept)?;
+    let router = router.map_err(unruled)?;
     Ok(tokio::spawn(axum::serve(listener, router).into_future()))
 }
 
@@ -330,7 +366,6 @@ fn check(setup: &AgentSetup) -> Result<(), AgentStartError> {
     if !leases.contains(&setup.lease) {
         return Err(bad(&format!("a lease of {:?}", setup.lease), "it has to be from 1 s to 10 min"));
     }
-    setup.exposure.check(setup.listen)?;
     Ok(())
 }
 
@@ -342,28 +377,35 @@ fn reach(setup: &AgentSetup, token: Option<TokenFile>) -> Result<RemoteClient, R
     RemoteClient::new(remote)
 }
 
+/// A route without a rule: a mistake, which keeps the process from starting.
+pub(crate) fn unruled(unruled: Unruled) -> AgentStartError {
+    AgentStartError::Setting { what: "the table of access".to_owned(), why: unruled.to_string() }
+}
+
 async fn host(
     setup: &AgentSetup,
-    address: SocketAddr,
+    advertised: Option<String>,
     client: RemoteClient,
-    token: Option<TokenFile>,
+    (token, authentication): (Option<TokenFile>, Authentication),
+    mut metrics: MetricsRegistry,
 ) -> Result<AgentApp, AgentStartError> {
+    let kept = |source| AgentStartError::Data { path: setup.data.clone(), source };
     let link = HttpLink::new(HttpLinkOptions { region: setup.region.clone(), client: client.clone() });
     let source = ArtifactStore::new(Arc::new(RemoteArtifacts::new(client)));
 
-    let nodes =
-        Nodes::open(&setup.data).map_err(|source| AgentStartError::Data { path: setup.data.clone(), source })?;
+    let nodes = Nodes::open(&setup.data, http_client(setup.trusted.as_deref())?, Some(Instant::now())).map_err(kept)?;
     let mut options = HostOptions::new(setup.data.join("regions"), source);
     options.token = nodes.token();
     options.more_nodes = nodes.known();
     options.limits = AgentLimits::default().with_lease(setup.lease);
     options.name = setup.name.clone().unwrap_or_else(machine_name);
-    options.address = Some(setup.advertise.clone().unwrap_or_else(|| format!("http://{address}")));
-    let mut metrics = MetricsRegistry::default();
+    options.address = advertised;
     let http = HttpMetrics::register(&mut metrics);
     let connections = ConnectionMetrics::register(&mut metrics);
     options.metrics.register(&mut metrics);
     let clock = link.clock();
+    let door = Door::new(authentication, &AccessLimits::default(), AccessMetrics::register(&mut metrics));
+    let guard = RegionGuard::open(&setup.data, door, token, Arc::clone(&clock)).map_err(kept)?;
     let links = Arc::new(move |_: &str| Ok(Arc::new(link.clone()) as Arc<dyn RegionLink>));
     let region = RegionSetup { name: setup.region.clone(), nodes: setup.nodes, shares_source: false };
     let host = RegionHost::start_linked(links, clock, options, [region]).await?;
@@ -378,15 +420,8 @@ async fn host(
         connections,
         nodes,
         downloads: Room::new("downloads", DOWNLOADS_MAX, Duration::MAX),
-        token,
+        guard,
     })))
-}
-
-/// Which hosts a process answers for: loopback, its addresses, and the name that it is advertised by.
-pub(crate) fn hosts(address: SocketAddr, advertised: Option<&str>) -> Arc<Hosts> {
-    let url = advertised.and_then(|url| url.parse::<axum::http::Uri>().ok());
-    let names: Vec<String> = url.as_ref().and_then(axum::http::Uri::host).map(str::to_owned).into_iter().collect();
-    Arc::new(Hosts::new(&names, !address.ip().is_loopback(), false))
 }
 
 /// What this machine is called.

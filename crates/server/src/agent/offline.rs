@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -13,11 +13,12 @@ use tidegate_rollout::entities::Report;
 use tidegate_rollout::region::host::{HostOptions, HostedRegion, RegionSetup};
 use tidegate_rollout::region::hosting::Holder;
 use tidegate_rollout::region::link::{AssignmentWatch, LinkError, Position};
+use tidegate_rollout::region::remote::http_client;
 use tidegate_rollout::region::{RegionHost, RegionLink, Standing};
 use tidegate_state::SystemClock;
 
 use super::nodes::Nodes;
-use super::{AgentStartError, LOCK_FILE};
+use super::{AgentSetup, AgentStartError, LOCK_FILE};
 use crate::data_folder::{self, write_private};
 
 /// The format that this release writes.
@@ -32,11 +33,15 @@ pub(super) struct AgentFile {
     format: u32,
     region: String,
     nodes: u32,
+    /// What it trusts beside the machine's certificates.
+    #[serde(default)]
+    trusted: Option<PathBuf>,
 }
 
 impl AgentFile {
-    pub(super) fn new(region: &str, nodes: u32) -> Self {
-        AgentFile { format: FORMAT, region: region.to_owned(), nodes }
+    pub(super) fn new(setup: &AgentSetup) -> Self {
+        let (region, trusted) = (setup.region.clone(), setup.trusted.clone());
+        AgentFile { format: FORMAT, region, nodes: setup.nodes, trusted }
     }
 
     /// Writes it. A folder of another region's agent is refused: it would serve that one's data under this one's name.
@@ -64,6 +69,7 @@ impl AgentFile {
 pub(super) struct OfflineAgent {
     host: RegionHost,
     pub(super) region: Arc<HostedRegion>,
+    pub(super) nodes: Nodes,
     _lock: File,
 }
 
@@ -84,7 +90,7 @@ pub(super) async fn offline(data: &Path) -> Result<OfflineAgent, AgentStartError
     })?;
     let lock = data_folder::take(data, LOCK_FILE)?;
     let nowhere = ArtifactStore::new(Arc::new(object_store::memory::InMemory::new()));
-    let nodes = Nodes::open(data).map_err(failed)?;
+    let nodes = Nodes::open(data, http_client(file.trusted.as_deref())?, None).map_err(failed)?;
     let mut options = HostOptions::new(data.join("regions"), nowhere);
     options.token = nodes.token();
     options.more_nodes = nodes.known();
@@ -95,7 +101,7 @@ pub(super) async fn offline(data: &Path) -> Result<OfflineAgent, AgentStartError
     // It does not take long to find out that nobody is there.
     let mut standing = region.agent().standing();
     let _ = standing.wait_for(|standing| !matches!(standing, Standing::Starting)).await;
-    Ok(OfflineAgent { host, region, _lock: lock })
+    Ok(OfflineAgent { host, region, nodes, _lock: lock })
 }
 
 /// A link to nobody.

@@ -3,45 +3,49 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post, put};
 use tidegate_api::{BatchRequest, ErrorBody, code};
 use tidegate_rollout::region::Standing;
 
 use super::{AgentApp, nodes};
+use crate::access::region::{RegionGate, region_guard};
+use crate::access::table::Process;
 use crate::config::ServerLimits;
 use crate::http::errors::{ApiError, ApiResult, NOTHING_CHANGED};
 use crate::http::extract::{Body, Path, Query};
-use crate::http::guard::{self, Hosts, Room};
+use crate::http::guard::{self, Hosts};
 use crate::http::metrics;
 use crate::routes::reads::{LookUp, RegionQuery};
-use crate::routes::{ops, reads};
+use crate::routes::{Group, Route, Unruled, assemble, ops, reads};
 
-pub(super) fn router(app: AgentApp, hosts: Arc<Hosts>) -> Router {
-    let limits = ServerLimits::default();
-    let batches = Room::new("look-ups", limits.reads, limits.request_time);
+/// Every route of an agent.
+pub(crate) fn all() -> Vec<Route<AgentApp>> {
+    vec![
+        Route::new("/v1/stores/{store}/keys/{key}", Group::LookUps).on("get", key),
+        Route::new("/v1/stores/{store}/keys:batch", Group::Reads).on("post", batch),
+        Route::new("/v1/nodes/{node}", Group::Requests).on("put", nodes::announce),
+        Route::new("/v1/artifacts/{artifact}/{file}", Group::Free).on("get", nodes::artifact),
+        Route::new("/healthz", Group::Free).on("get", ops::health),
+        Route::new("/readyz", Group::Free).on("get", ready),
+        Route::new("/metrics", Group::Free).on("get", measures),
+    ]
+}
+
+/// The agent's service.
+///
+/// # Errors
+/// A route without a rule.
+pub(super) fn router(app: AgentApp, hosts: Arc<Hosts>) -> Result<Router, Unruled> {
+    let region = app.0.guard.clone();
+    let routes = assemble(Process::Agent, all(), &ServerLimits::default(), |route, rules, is_look_up| {
+        let gate = RegionGate { guard: region.clone(), rules, is_look_up, secret: None };
+        route.layer(from_fn_with_state(gate, region_guard))
+    })?;
     let http = app.0.http.clone();
-    let routes = Router::new()
-        .route("/v1/stores/{store}/keys/{key}", get(key).fallback(guard::no_method))
-        .route(
-            "/v1/stores/{store}/keys:batch",
-            post(batch)
-                .fallback(guard::no_method)
-                .layer(DefaultBodyLimit::max(limits.body_bytes))
-                .layer(from_fn_with_state(batches, guard::limit)),
-        )
-        .route(
-            "/v1/nodes/{name}",
-            put(nodes::announce).fallback(guard::no_method).layer(DefaultBodyLimit::max(64 * 1024)),
-        )
-        .route("/v1/artifacts/{artifact}/{file}", get(nodes::artifact).fallback(guard::no_method))
-        .route("/healthz", get(ops::health).fallback(guard::no_method))
-        .route("/readyz", get(ready).fallback(guard::no_method))
-        .route("/metrics", get(measures).fallback(guard::no_method));
-    guard::enclose(routes, hosts, http).with_state(app)
+    Ok(guard::enclose(routes, hosts, http).with_state(app))
 }
 
 /// The region that answers, which is the agent's own, whether or not it is named.

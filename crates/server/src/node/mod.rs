@@ -10,12 +10,13 @@
 //! | `routes` | its HTTP service: orders of the agent, reads, health, metrics |
 //!
 //! # Invariants
+//! - Its routes are rows of the table of [`access`](crate::access). It asks for tokens if it has one itself; which it lets in
+//!   it hears from its agent.
 //! - Orders come with a secret that the node has drawn at its start and told its agent alone.
 //! - An order with a lower token than one seen before is refused, also after a restart.
 //! - A step whose agent has gone away is cut off.
 
 use std::fs::File;
-use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,29 +25,42 @@ use std::time::Duration;
 use parking_lot::RwLock;
 use prometheus_client::registry::Registry as MetricsRegistry;
 use tidegate_api::agent::{NodeAnnouncement, NodeWelcome};
+use tidegate_api::{ErrorBody, code};
 use tidegate_dataset::artifact::ArtifactStore;
 use tidegate_rollout::engine::embedded::EmbeddedEngine;
 use tidegate_rollout::engine::remote::wire::Loads;
 use tidegate_rollout::region::agent::random_jitter;
+use tidegate_rollout::region::remote::RemoteError;
 use tidegate_rollout::region::{RemoteArtifacts, RemoteClient, RemoteOptions, TokenFile};
-use tokio::net::TcpListener;
+use tidegate_state::SystemClock;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::agent::{AgentStartError, Exposure, hosts, secret};
+use crate::access::config::{AccessLimits, Authentication, TlsSection};
+use crate::access::region::RegionGuard;
+use crate::access::{AccessMetrics, Door, Exposure};
+use crate::agent::service::{Listening, Serving};
+use crate::agent::{AgentStartError, secret, unruled};
 use crate::data_folder::{self, write_private};
 use crate::http::metrics::HttpMetrics;
-use crate::http::serve::{ConnectionLimits, ConnectionMetrics, Service, drain, serve};
+use crate::http::serve::ConnectionMetrics;
 
 mod obeys;
 mod routes;
+
+#[cfg(test)]
+pub(crate) use routes::all as routes;
 
 /// Where a node listens if nobody says.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:7620";
 
 /// How often a node announces itself.
 pub(crate) const ANNOUNCE_EVERY: Duration = Duration::from_secs(5);
+
+/// The shortest pause between two announcements, however many wait for news of tokens.
+const ANNOUNCE_REST: Duration = Duration::from_millis(500);
 
 /// The region that the node was last told it belongs to.
 const REGION_FILE: &str = "region";
@@ -66,6 +80,8 @@ pub struct NodeSetup {
     pub listen: SocketAddr,
     /// What makes it listen beyond loopback.
     pub exposure: Exposure,
+    /// Its certificate and key; absent: it speaks plain HTTP.
+    pub tls: TlsSection,
     /// Where the agent and others reach the node, if that is not where it listens.
     pub advertise: Option<String>,
     /// Its name, which is its own within the region.
@@ -82,6 +98,7 @@ impl NodeSetup {
             data: data.into(),
             listen: DEFAULT_LISTEN.parse().expect("a constant address"),
             exposure: Exposure::default(),
+            tls: TlsSection::default(),
             advertise: None,
             name: name.into(),
         }
@@ -93,8 +110,11 @@ pub struct NodeHandle {
     address: SocketAddr,
     app: NodeApp,
     closing: CancellationToken,
-    serving: JoinHandle<io::Result<()>>,
+    url: String,
+    serving: Serving,
     announcing: JoinHandle<()>,
+    /// What the agent said when it let go of the node.
+    removed: watch::Receiver<Option<Box<ErrorBody>>>,
     _lock: File,
 }
 
@@ -120,6 +140,7 @@ struct Inner {
     metrics: MetricsRegistry,
     http: HttpMetrics,
     connections: ConnectionMetrics,
+    guard: RegionGuard,
     closing: CancellationToken,
     /// Steps that go on.
     steps: TaskTracker,
@@ -140,28 +161,38 @@ impl Node {
             let why = "it has 1 to 64 letters, digits, `-`, `_` and `.`".to_owned();
             return Err(AgentStartError::Setting { what: format!("the node's name {:?}", setup.name), why });
         }
-        setup.exposure.check(setup.listen)?;
+        let checked = Listening {
+            listen: setup.listen,
+            exposure: setup.exposure,
+            tls: &setup.tls,
+            advertise: setup.advertise.as_deref(),
+            has_token: setup.token_file.is_some(),
+        };
+        let checked = checked.check().await?;
+        let authentication = checked.authentication;
         let lock = data_folder::take(&setup.data, "node.lock")?;
-        let failed = |source| AgentStartError::Listen { address: setup.listen, source };
-        let listener = TcpListener::bind(setup.listen).await.map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
-        let (app, client) = open(&setup).await?;
-        let announcement = NodeAnnouncement {
-            address: setup.advertise.clone().unwrap_or_else(|| format!("http://{address}")),
-            secret: app.0.secret.clone(),
+        let opened = checked.open().await?;
+        let Some(advertised) = opened.advertised() else {
+            return Err(AgentStartError::Setting {
+                what: format!("{} as the address by which the agent reaches the node", setup.listen),
+                why: "it stands for all of the machine's addresses; say by which one (--advertise)".to_owned(),
+            });
         };
+        let mut metrics = MetricsRegistry::default();
+        let tls_metrics = opened.tls_metrics(&mut metrics);
+        let (app, client) = open(&setup, authentication, metrics).await?;
         let closing = app.0.closing.clone();
-        let stop = closing.clone();
-        let service = Service {
-            router: routes::router(app.clone(), hosts(address, setup.advertise.as_deref())),
-            tls: None,
-            limits: ConnectionLimits::default(),
-            metrics: app.0.connections.clone(),
-        };
-        let serving = tokio::spawn(serve(listener, service, stop));
-        let announcing = tokio::spawn(announce(app.clone(), client, announcement, setup.data.join(REGION_FILE)));
+        // Should the rest fail, what has begun ends with it.
+        let failed = closing.clone().drop_guard();
+        let (address, url) = (opened.address, opened.url());
+        let router = routes::router(app.clone(), opened.hosts()).map_err(unruled)?;
+        let serving = opened.serve(router, app.0.connections.clone(), tls_metrics, &closing)?;
+        let (told, removed) = watch::channel(None);
+        let announcing = announce(app.clone(), client, advertised, setup.data.join(REGION_FILE), told);
+        let announcing = tokio::spawn(announcing);
         tracing::info!(node = setup.name, %address, data = %setup.data.display(), "the node serves");
-        Ok(NodeHandle { address, app, closing, serving, announcing, _lock: lock })
+        failed.disarm();
+        Ok(NodeHandle { address, app, closing, url, serving, announcing, removed, _lock: lock })
     }
 }
 
@@ -175,7 +206,7 @@ impl NodeHandle {
     /// Its address for clients.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        self.url.clone()
     }
 
     /// The secret with which it is commanded.
@@ -193,11 +224,23 @@ impl NodeHandle {
     /// Ends the node in order: steps are cut off, and requests that are open are answered.
     pub async fn shutdown(mut self) {
         self.closing.cancel();
-        drain(&mut self.serving).await;
+        self.serving.end().await;
         self.app.0.steps.close();
         self.app.0.steps.wait().await;
         // It ends by the same token; a panic in it was logged where it happened.
         let _ = (&mut self.announcing).await;
+    }
+}
+
+impl NodeHandle {
+    /// Ends if the agent lets go of the node: what it serves gets old from then on, and it is to be ended.
+    pub async fn removed(&self) -> Box<ErrorBody> {
+        let mut removed = self.removed.clone();
+        match removed.wait_for(Option::is_some).await.ok().and_then(|body| body.clone()) {
+            Some(body) => body,
+            // The node is stopping.
+            None => std::future::pending().await,
+        }
     }
 }
 
@@ -209,18 +252,24 @@ impl Drop for NodeHandle {
     }
 }
 
-async fn open(setup: &NodeSetup) -> Result<(NodeApp, RemoteClient), AgentStartError> {
+async fn open(
+    setup: &NodeSetup,
+    authentication: Authentication,
+    mut metrics: MetricsRegistry,
+) -> Result<(NodeApp, RemoteClient), AgentStartError> {
     let kept = |source| AgentStartError::Data { path: setup.data.clone(), source };
     let mut remote = RemoteOptions::new([&setup.agent], format!("node {}", setup.name));
-    remote.token = setup.token_file.as_ref().map(TokenFile::new);
+    let token = setup.token_file.as_ref().map(TokenFile::new);
+    remote.token.clone_from(&token);
     remote.trusted.clone_from(&setup.trusted);
     let client = RemoteClient::new(remote)?;
     let engine = EmbeddedEngine::open(setup.data.join("node")).await.map_err(|error| kept(error.source))?;
     let obeys = obeys::Obeys::open(&setup.data).map_err(kept)?;
     let region = std::fs::read_to_string(setup.data.join(REGION_FILE)).ok();
-    let mut metrics = MetricsRegistry::default();
     let http = HttpMetrics::register(&mut metrics);
     let connections = ConnectionMetrics::register(&mut metrics);
+    let door = Door::new(authentication, &AccessLimits::default(), AccessMetrics::register(&mut metrics));
+    let guard = RegionGuard::open(&setup.data, door, token, Arc::new(SystemClock)).map_err(kept)?;
     let app = NodeApp(Arc::new(Inner {
         name: setup.name.clone(),
         region: RwLock::new(region),
@@ -232,19 +281,35 @@ async fn open(setup: &NodeSetup) -> Result<(NodeApp, RemoteClient), AgentStartEr
         metrics,
         http,
         connections,
+        guard,
         closing: CancellationToken::new(),
         steps: TaskTracker::new(),
     }));
     Ok((app, client))
 }
 
-/// Says to the agent where the node is, until the node stops.
-async fn announce(app: NodeApp, client: RemoteClient, announcement: NodeAnnouncement, file: PathBuf) {
+/// Says to the agent where the node is, and hears from it who may ask the node, until the node stops or is told that it was
+/// removed.
+async fn announce(
+    app: NodeApp,
+    client: RemoteClient,
+    address: String,
+    file: PathBuf,
+    told: watch::Sender<Option<Box<ErrorBody>>>,
+) {
     let jitter = random_jitter();
     let name = app.0.name.clone();
     let segments = ["v1", "nodes", name.as_str()];
+    let guard = &app.0.guard;
     let mut failures = 0_u32;
+    let mut look_again = false;
     loop {
+        let announcement = NodeAnnouncement {
+            address: address.clone(),
+            secret: app.0.secret.clone(),
+            access_mark: Some(guard.mark()),
+            look_again,
+        };
         let announced = client.json::<NodeWelcome>(&segments, |http, url| http.put(url).json(&announcement));
         let announced = tokio::select! {
             biased;
@@ -252,18 +317,24 @@ async fn announce(app: NodeApp, client: RemoteClient, announcement: NodeAnnounce
             announced = announced => announced,
         };
         match announced {
-            Ok(welcome) => {
+            Ok(NodeWelcome { region, access }) => {
                 failures = 0;
-                let known = app.0.region.read().as_ref() == Some(&welcome.region);
+                guard.heard(access).await;
+                let known = app.0.region.read().as_ref() == Some(&region);
                 if !known {
-                    tracing::info!(region = welcome.region, "the node belongs to this region");
-                    let (path, region) = (file.clone(), welcome.region.clone());
-                    let kept = tokio::task::spawn_blocking(move || write_private(&path, &region)).await;
+                    tracing::info!(region, "the node belongs to this region");
+                    let (path, text) = (file.clone(), region.clone());
+                    let kept = tokio::task::spawn_blocking(move || write_private(&path, &text)).await;
                     if let Ok(Err(error)) = kept {
                         tracing::error!(%error, "the region that the node belongs to could not be kept on its disk");
                     }
-                    *app.0.region.write() = Some(welcome.region);
+                    *app.0.region.write() = Some(region);
                 }
+            }
+            Err(RemoteError::Refused { body, .. }) if body.code == code::NODE_REMOVED => {
+                tracing::warn!(why = %body, "the node was removed from its region");
+                told.send_replace(Some(body));
+                return;
             }
             Err(error) => {
                 failures = failures.saturating_add(1);
@@ -275,10 +346,15 @@ async fn announce(app: NodeApp, client: RemoteClient, announcement: NodeAnnounce
         let pause = ANNOUNCE_EVERY.mul_f64(0.75 + 0.5 * jitter());
         // The first failures may be those of an agent that is just starting.
         let pause = if (1..4).contains(&failures) { pause / 10 } else { pause };
-        tokio::select! {
+        let waiting = async {
+            tokio::time::sleep(ANNOUNCE_REST.min(pause)).await;
+            // Whoever asked meanwhile is remembered.
+            tokio::time::timeout(pause, guard.wanted()).await.is_ok()
+        };
+        look_again = tokio::select! {
             biased;
             () = app.0.closing.cancelled() => return,
-            () = tokio::time::sleep(pause) => {}
-        }
+            is_wanted = waiting => is_wanted,
+        };
     }
 }

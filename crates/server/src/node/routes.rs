@@ -6,11 +6,10 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::extract::State;
+use axum::http::{StatusCode, header};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
 use futures::Stream;
 use tidegate_api::{BatchRequest, ErrorBody, code};
 use tidegate_rollout::engine::embedded::NodeReadError;
@@ -21,53 +20,52 @@ use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::NodeApp;
-use crate::agent::secret;
+use crate::access::region::{RegionGate, Secret, region_guard};
+use crate::access::table::Process;
 use crate::config::ServerLimits;
 use crate::http::errors::{ApiError, ApiResult, NOTHING_CHANGED};
 use crate::http::extract::{Body, Path};
-use crate::http::guard::{self, Hosts, Room};
+use crate::http::guard::{self, Hosts};
 use crate::http::metrics;
 use crate::routes::reads::LookUp;
-use crate::routes::{ops, reads};
+use crate::routes::{Group, Route, Unruled, assemble, ops, reads};
 
 /// How often a node says that it lives while a step goes on. Its agent takes five times that for the end of it.
 const ALIVE_EVERY: Duration = Duration::from_secs(2);
 
-/// How many steps a node works on at once: one per store and node is usual.
-const STEPS_MAX: usize = 256;
+/// Every route of a node.
+pub(crate) fn all() -> Vec<Route<NodeApp>> {
+    vec![
+        Route::new("/v1/engine", Group::Manifests).on("post", engine),
+        Route::new("/v1/stores/{store}/keys/{key}", Group::LookUps).on("get", key),
+        Route::new("/v1/stores/{store}/keys:batch", Group::Reads).on("post", batch),
+        Route::new("/healthz", Group::Free).on("get", ops::health),
+        Route::new("/readyz", Group::Free).on("get", ready),
+        Route::new("/metrics", Group::Free).on("get", measures),
+    ]
+}
 
-pub(super) fn router(app: NodeApp, hosts: Arc<Hosts>) -> Router {
-    let limits = ServerLimits::default();
-    let steps = Room::new("steps", STEPS_MAX, limits.request_time);
-    let batches = Room::new("look-ups", limits.reads, limits.request_time);
+/// The node's service.
+///
+/// # Errors
+/// A route without a rule.
+pub(super) fn router(app: NodeApp, hosts: Arc<Hosts>) -> Result<Router, Unruled> {
+    let region = app.0.guard.clone();
+    let secret = Secret {
+        text: app.0.secret.as_str().into(),
+        whose: "that the node has told its agent",
+        what_to_do: "Start the node with the address of the agent that hosts the region.",
+    };
+    let routes = assemble(Process::Node, all(), &ServerLimits::default(), |route, rules, is_look_up| {
+        let gate = RegionGate { guard: region.clone(), rules, is_look_up, secret: Some(secret.clone()) };
+        route.layer(from_fn_with_state(gate, region_guard))
+    })?;
     let http = app.0.http.clone();
-    let routes = Router::new()
-        .route(
-            "/v1/engine",
-            post(engine)
-                .fallback(guard::no_method)
-                .layer(DefaultBodyLimit::max(limits.manifest_bytes))
-                .layer(from_fn_with_state(steps, guard::limit)),
-        )
-        .route("/v1/stores/{store}/keys/{key}", get(key).fallback(guard::no_method))
-        .route(
-            "/v1/stores/{store}/keys:batch",
-            post(batch)
-                .fallback(guard::no_method)
-                .layer(DefaultBodyLimit::max(limits.body_bytes))
-                .layer(from_fn_with_state(batches, guard::limit)),
-        )
-        .route("/healthz", get(ops::health).fallback(guard::no_method))
-        .route("/readyz", get(ready).fallback(guard::no_method))
-        .route("/metrics", get(measures).fallback(guard::no_method));
-    guard::enclose(routes, hosts, http).with_state(app)
+    Ok(guard::enclose(routes, hosts, http).with_state(app))
 }
 
 /// A step, as its agent orders it. The answer is lines, the last of which says what came of it.
-async fn engine(State(app): State<NodeApp>, headers: HeaderMap, Body(order): Body<Order>) -> ApiResult<Response> {
-    if !secret::is_shown(&headers, &app.0.secret) {
-        return Err(refused("The order does not have the secret that the node has told its agent."));
-    }
+async fn engine(State(app): State<NodeApp>, Body(order): Body<Order>) -> ApiResult<Response> {
     let obeyed = {
         let app = app.clone();
         tokio::task::spawn_blocking(move || app.0.obeys.take(order.token)).await.map_err(ApiError::internal)?

@@ -7,17 +7,18 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde::Deserialize;
+use tidegate_api::agent::RegionAccess;
 use tidegate_api::{ErrorBody, HostClaim, HostGrant, code};
-use tidegate_rollout::entities::Report;
+use tidegate_rollout::entities::{Region, Report};
 use tidegate_rollout::region::hosting::Holder;
 use tidegate_rollout::region::link::wire::WireItem;
 use tidegate_rollout::region::link::{AssignmentWatch, LinkError, LinkItem, Position, StateWatch};
 use tidegate_rollout::region::{RegionLink, StateLink};
-use tidegate_state::{Epoch, Revision};
+use tidegate_state::{Epoch, Ref, Revision};
 use uuid::Uuid;
 
 use super::watch::{Cut, Sender, gone, stream};
-use crate::access::Asked;
+use crate::access::{Asked, to_region};
 use crate::app::App;
 use crate::http::errors::{ApiError, ApiResult, NOTHING_CHANGED};
 use crate::http::extract::{Actor, Body, Path, Query};
@@ -172,9 +173,34 @@ async fn send(mut watch: StateWatch, sender: Sender) -> Result<(), Cut> {
     }
 }
 
+#[derive(Deserialize)]
+pub(crate) struct AccessQuery {
+    known: Option<String>,
+}
+
+/// Who may ask the region's agent and its nodes: the digests of tokens. Nothing where what is known already has its mark.
+#[utoipa::path(get, path = "/v1/regions/{region}/agent/access", tag = "agents",
+    params(("region" = String, Path, description = "The region's name"),
+        ("known" = Option<String>, Query, description = "The mark of what is known")),
+    responses((status = 200, description = "Who may; null where that is known", body = RegionAccess),
+        (status = 404, body = ErrorBody)))]
+pub(crate) async fn access(
+    State(app): State<App>,
+    Path(region): Path<String>,
+    Query(query): Query<AccessQuery>,
+) -> ApiResult<Json<Option<RegionAccess>>> {
+    // A token may have been made a moment ago, at another server.
+    app.caught_up().await;
+    let snapshot = app.state().snapshot();
+    let place = Ref::<Region>::root(region.as_str()).ok().filter(|place| snapshot.contains(place.path()));
+    let place = place.ok_or_else(|| region_unknown(&app, &region))?;
+    let access = to_region(&place, &snapshot, app.state().now())?;
+    Ok(Json(Some(access).filter(|access| query.known.as_ref() != Some(&access.mark))))
+}
+
 fn link(app: &App, actor: &Actor, region: &str) -> ApiResult<StateLink> {
     match StateLink::new(app.state().clone(), region) {
-        Ok(link) => Ok(link.with_attributes(actor.attributes())),
+        Ok(link) => Ok(link.of_agent().with_attributes(actor.attributes())),
         Err(_) => Err(region_unknown(app, region)),
     }
 }

@@ -1,4 +1,4 @@
-//! Routes, a file per subject.
+//! Routes of a server, a file per subject. Those of agents and nodes stand with them.
 //!
 //! Each handler is described where it stands; [`openapi`] gathers the descriptions, and a test
 //! sees to it that none is missing and none is left over.
@@ -18,6 +18,7 @@ mod pushes;
 mod queue;
 pub(crate) mod reads;
 mod regions;
+mod route;
 pub(crate) mod sign_in;
 mod stores;
 mod tokens;
@@ -26,80 +27,17 @@ mod watch;
 
 pub(crate) mod openapi;
 
-use std::sync::Arc;
-use std::time::Duration;
-
-use axum::extract::DefaultBodyLimit;
-use axum::handler::Handler;
+use axum::Router;
 use axum::middleware::from_fn_with_state;
-use axum::routing::{MethodRouter, delete, get, patch, post, put};
-use axum::{Extension, Router};
 
-use crate::access::table::{CONFIRM_SET_BACK, Rule};
+use crate::access::table::{CONFIRM_SET_BACK, Process};
 use crate::access::{self, Gate};
 use crate::app::App;
-use crate::http::extract::BodyLimits;
-use crate::http::guard::{self, Room};
+use crate::http::guard;
+pub(crate) use route::{Group, Route, Unruled, assemble};
 
-/// One route: its path as OpenAPI writes it, its methods, and what serves it.
-pub(crate) struct Route {
-    pub(crate) path: &'static str,
-    pub(crate) methods: Vec<&'static str>,
-    router: MethodRouter<App>,
-    group: Group,
-}
-
-/// How many sign in at once, how long that takes, and how long a form is: a token and the names of its fields.
-const SIGN_INS: usize = 64;
-const SIGN_IN_TIME: Duration = Duration::from_secs(5);
-const SIGN_IN_BYTES: usize = 4 * 1024;
-
-/// Routes that share room and limits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Group {
-    /// Ordinary requests.
-    Requests,
-    /// Ordinary requests with a manifest as body.
-    Manifests,
-    /// Look-ups in batches.
-    Reads,
-    /// Look-ups of one key. They wait for nothing, so they need neither a limit of time nor one of
-    /// their number: there are never more at work than the process has threads.
-    LookUps,
-    /// Parts that are received. They watch their own silence.
-    Uploads,
-    /// Signing in, which is open to everybody: it takes no room from who has a token.
-    SignIn,
-    /// Streams, which have room of their own, and what has to answer whatever happens.
-    Free,
-}
-
-impl Route {
-    fn new(path: &'static str, group: Group) -> Self {
-        Self { path, methods: Vec::new(), router: MethodRouter::new(), group }
-    }
-
-    fn on<H, T>(mut self, method: &'static str, handler: H) -> Self
-    where
-        H: Handler<T, App>,
-        T: 'static,
-    {
-        self.methods.push(method);
-        let router = match method {
-            "get" => get(handler),
-            "put" => put(handler),
-            "post" => post(handler),
-            "patch" => patch(handler),
-            "delete" => delete(handler),
-            other => unreachable!("no route has the method {other}"),
-        };
-        self.router = self.router.merge(router);
-        self
-    }
-}
-
-/// Every route there is.
-pub(crate) fn all() -> Vec<Route> {
+/// Every route of a server.
+pub(crate) fn all() -> Vec<Route<App>> {
     use Group::{Free, LookUps, Manifests, Reads, Requests, SignIn, Uploads};
     vec![
         Route::new("/v1/stores", Requests).on("get", stores::list).on("post", stores::create),
@@ -143,6 +81,7 @@ pub(crate) fn all() -> Vec<Route> {
         Route::new("/v1/regions/{region}/agent/reports/{store}", Requests)
             .on("put", agent::report)
             .on("delete", agent::remove_report),
+        Route::new("/v1/regions/{region}/agent/access", Requests).on("get", agent::access),
         Route::new("/v1/artifacts/{artifact}/{file}", Free).on("get", artifacts::file),
         Route::new("/v1/freezes", Requests).on("get", freezes::list).on("post", freezes::set),
         Route::new("/v1/freezes/{freeze}", Requests).on("delete", freezes::lift),
@@ -170,90 +109,13 @@ pub(crate) fn all() -> Vec<Route> {
     ]
 }
 
-/// A route that the table of access knows nothing about.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the route {method} {path} is not in the table of access")]
-pub(crate) struct Unruled {
-    path: &'static str,
-    method: &'static str,
-}
-
-/// The whole service.
+/// The whole service of a server.
 ///
 /// # Errors
 /// A route without a rule: nobody may ask it, so it is a mistake.
 pub(crate) fn router(app: App) -> Result<Router, Unruled> {
-    build(app, all())
-}
-
-fn build(app: App, routes: Vec<Route>) -> Result<Router, Unruled> {
-    let limits = app.limits().clone();
-    let mut router = Router::new();
-    let requests = Room::new("requests", limits.requests, limits.request_time);
-    let reads = Room::new("look-ups", limits.reads, limits.request_time);
-    // A part takes as long as it takes: its handler cuts off a sender that falls silent.
-    let uploads = Room::new("uploads", limits.uploads, Duration::from_secs(24 * 60 * 60));
-    let sign_ins = Room::new("sign-ins", SIGN_INS, SIGN_IN_TIME);
-    for route in routes {
-        let gate = Gate {
-            app: app.clone(),
-            rules: rules_of(&route)?,
-            is_look_up: matches!(route.group, Group::LookUps | Group::Reads),
-        };
-        // The guard stands within the group's room and time, so that a body that it reads is bounded by them, too.
-        let method_router = route.router.fallback(guard::no_method).layer(from_fn_with_state(gate, access::guard));
-        let bodies = |bytes, setting| {
-            // The rest is for what is done with it.
-            let time = limits.request_time.mul_f64(0.9);
-            (DefaultBodyLimit::max(bytes), Extension(BodyLimits { bytes, time, setting }))
-        };
-        let method_router = match route.group {
-            Group::Requests => method_router
-                .layer(bodies(limits.body_bytes, "server.limits.body_bytes"))
-                .layer(from_fn_with_state(requests.clone(), guard::limit)),
-            Group::Manifests => method_router
-                .layer(bodies(limits.manifest_bytes, "server.limits.manifest_bytes"))
-                .layer(from_fn_with_state(requests.clone(), guard::limit)),
-            Group::SignIn => method_router
-                .layer(DefaultBodyLimit::max(SIGN_IN_BYTES))
-                .layer(from_fn_with_state(sign_ins.clone(), guard::limit)),
-            Group::Reads => method_router
-                .layer(bodies(limits.body_bytes, "server.limits.body_bytes"))
-                .layer(from_fn_with_state(reads.clone(), guard::limit)),
-            Group::Uploads => method_router
-                .layer(DefaultBodyLimit::disable())
-                .layer(from_fn_with_state(uploads.clone(), guard::limit)),
-            Group::LookUps | Group::Free => method_router,
-        };
-        router = router.route(route.path, method_router);
-    }
-    let http = app.http_metrics().clone();
-    let hosts = app.hosts();
-    Ok(guard::enclose(router, hosts, http).with_state(app))
-}
-
-fn rules_of(route: &Route) -> Result<Arc<[&'static Rule]>, Unruled> {
-    let rules = route.methods.iter().map(|method| {
-        let path = route.path;
-        access::table::rule(method, path).ok_or(Unruled { path, method })
-    });
-    rules.collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_route_that_is_not_in_the_table_does_not_start() {
-        let ruled = Route::new("/v1/stores", Group::Requests).on("get", stores::list);
-        assert!(rules_of(&ruled).is_ok());
-        for (path, method) in [("/v1/everything", "get"), ("/v1/stores", "delete")] {
-            let method_router = match method {
-                "get" => Route::new(path, Group::Requests).on("get", ops::health),
-                _ => Route::new(path, Group::Requests).on("delete", ops::health),
-            };
-            assert_eq!(rules_of(&method_router).unwrap_err(), Unruled { path, method });
-        }
-    }
+    let router = assemble(Process::Server, all(), app.limits(), |route, rules, is_look_up| {
+        route.layer(from_fn_with_state(Gate { app: app.clone(), rules, is_look_up }, access::guard))
+    })?;
+    Ok(guard::enclose(router, app.hosts(), app.http_metrics().clone()).with_state(app))
 }

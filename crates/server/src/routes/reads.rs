@@ -7,12 +7,13 @@ use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tidegate_api::{BatchAnswer, BatchRequest, ErrorBody, KeyAnswer, code};
-use tidegate_rollout::entities::{Assignment, Region};
+use tidegate_rollout::entities::{Assignment, Region, RegionHosting, Report};
 use tidegate_rollout::region::RegionHost;
 use tidegate_rollout::region::host::{ReadAnswer, ReadBatchAnswer, ReadError};
-use tidegate_state::Ref;
+use tidegate_state::{Ref, Snapshot};
 
 use crate::app::App;
+use crate::forward::{Elsewhere, Origin, Read};
 use crate::http::errors::{ApiError, ApiResult, NOTHING_CHANGED};
 use crate::http::extract::{Body, Path, Query, bad_path, bad_query, too_large};
 
@@ -103,12 +104,15 @@ struct ValueText<'a> {
         ("region" = Option<String>, Query, description = "The region that is to answer; any unless told")),
     responses((status = 200, body = KeyAnswer),
         (status = 404, description = "No such store, region or key, or nothing is served", body = ErrorBody),
+        (status = 421, description = "The region is hosted elsewhere, and can't be asked from here", body = ErrorBody),
         (status = 422, description = "The key is none of this store", body = ErrorBody)))]
-pub(crate) async fn key(State(app): State<App>, mut asked: LookUp) -> ApiResult<Response> {
+pub(crate) async fn key(State(app): State<App>, origin: Origin, mut asked: LookUp) -> ApiResult<Response> {
     let named = asked.region.take();
     let (store, key) = (asked.store(), asked.key());
-    let (region, answer) = answer_of(&app, store, named, |host, region| host.read(region, store, key)).await?;
-    key_answer(store, key, &region, &answer)
+    match answer_of(&app, store, named, |host, region| host.read(region, store, key)).await {
+        Ok((region, answer)) => key_answer(store, key, &region, &answer),
+        Err(not_here) => read_elsewhere(&app, not_here, Read::Key { store, key }, &origin).await,
+    }
 }
 
 /// What a region answered about a key, as the API says it.
@@ -135,17 +139,24 @@ pub(crate) fn key_answer(store: &str, key: &str, region: &str, answer: &ReadAnsw
     responses((status = 200, body = BatchAnswer),
         (status = 404, description = "No such store or region, or nothing is served", body = ErrorBody),
         (status = 413, description = "Too many keys", body = ErrorBody),
+        (status = 421, description = "The region is hosted elsewhere, and can't be asked from here", body = ErrorBody),
         (status = 422, description = "A key is none of this store", body = ErrorBody)))]
 pub(crate) async fn batch(
     State(app): State<App>,
+    origin: Origin,
     Path(store): Path<String>,
     Query(query): Query<RegionQuery>,
     Body(request): Body<BatchRequest>,
 ) -> ApiResult<Response> {
     check_batch(&request, app.limits().batch_keys)?;
     let read = |host: &RegionHost, region: &str| host.read_batch(region, &store, &request.keys);
-    let (region, answer) = answer_of(&app, &store, query.region, read).await?;
-    batch_answer(&request, &region, &answer)
+    match answer_of(&app, &store, query.region, read).await {
+        Ok((region, answer)) => batch_answer(&request, &region, &answer),
+        Err(not_here) => {
+            let read = Read::Batch { store: &store, request: &request };
+            read_elsewhere(&app, not_here, read, &origin).await
+        }
+    }
 }
 
 /// Refuses a batch of too many keys.
@@ -165,16 +176,43 @@ pub(crate) fn batch_answer(request: &BatchRequest, region: &str, answer: &ReadBa
     json(bytes, &BatchText { version: answer.version, region, node: &answer.node, values })
 }
 
+/// Why a read is not answered here.
+enum NotHere {
+    /// Somebody else hosts the region.
+    Elsewhere(Box<Elsewhere>),
+    Error(ApiError),
+}
+
+impl From<ApiError> for NotHere {
+    fn from(error: ApiError) -> Self {
+        Self::Error(error)
+    }
+}
+
+/// Has whoever hosts the region answer, if they can be asked.
+async fn read_elsewhere(app: &App, not_here: NotHere, read: Read<'_>, origin: &Origin) -> ApiResult<Response> {
+    match not_here {
+        NotHere::Elsewhere(there) if app.forwarder().can(&there, read, origin) => {
+            app.forwarder().forward(app, &there, read, origin).await
+        }
+        NotHere::Elsewhere(there) => Err(hosted_elsewhere(&there.region.id(), &there.by, there.address)),
+        NotHere::Error(error) => Err(error),
+    }
+}
+
 /// As [`in_region`], and once more where another server may have made the store just now.
 async fn answer_of<T>(
     app: &App,
     store: &str,
     region: Option<String>,
     read: impl Fn(&RegionHost, &str) -> Result<T, ReadError>,
-) -> ApiResult<(String, T)> {
+) -> Result<(String, T), NotHere> {
     let named = region.as_deref();
     match in_region(app, store, named, &read) {
-        Err(error) if error.body.code == code::STORE_UNKNOWN && app.look_again().await => {
+        Err(NotHere::Error(error))
+            if [code::STORE_UNKNOWN, code::REGION_UNKNOWN].contains(&error.body.code.as_str())
+                && app.look_again().await =>
+        {
             in_region(app, store, named, &read)
         }
         answered => answered,
@@ -187,7 +225,7 @@ fn in_region<T>(
     store: &str,
     region: Option<&str>,
     read: impl Fn(&RegionHost, &str) -> Result<T, ReadError>,
-) -> ApiResult<(String, T)> {
+) -> Result<(String, T), NotHere> {
     let host = app.regions();
     if let Some(region) = region {
         return match read(host, region) {
@@ -208,10 +246,39 @@ fn in_region<T>(
             Err(error) => return Err(not_read(app, store, error)),
         }
     }
+    if let Some(there) = serving_elsewhere(app, store)? {
+        return Err(NotHere::Elsewhere(Box::new(there)));
+    }
     Err(match last {
         Some(error) => not_read(app, store, error),
-        None => ApiError::region_unknown("", &[]),
+        None => {
+            let snapshot = app.state().snapshot();
+            app.scene(&snapshot).find_store(store)?;
+            not_served_anywhere(store).into()
+        }
     })
+}
+
+/// A region that is hosted elsewhere and says that it serves the store.
+fn serving_elsewhere(app: &App, store: &str) -> ApiResult<Option<Elsewhere>> {
+    let snapshot = app.state().snapshot();
+    let now = app.state().now();
+    for item in snapshot.roots::<Region>() {
+        let region = item?.0;
+        let Ok(report) = region.child::<Report>(store) else { return Ok(None) };
+        let serves = snapshot.get(&report)?.is_some_and(|report| report.serving.is_some());
+        if !serves || app.regions().hosted(&region.id()).is_some_and(|hosted| !hosted.agent().is_elsewhere()) {
+            continue;
+        }
+        let hosting = region.child::<RegionHosting>(RegionHosting::ID)?;
+        if let Some(hosting) = snapshot.get(&hosting)?
+            && hosting.address.is_some()
+            && !hosting.has_lapsed(now)
+        {
+            return Ok(Some(Elsewhere::of(region, hosting)));
+        }
+    }
+    Ok(None)
 }
 
 /// What the region is to serve, whether or not it does.
@@ -220,26 +287,46 @@ fn assigned(app: &App, store: &str, region: &str) -> Option<u64> {
     app.state().snapshot().get(&place).ok()??.serve
 }
 
-fn not_read(app: &App, store: &str, error: ReadError) -> ApiError {
+fn not_read(app: &App, store: &str, error: ReadError) -> NotHere {
+    let snapshot = app.state().snapshot();
     match error {
         // A region may hold a store that was deleted for a moment longer.
         ReadError::NoSuchStore { region, .. } | ReadError::NoVersion { region, .. } => {
-            let snapshot = app.state().snapshot();
             match app.scene(&snapshot).find_store(store) {
-                Ok(_) => not_served(store, &region, assigned(app, store, &region)),
-                Err(error) => error,
+                Ok(_) => not_served(store, &region, assigned(app, store, &region)).into(),
+                Err(error) => error.into(),
             }
         }
-        ReadError::NoSuchRegion { region, known } => {
-            let snapshot = app.state().snapshot();
-            match app.scene(&snapshot).region(&region).map(|region| region.host) {
-                Ok(Some(host)) => {
-                    hosted_elsewhere(&region, &format!("agent {} (id {})", host.name, host.agent), host.address)
-                }
-                _ => ApiError::region_unknown(&region, &known),
+        ReadError::NoSuchRegion { region, .. } | ReadError::HostedElsewhere { region, .. } => {
+            let there = host_of(&snapshot, &region).and_then(|there| {
+                let there = there.ok_or_else(|| {
+                    let known = app.scene(&snapshot).region_names().unwrap_or_default();
+                    ApiError::region_unknown(&region, &known)
+                })?;
+                app.scene(&snapshot).find_store(store)?;
+                Ok(there)
+            });
+            match there {
+                Ok(there) => NotHere::Elsewhere(Box::new(there)),
+                Err(error) => error.into(),
             }
         }
-        error => read_failed(store, error, None),
+        error => read_failed(store, error, None).into(),
+    }
+}
+
+/// Who hosts a region, if there is one of this name.
+fn host_of(snapshot: &Snapshot, region: &str) -> ApiResult<Option<Elsewhere>> {
+    let Ok(place) = Ref::<Region>::root(region) else { return Ok(None) };
+    if !snapshot.contains(place.path()) {
+        return Ok(None);
+    }
+    match snapshot.get(&place.child::<RegionHosting>(RegionHosting::ID)?)? {
+        Some(hosting) => Ok(Some(Elsewhere::of(place, hosting))),
+        None => Err(ApiError::unavailable(
+            format!("Region `{region}` can't be read."),
+            "No agent hosts it, and none ever has.".to_owned(),
+        )),
     }
 }
 
@@ -262,9 +349,10 @@ pub(crate) fn read_failed(store: &str, error: ReadError, assigned: Option<u64>) 
 }
 
 fn hosted_elsewhere(region: &str, by: &str, address: Option<String>) -> ApiError {
-    let there = address
-        .as_ref()
-        .map_or("Ask the agent that hosts it.".to_owned(), |address| format!("Ask its agent, at {address}."));
+    let there = address.as_ref().map_or(
+        "Have it say where it is (`--advertise`), so that other servers can ask it, or ask it yourself.".to_owned(),
+        |address| format!("Ask there, at {address}."),
+    );
     ApiError::new(
         StatusCode::MISDIRECTED_REQUEST,
         ErrorBody::new(
@@ -275,6 +363,19 @@ fn hosted_elsewhere(region: &str, by: &str, address: Option<String>) -> ApiError
             there,
         )
         .with_subjects(std::iter::once(by.to_owned()).chain(address)),
+    )
+}
+
+fn not_served_anywhere(store: &str) -> ApiError {
+    ApiError::new(
+        StatusCode::NOT_FOUND,
+        ErrorBody::new(
+            code::NOT_SERVED,
+            format!("No region that can be asked from here serves store `{store}`."),
+            "None that is hosted says that it does, or those that do have not said where they are.",
+            NOTHING_CHANGED,
+            "Name the region, or look at how the store stands (`tidegate store show`).",
+        ),
     )
 }
 

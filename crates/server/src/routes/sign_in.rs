@@ -81,11 +81,11 @@ pub(crate) async fn sign_in(
         Err(refusal) => {
             let refusal = match peer {
                 Some(Extension(Peer(address))) if refusal.is_wrong_token() => {
-                    app.access().wrong_token(address.ip(), refusal)
+                    app.access().door.wrong_token(address.ip(), refusal)
                 }
                 _ => refusal,
             };
-            app.access().metrics.refused(&refusal);
+            app.access().door.metrics.refused(&refusal);
             return Ok(form(&refusal));
         }
     };
@@ -93,7 +93,7 @@ pub(crate) async fn sign_in(
         && !needed.contains(&bearer.role)
     {
         let refusal = Refusal::Role { name: bearer.name, role: bearer.role, needed };
-        app.access().metrics.refused(&refusal);
+        app.access().door.metrics.refused(&refusal);
         return Ok(form(&refusal));
     }
     let cookie = session::begin(app.state(), &bearer, app.access().secure_cookies).await?;

@@ -21,6 +21,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio::time::error::Elapsed;
 
+use crate::access::errand::Errand;
 use crate::access::{Asked, Token};
 use crate::app::{App, WatchRoom};
 use crate::http::errors::{ApiError, ApiResult, NOTHING_CHANGED};
@@ -142,7 +143,7 @@ impl Scope {
     }
 
     fn has(&self, path: &TreePath) -> bool {
-        if path.pairs().next().is_some_and(|(collection, _)| collection == Token::COLLECTION) {
+        if path.pairs().any(|(collection, _)| [Token::COLLECTION, Errand::COLLECTION].contains(&collection)) {
             // What proves a token is shown to nobody, not even as a digest.
             return false;
         }

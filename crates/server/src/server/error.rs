@@ -9,6 +9,7 @@ use tidegate_dataset::location::LocationError;
 use tidegate_lifecycle::Refusal;
 use tidegate_rollout::OperationError;
 use tidegate_rollout::region::host::HostError;
+use tidegate_rollout::region::remote::RemoteSetupError;
 use tidegate_state::{DriverError, OpenError, RegisterError};
 
 use crate::access;
@@ -105,6 +106,9 @@ pub enum StartError {
         /// The other's id in the cluster.
         id: String,
     },
+    /// The certificates by which it knows others can't be used.
+    #[error(transparent)]
+    Trusted(#[from] RemoteSetupError),
     /// A region can't be registered.
     #[error("a region can't be registered: {0}")]
     Register(#[from] OperationError),

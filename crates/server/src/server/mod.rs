@@ -23,12 +23,13 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::access::config::{AccessLimits, Authentication};
-use crate::access::{self, Access, AccessMetrics, Clerk};
+use crate::access::{self, Access, AccessMetrics, Clerk, Door};
 use crate::app::{App, Inner};
 use crate::artifacts::{self, Adoption, MarkWatch};
-use crate::config::ServerLimits;
+use crate::config::{ServerLimits, check_advertised};
 use crate::data_folder;
 use crate::database;
+use crate::forward::Forwarder;
 use crate::http::guard::{Hosts, Room};
 use crate::http::metrics::HttpMetrics;
 use crate::http::serve::{ConnectionLimits, ConnectionMetrics, Service, serve};
@@ -60,6 +61,9 @@ impl Server {
     /// # Errors
     /// See [`StartError`].
     pub async fn start(options: Options) -> Result<Handle, StartError> {
+        if let Some(address) = &options.advertise {
+            check_advertised("--advertise", address)?;
+        }
         let address = listen_address(&options);
         let has_tls = options.config.tls.pair().is_some();
         let authentication =
@@ -91,6 +95,21 @@ impl Server {
 fn listen_address(options: &Options) -> SocketAddr {
     let address = options.listen.or(options.config.server.listen);
     address.unwrap_or_else(|| DEFAULT_LISTEN.parse().expect("a constant address"))
+}
+
+/// Where others reach it; none where it listens on all addresses and was not told which is meant.
+fn advertised(options: &Options, address: SocketAddr) -> Option<String> {
+    let told = options.advertise.as_ref().or(options.config.server.advertise.as_ref());
+    let scheme = if options.config.tls.pair().is_some() { "https" } else { "http" };
+    told.cloned().or_else(|| (!address.ip().is_unspecified()).then(|| format!("{scheme}://{address}")))
+}
+
+/// The names that it goes by: those that clients use, and the one by which it is advertised.
+fn names(options: &Options) -> Vec<String> {
+    let told = options.advertise.as_ref().or(options.config.server.advertise.as_ref());
+    let told = told.and_then(|url| url.parse::<axum::http::Uri>().ok());
+    let told = told.as_ref().and_then(axum::http::Uri::host).map(str::to_owned);
+    options.config.server.hosts.iter().cloned().chain(told).collect()
 }
 
 /// What serves.
@@ -125,7 +144,8 @@ async fn open(
     let connection_metrics = ConnectionMetrics::register(&mut metrics);
     let limits = AccessLimits::from_section(&options.config.access.limits);
     let access_metrics = AccessMetrics::register(&mut metrics);
-    let guard = Access::new(authentication, &limits, certificate.is_some(), clerk, access_metrics);
+    let door = Door::new(authentication, &limits, access_metrics);
+    let guard = Access { door, clerk, secure_cookies: certificate.is_some() };
     let first_token = match authentication {
         // Nothing can be written then; whoever has a token confirms it.
         Authentication::Required if is_set_back => None,
@@ -198,6 +218,7 @@ async fn host(
 
     let mut host_options = HostOptions::new(options.data.join("regions"), artifacts.clone());
     host_options.name = format!("server {}", state.server());
+    host_options.address = advertised(options, address);
     if let Some(lease) = database::region_lease(options) {
         host_options.limits = host_options.limits.with_lease(lease);
     }
@@ -213,6 +234,7 @@ async fn host(
         metrics: rollout_metrics,
     };
 
+    let forwarder = Forwarder::new(options.config.server.ca_file.as_deref(), &mut metrics)?;
     let limits = ServerLimits::from_section(&options.config.server.limits);
     let app = App::new(Inner {
         state: state.clone(),
@@ -221,6 +243,7 @@ async fn host(
         registry,
         lifecycle,
         regions,
+        forwarder,
         uploads,
         watches: Room::new("watches", limits.watches, Duration::MAX),
         agent_watches: Room::new("watches of agents", limits.watches, Duration::MAX),
@@ -236,11 +259,7 @@ async fn host(
         file_differs,
         not_ready: RwLock::new(Some("The server is starting.".to_owned())),
         closing,
-        hosts: Arc::new(Hosts::new(
-            &options.config.server.hosts,
-            !address.ip().is_loopback(),
-            options.config.tls.pair().is_some(),
-        )),
+        hosts: Arc::new(Hosts::new(&names(options), !address.ip().is_loopback(), options.config.tls.pair().is_some())),
         access,
     });
     Ok(Hosted { app, begin, adoption })

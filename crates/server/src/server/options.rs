@@ -30,6 +30,8 @@ pub struct Options {
     /// Where to listen. Beyond loopback TLS and authentication are needed, unless `[access]` says
     /// otherwise by name. Port 0: any free one. Absent: as the file says, or [`DEFAULT_LISTEN`].
     pub listen: Option<SocketAddr>,
+    /// Where other servers reach it. Absent: as the file says, or where it listens, unless that is all addresses.
+    pub advertise: Option<String>,
     /// The configuration.
     pub config: ConfigFile,
     /// Where the configuration came from, for people.
@@ -54,6 +56,7 @@ impl Options {
             schema: None,
             fail_fast: false,
             listen: None,
+            advertise: None,
             config: ConfigFile::default(),
             config_path: None,
             artifacts: None,

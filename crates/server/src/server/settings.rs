@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use tidegate_api::{Setting, SettingOrigin};
 use tidegate_dataset::location::StorePlan;
 
-use super::Options;
+use super::{Options, advertised};
 use crate::access;
 use crate::access::config::Authentication;
 use crate::config::{ServerLimits, default_regions};
@@ -41,6 +41,17 @@ pub(super) fn settings(
         (None, None) => SettingOrigin::Default,
     };
     set("server.listen", address.to_string(), listen);
+    if let Some(advertised) = advertised(options, address) {
+        let origin = match (&options.advertise, &server.advertise) {
+            (Some(_), _) => SettingOrigin::Flag,
+            (None, Some(_)) => SettingOrigin::File,
+            (None, None) => SettingOrigin::Default,
+        };
+        set("server.advertise", advertised, origin);
+    }
+    if let Some(path) = &server.ca_file {
+        set("server.ca_file", path.display().to_string(), SettingOrigin::File);
+    }
     let named = if server.name.is_some() { SettingOrigin::File } else { SettingOrigin::Default };
     set("server.name", database::server_name(options, address), named);
     let shared = match (&options.database, &server.database) {

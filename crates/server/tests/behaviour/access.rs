@@ -150,6 +150,10 @@ fn expected(rule: &Rule, caller: &Caller) -> Option<u16> {
     if !roles.contains(&role) {
         return Some(403);
     }
+    if (role, rule.scope) == (Role::Region, Scope::Artifact) {
+        // The one that is asked about is that of no version.
+        return Some(403);
+    }
     let is_scoped = matches!(role, Role::Team | Role::Region) && rule.scope != Scope::Nothing;
     (is_scoped && caller.about != About::Mine).then_some(403)
 }

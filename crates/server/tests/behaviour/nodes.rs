@@ -27,7 +27,8 @@ use tidegate_rollout::engine::remote::{NodePlace, RemoteEngine};
 use tidegate_rollout::engine::{
     Capacity, Engine, EngineError, LoadProgress, LoadableArtifact, Observed, StoreKey, Verification,
 };
-use tidegate_server::agent::{Agent, AgentHandle, AgentSetup};
+use tidegate_rollout::region::remote::http_client;
+use tidegate_server::agent::{Agent, AgentHandle, AgentSetup, ControlError, NodeRemoval, remove_node};
 use tidegate_server::config::RegionSection;
 use tidegate_server::node::{Node, NodeHandle, NodeSetup};
 use tokio_util::sync::CancellationToken;
@@ -166,13 +167,17 @@ fn place(node: &NodeHandle) -> NodePlace {
     NodePlace { address: node.url().parse().unwrap(), secret: node.secret().to_owned() }
 }
 
+fn remote(place: NodePlace, token: Arc<AtomicU64>) -> RemoteEngine {
+    RemoteEngine::new(place, token, http_client(None).unwrap())
+}
+
 #[async_trait]
 impl EngineFactory for Nodes {
     type Engine = Remote;
 
     async fn open(&self, node: &str) -> Remote {
         let node = start_node(node, &self.url, self.data(node)).await;
-        let engine = RemoteEngine::new(place(&node), Arc::new(AtomicU64::new(7))).unwrap();
+        let engine = remote(place(&node), Arc::new(AtomicU64::new(7)));
         Remote { engine, node, source: Arc::clone(&self.source) }
     }
 
@@ -224,14 +229,14 @@ async fn c19_a_node_obeys_the_highest_token_alone_and_nobody_without_its_secret(
     let data = folder.path().join("n");
     let node = start_node("n", &url, data.clone()).await;
     let token = Arc::new(AtomicU64::new(7));
-    let first = RemoteEngine::new(place(&node), Arc::clone(&token)).unwrap();
-    let second = RemoteEngine::new(place(&node), Arc::new(AtomicU64::new(8))).unwrap();
+    let first = remote(place(&node), Arc::clone(&token));
+    let second = remote(place(&node), Arc::new(AtomicU64::new(8)));
     assert_eq!(first.stores().await.unwrap(), []);
     assert_eq!(second.stores().await.unwrap(), []);
     let refused = first.stores().await.unwrap_err().to_string();
     assert!(refused.contains("token is 7") && refused.contains("with 8"), "{refused}");
     let stranger = NodePlace { secret: "guessed".to_owned(), ..place(&node) };
-    let stranger = RemoteEngine::new(stranger, Arc::new(AtomicU64::new(9))).unwrap();
+    let stranger = remote(stranger, Arc::new(AtomicU64::new(9)));
     assert!(stranger.stores().await.unwrap_err().to_string().contains("secret"));
     // Also after it has started again, at another place.
     drop(node);
@@ -250,6 +255,8 @@ async fn start_agent(world: &World, name: &str, token_file: Option<PathBuf>) -> 
     setup.lease = Duration::from_secs(3);
     setup.nodes = 1;
     setup.token_file = token_file;
+    // Whoever reaches it may read; nodes show the region's token all the same.
+    setup.exposure.allow_anyone = true;
     Agent::start(setup).await.unwrap()
 }
 
@@ -285,6 +292,7 @@ async fn r12_a_node_joins_its_region_serves_on_by_itself_and_catches_up() {
     let mut setup = NodeSetup::new("n-1", agent.url(), world.folder.path().join("n-1"));
     setup.listen = SocketAddr::from(([127, 0, 0, 1], 0));
     setup.token_file = Some(token_file.clone());
+    setup.exposure.allow_anyone = true;
     let node = Node::start(setup.clone()).await.unwrap();
     until_version("the node has taken in what the region serves", &node.url(), 1).await;
     let answer = Client::new(&node.url()).unwrap().get("s", "k7", None).await.unwrap();
@@ -328,6 +336,120 @@ async fn r12_a_node_joins_its_region_serves_on_by_itself_and_catches_up() {
     until_version("it has caught up", &node.url(), 3).await;
     node.shutdown().await;
     stranger.shutdown().await;
+    agent.shutdown().await;
+    world.end().await;
+}
+
+/// A region with an agent that has one node, and one beside it, both of which have to hold what is pushed.
+async fn region_of_two() -> (World, AgentHandle, NodeSetup) {
+    let world = World::start_with(|options| {
+        let region = RegionSection { agent: true, nodes: 2, enough: Some(2), ..RegionSection::new("b") };
+        options.config.regions = vec![region];
+    })
+    .await;
+    world.store().await;
+    let agent = start_agent(&world, "agent-1", None).await;
+    let mut setup = NodeSetup::new("n-1", agent.url(), world.folder.path().join("n-1"));
+    setup.listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    (world, agent, setup)
+}
+
+async fn until_left(world: &World, nodes: &[&str]) {
+    let waited = tokio::time::timeout(LIMIT, async {
+        loop {
+            let host = world.client.region("b").await.unwrap().host;
+            let there: Vec<String> = host.into_iter().flat_map(|host| host.nodes).map(|node| node.name).collect();
+            if there == nodes {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    waited.await.unwrap_or_else(|_| panic!("the region never had {nodes:?}"));
+}
+
+fn removal(force: bool) -> NodeRemoval {
+    NodeRemoval { by: "me".to_owned(), reason: "its machine has burned down".to_owned(), force }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn c19_a_node_that_is_gone_for_good_holds_pushes_up_until_it_is_removed() {
+    let (world, agent, setup) = region_of_two().await;
+    let data = world.folder.path().join("agent-1");
+    let node = Node::start(setup.clone()).await.unwrap();
+    until_left(&world, &["b-1", "n-1"]).await;
+    let outcome = world.push("p1", &world.rows("p1.csv", 40, "x")).await;
+    assert_eq!(outcome.state.status, PushStatus::Completed, "{outcome:#?}");
+    until_version("the node serves version 1", &node.url(), 1).await;
+
+    // Given a node that has died, a push comes no further than to those that are left.
+    drop(node);
+    let job = world.job("p2", &world.rows("p2.csv", 40, "y"));
+    let client = world.client.clone();
+    let pushing = tokio::spawn(async move { job.run(&client, &mut |_| {}).await });
+    let held = async {
+        loop {
+            let region = world.client.region("b").await.unwrap();
+            if region.stores.get("s").is_some_and(|store| store.lagging_nodes == ["n-1"] && store.held.contains_key(&2))
+            {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, held).await.expect("the push waits for the node");
+    assert!(!pushing.is_finished());
+    // When it is removed, the push goes on, and the region is one node smaller.
+    // (Forced: it may have been heard of a moment ago.)
+    let removed = remove_node(&data, "n-1", removal(true)).await.unwrap();
+    assert_eq!((removed.node.as_str(), removed.left.as_slice()), ("n-1", &["b-1".to_owned()][..]));
+    let outcome = tokio::time::timeout(LIMIT, pushing).await.expect("the push ends").unwrap().unwrap();
+    assert_eq!(outcome.state.status, PushStatus::Completed, "{outcome:#?}");
+    assert_eq!(world.serving().await["b"], 2);
+    until_left(&world, &["b-1"]).await;
+    let refused = remove_node(&data, "n-1", removal(true)).await.unwrap_err();
+    assert!(refused.to_string().contains("no such node"), "{refused}");
+
+    // It stays so after a restart of the agent; a node of that name that is started joins, and catches up.
+    agent.shutdown().await;
+    let agent = start_agent(&world, "agent-1", None).await;
+    until_left(&world, &["b-1"]).await;
+    let node = Node::start(NodeSetup { agent: agent.url(), ..setup }).await.unwrap();
+    until_version("the node is back", &node.url(), 2).await;
+    until_left(&world, &["b-1", "n-1"]).await;
+    node.shutdown().await;
+    agent.shutdown().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn c19_a_node_that_is_removed_while_it_serves_is_told_to_end_and_one_that_stops_stays_a_member() {
+    let (world, agent, mut setup) = region_of_two().await;
+    let data = world.folder.path().join("agent-1");
+    let node = Node::start(setup.clone()).await.unwrap();
+    until_left(&world, &["b-1", "n-1"]).await;
+    // One that stops in order is expected back, and is brought to where the others are.
+    setup.listen = node.address();
+    node.shutdown().await;
+    until_left(&world, &["b-1", "n-1"]).await;
+    let node = Node::start(setup).await.unwrap();
+    let outcome = world.push("p1", &world.rows("p1.csv", 40, "x")).await;
+    assert_eq!(outcome.state.status, PushStatus::Completed, "{outcome:#?}");
+    until_version("it is commanded again", &node.url(), 1).await;
+    let refused = remove_node(&data, "b-1", removal(true)).await.unwrap_err();
+    assert!(refused.to_string().contains("within the agent's own process"), "{refused}");
+    let without_reason = NodeRemoval { reason: " ".to_owned(), ..removal(true) };
+    assert!(remove_node(&data, "n-1", without_reason).await.unwrap_err().to_string().contains("reason"));
+    let refused = remove_node(&data, "n-1", removal(false)).await.unwrap_err();
+    let ControlError::Refused(body) = refused else { panic!("{refused}") };
+    assert!(body.why.contains("heard of") && body.why.contains("serves"), "{body}");
+    assert!(body.consequences.contains("reads that go there fail"), "{body}");
+    let removed = remove_node(&data, "n-1", removal(true)).await.unwrap();
+    assert!(removed.was_heard && removed.address == node.url(), "{removed:?}");
+    let told = tokio::time::timeout(LIMIT, node.removed()).await.expect("it is told");
+    assert!(told.what.contains("region `b`"), "{told}");
+    until_left(&world, &["b-1"]).await;
+    node.shutdown().await;
     agent.shutdown().await;
     world.end().await;
 }

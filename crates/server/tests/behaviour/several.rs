@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use tempfile::TempDir;
-use tidegate_client::api::{PushStart, RegionSettings, Role, ServerStatus, StoreCreate, TokenCreate, code};
-use tidegate_client::{Client, Options as ClientOptions, Token};
+use tidegate_client::api::{PushStart, PushStatus, RegionSettings, Role, ServerStatus, StoreCreate, TokenCreate, code};
+use tidegate_client::{Client, Options as ClientOptions, PushJob, PushOptions, Token};
 use tidegate_server::access::config::Authentication;
 use tidegate_server::config::RegionSection;
 use tidegate_server::{Handle, Options, Server, StartError, drop_schema};
@@ -198,4 +198,70 @@ async fn a_server_that_stops_leaves_the_cluster_while_requests_still_end() {
     until_read(&mut connection, "201 Created").await;
     stopping.await.unwrap();
     several.end([second]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_server_answers_reads_of_a_region_that_another_hosts() {
+    let Some(several) = Several::new(Some(Authentication::Required)) else { return };
+    let mut first = several.start("first").await;
+    let admin = first.take_first_token().unwrap();
+    let mut options = several.options("second", "second");
+    options.config.regions = vec![RegionSection { nodes: 1, ..RegionSection::new("b") }];
+    let second = Server::start(options).await.unwrap();
+    let writer = client(&first, &admin);
+    let store = StoreCreate {
+        name: "s".to_owned(),
+        key_columns: vec!["k".to_owned()],
+        partitions: Some(1),
+        ..StoreCreate::default()
+    };
+    writer.create_store(&store).await.unwrap();
+    let rows = several.folder.path().join("rows.csv");
+    std::fs::write(&rows, "k,v\nk7,x7\na/b ?,y\n").unwrap();
+    let work = Some(several.folder.path().join("work"));
+    let options = PushOptions { work, timeout: Some(LIMIT), patience: LIMIT, ..PushOptions::default() };
+    let job = PushJob { id: "p1".to_owned(), store: "s".to_owned(), paths: vec![rows], options };
+    let outcome = job.run(&writer, &mut |_| {}).await.unwrap();
+    assert_eq!(outcome.state.status, PushStatus::Completed, "{outcome:#?}");
+    let reader =
+        TokenCreate { name: "reader".to_owned(), role: Role::Reader, team: None, region: None, expires_in_ms: None };
+    let reader = writer.create_token(&reader).await.unwrap().secret;
+    // Given two regions, each hosted by one of the servers, when either is asked about either, then it is answered.
+    for server in [&first, &second] {
+        let client = client(server, &reader);
+        for region in ["a", "b"] {
+            for (key, value) in [("k7", "x7"), ("a/b ?", "y")] {
+                let answer = client.get("s", key, Some(region)).await.unwrap();
+                assert_eq!((answer.region.as_deref(), answer.value["v"].as_str()), (Some(region), Some(value)));
+            }
+            let batch = client.get_batch("s", vec!["k7".to_owned(), "none".to_owned()], Some(region)).await.unwrap();
+            assert_eq!(batch.region.as_deref(), Some(region));
+            assert!(batch.values[0].value.is_some() && batch.values[1].value.is_none(), "{batch:?}");
+            // What is wrong with a read is told by whoever answers it.
+            let absent = client.get("s", "none", Some(region)).await.unwrap_err();
+            assert_eq!(absent.code(), Some(code::KEY_ABSENT), "{absent}");
+        }
+        assert!(client.get("s", "k7", None).await.is_ok());
+        let unknown = client.get("s", "k7", Some("nowhere")).await.unwrap_err();
+        assert_eq!(unknown.code(), Some(code::REGION_UNKNOWN), "{unknown}");
+    }
+    // One hop: what was forwarded is not forwarded again.
+    let url = format!("{}/v1/stores/s/keys/k7?region=b", first.url());
+    let forwarded = reqwest::Client::new().get(url).bearer_auth(&reader).header("tidegate-forwarded", "1");
+    let forwarded = forwarded.send().await.unwrap();
+    assert_eq!(forwarded.status(), 421);
+    let body: serde_json::Value = forwarded.json().await.unwrap();
+    assert_eq!(
+        (body["code"].as_str(), body["subjects"][1].as_str()),
+        (Some(code::REGION_HOSTED), Some(&*second.url()))
+    );
+    assert_error(&body, "a read that has been forwarded");
+    // The host is gone: that is said, with where it was, and can be tried again.
+    let there = second.url();
+    second.shutdown().await;
+    let (status, body) = get(&first, &reader, "/v1/stores/s/keys/k7?region=b").await;
+    assert_eq!((status, body["retryable"].as_bool()), (503, Some(true)), "{body}");
+    assert!(body["why"].as_str().unwrap().contains(&there), "{body}");
+    assert_error(&body, "a read of a region whose host is gone");
+    several.end([first]).await;
 }

@@ -8,6 +8,24 @@ use clap::{Args, Subcommand};
 
 use super::parse_duration;
 
+/// What an agent or a node speaks, and whom it answers.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ServiceArguments {
+    /// Its certificate and those that it leads to its root by (PEM): it speaks TLS then. Read again when it changes.
+    #[arg(long, env = "TIDEGATE_TLS_CERTIFICATE", value_name = "FILE", requires = "tls_key")]
+    pub(crate) tls_certificate: Option<PathBuf>,
+    /// The certificate's private key (PEM).
+    #[arg(long, env = "TIDEGATE_TLS_KEY", value_name = "FILE", requires = "tls_certificate")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// Ask nobody who reads for a token, though it has one itself; or listen beyond loopback without one: whoever reaches it
+    /// may read everything.
+    #[arg(long)]
+    pub(crate) allow_anyone: bool,
+    /// Listen beyond loopback without TLS: something in front of it speaks it, or tokens travel in the clear.
+    #[arg(long)]
+    pub(crate) allow_plain_http: bool,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct AgentArguments {
     #[command(subcommand)]
@@ -30,7 +48,8 @@ pub(crate) struct AgentRunArguments {
         required = true
     )]
     pub(crate) control_planes: Vec<String>,
-    /// A file with the agent's token. It is read again when it changes.
+    /// A file with the agent's token. It is read again when it changes. With one it asks for tokens, too: nodes for the
+    /// region's, and who reads for one that may read at a server.
     #[arg(long, env = "TIDEGATE_TOKEN_FILE", value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
     /// Certificates (PEM) to trust beside those of the machine.
@@ -42,14 +61,10 @@ pub(crate) struct AgentRunArguments {
     /// Where it answers reads.
     #[arg(long, env = "TIDEGATE_LISTEN", value_name = "ADDRESS", default_value = tidegate_server::agent::DEFAULT_LISTEN)]
     pub(crate) listen: SocketAddr,
-    /// Listen beyond loopback although whoever reaches it may read everything.
-    #[arg(long)]
-    pub(crate) allow_anyone: bool,
-    /// Listen beyond loopback although it speaks no TLS itself.
-    #[arg(long)]
-    pub(crate) allow_plain_http: bool,
-    /// Where others reach it, if that is not where it listens.
-    #[arg(long, value_name = "URL")]
+    #[command(flatten)]
+    pub(crate) service: ServiceArguments,
+    /// Where others reach it [default: where it listens, if that is one address].
+    #[arg(long, env = "TIDEGATE_ADVERTISE", value_name = "URL")]
     pub(crate) advertise: Option<String>,
     /// What people call it [default: the machine's name].
     #[arg(long, value_name = "NAME")]
@@ -86,6 +101,21 @@ pub(crate) enum AgentCommand {
         #[arg(long, env = "TIDEGATE_DATA", value_name = "DIR")]
         data: PathBuf,
     },
+    /// Let go of a node that is gone for good: it is neither commanded nor counted any more. (One that is stopped, and will be
+    /// started again, stays.)
+    RemoveNode {
+        /// The node.
+        node: String,
+        /// Why, for the record.
+        #[arg(long)]
+        reason: String,
+        /// Also if it serves: it is told to end, and reads that go there fail.
+        #[arg(long)]
+        force: bool,
+        /// The agent's folder, on this machine.
+        #[arg(long, env = "TIDEGATE_DATA", value_name = "DIR")]
+        data: PathBuf,
+    },
     /// What is pinned, and was.
     Pins {
         /// The agent's folder, on this machine.
@@ -102,7 +132,7 @@ pub(crate) struct NodeArguments {
     /// The node's name, its own within the region.
     #[arg(long, value_name = "NAME")]
     pub(crate) name: String,
-    /// A file with the region's token. It is read again when it changes.
+    /// A file with a token of the region. It is read again when it changes. With one the node asks who reads for a token, too.
     #[arg(long, env = "TIDEGATE_TOKEN_FILE", value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
     /// Certificates (PEM) to trust beside those of the machine.
@@ -114,13 +144,9 @@ pub(crate) struct NodeArguments {
     /// Where it answers reads and its agent's orders.
     #[arg(long, env = "TIDEGATE_LISTEN", value_name = "ADDRESS", default_value = tidegate_server::node::DEFAULT_LISTEN)]
     pub(crate) listen: SocketAddr,
-    /// Listen beyond loopback although whoever reaches it may read everything.
-    #[arg(long)]
-    pub(crate) allow_anyone: bool,
-    /// Listen beyond loopback although it speaks no TLS itself.
-    #[arg(long)]
-    pub(crate) allow_plain_http: bool,
-    /// Where the agent and others reach it, if that is not where it listens.
-    #[arg(long, value_name = "URL")]
+    #[command(flatten)]
+    pub(crate) service: ServiceArguments,
+    /// Where the agent and others reach it [default: where it listens; needed if that is all addresses].
+    #[arg(long, env = "TIDEGATE_ADVERTISE", value_name = "URL")]
     pub(crate) advertise: Option<String>,
 }

@@ -70,10 +70,15 @@ fn every_command_line_of_the_compose_file_is_one_of_this_program() {
 #[test]
 fn every_command_line_of_units_image_and_page_is_one_of_this_program() {
     let mut lines = Vec::new();
-    for unit in ["tidegate.service", "tidegate-agent@.service"] {
+    for unit in ["tidegate.service", "tidegate-agent@.service", "tidegate-node@.service"] {
         let text = read(unit);
         let line = text.lines().find_map(|line| line.strip_prefix("ExecStart=/usr/bin/")).unwrap();
-        lines.push(words(&line.replace("%i", "eu").replace("${TIDEGATE_CONTROL_PLANE}", "https://server:7600")));
+        lines.push(words(
+            &line
+                .replace("%i", "eu")
+                .replace("${TIDEGATE_CONTROL_PLANE}", "https://server:7600")
+                .replace("${TIDEGATE_AGENT}", "https://agent:7610"),
+        ));
     }
     let image = read("Dockerfile");
     let listed = |prefix: &str| -> Vec<Vec<String>> {
@@ -148,9 +153,11 @@ fn systemd_itself_accepts_the_units() {
     }
     // The program and its user are not installed here: any program and user that are do.
     let folder = tempfile::tempdir().unwrap();
-    for (unit, installed) in
-        [("tidegate.service", "tidegate.service"), ("tidegate-agent@.service", "tidegate-agent@eu.service")]
-    {
+    for (unit, installed) in [
+        ("tidegate.service", "tidegate.service"),
+        ("tidegate-agent@.service", "tidegate-agent@eu.service"),
+        ("tidegate-node@.service", "tidegate-node@eu-3.service"),
+    ] {
         let text =
             read(unit).replace("/usr/bin/tidegate", "/bin/true").replace("=tidegate\nGroup=tidegate\n", "=root\n");
         let path = folder.path().join(installed);
@@ -169,7 +176,7 @@ fn units_give_the_program_no_more_than_it_needs() {
         let text = read(unit);
         text.lines().filter(|line| !line.starts_with('#') && line.contains('=')).map(str::to_owned).collect()
     };
-    for unit in ["tidegate.service", "tidegate-agent@.service"] {
+    for unit in ["tidegate.service", "tidegate-agent@.service", "tidegate-node@.service"] {
         let lines = of(unit);
         for needed in ["User=tidegate", "NoNewPrivileges=yes", "ProtectSystem=strict", "CapabilityBoundingSet="] {
             assert!(lines.contains(needed), "{unit}: {needed}");

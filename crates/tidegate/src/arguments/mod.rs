@@ -17,7 +17,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use access::{AuditArguments, TokenCommand};
-pub(crate) use agent::{AgentArguments, AgentCommand, AgentRunArguments, NodeArguments};
+pub(crate) use agent::{AgentArguments, AgentCommand, AgentRunArguments, NodeArguments, ServiceArguments};
 pub(crate) use backup::{BackupArguments, PlaceArguments, RestoreArguments};
 pub(crate) use demo::{DemoApplicationArguments, DemoArguments};
 pub(crate) use push::{ProceedArguments, PushArguments, PushCommand};

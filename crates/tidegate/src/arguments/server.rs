@@ -14,6 +14,10 @@ pub(crate) struct ServerArguments {
     /// configuration, and asks everybody for a token.
     #[arg(long, env = "TIDEGATE_LISTEN", value_name = "ADDRESS")]
     pub(crate) listen: Option<SocketAddr>,
+    /// Where other servers reach it: reads of its regions that come to them go there [default: as the configuration says, or
+    /// where it listens, if that is one address].
+    #[arg(long, env = "TIDEGATE_ADVERTISE", value_name = "URL")]
+    pub(crate) advertise: Option<String>,
     /// A PostgreSQL that several servers share, for their state: `postgres://user@host/database` [default: as the
     /// configuration says, or a file below --data].
     #[arg(long, env = "TIDEGATE_DATABASE", value_name = "URL", hide_env_values = true)]

@@ -1,12 +1,17 @@
 //! `tidegate agent`, and `agent pin|unpin|pins`.
 
 use tidegate_api::PinView;
-use tidegate_api::agent::{PinAnswer, PinOrder, StorePins};
-use tidegate_server::agent::{Agent, AgentSetup, AgentStartError, ControlError, Exposure, pin_version, pins, unpin};
+use tidegate_api::agent::{NodeRemoved, PinAnswer, PinOrder, StorePins};
+use tidegate_rollout::region::remote::RemoteSetupError;
+use tidegate_server::access::Exposure;
+use tidegate_server::access::config::TlsSection;
+use tidegate_server::agent::{
+    Agent, AgentSetup, AgentStartError, ControlError, NodeRemoval, pin_version, pins, remove_node, unpin,
+};
 
 use super::local_user;
 use super::server::stop_signal;
-use crate::arguments::{AgentArguments, AgentCommand, AgentRunArguments};
+use crate::arguments::{AgentArguments, AgentCommand, AgentRunArguments, ServiceArguments};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{Output, Paint, Style, moment, plain, say, table};
@@ -24,6 +29,11 @@ pub(super) async fn run(arguments: AgentArguments, parent: &Parent, output: Outp
             output.result(&lifted, |lifted, _| {
                 format!("the pin of {} to version {} is lifted", plain(&store), lifted.version)
             })?;
+        }
+        (Some(AgentCommand::RemoveNode { node, reason, force, data }), _) => {
+            let removal = NodeRemoval { by: local_user(), reason, force };
+            let removed = remove_node(&data, &node, removal).await?;
+            output.result(&removed, node_removed)?;
         }
         (Some(AgentCommand::Pins { data }), _) => {
             let pins = pins(&data).await?;
@@ -46,7 +56,7 @@ async fn start(arguments: AgentRunArguments, parent: &Parent, output: Output) ->
     setup.token_file = arguments.token_file;
     setup.trusted = arguments.ca_file;
     setup.listen = arguments.listen;
-    setup.exposure = Exposure { allow_anyone: arguments.allow_anyone, allow_plain_http: arguments.allow_plain_http };
+    (setup.exposure, setup.tls) = service(arguments.service);
     setup.advertise = arguments.advertise;
     setup.name = arguments.name;
     setup.nodes = arguments.nodes;
@@ -72,6 +82,32 @@ async fn start(arguments: AgentRunArguments, parent: &Parent, output: Output) ->
         Some(refused) => Err(refused.into()),
         None => Ok(()),
     }
+}
+
+/// What an agent or a node is told of how to listen.
+pub(super) fn service(arguments: ServiceArguments) -> (Exposure, TlsSection) {
+    let ServiceArguments { tls_certificate, tls_key, allow_anyone, allow_plain_http } = arguments;
+    (Exposure { allow_anyone, allow_plain_http }, TlsSection { certificate: tls_certificate, key: tls_key })
+}
+
+fn node_removed(removed: &NodeRemoved, style: Style) -> String {
+    let mut text = format!(
+        "{} region {} has let go of node {}; it has {} left, and pushes wait for no other",
+        style.mark(Paint::Good),
+        plain(&removed.region),
+        plain(&removed.node),
+        plain(&removed.left.join(", "))
+    );
+    let address = plain(&removed.address);
+    if removed.was_heard {
+        text.push_str(&format!(
+            "\n  what runs at {address} is told to end, within seconds; reads that go there fail then"
+        ));
+    }
+    text.push_str(&format!(
+        "\n  whoever reads at {address} has to read elsewhere; a node of this name that is started joins the region"
+    ));
+    text
 }
 
 fn pinned(answer: &PinAnswer, style: Style) -> String {
@@ -123,10 +159,14 @@ impl From<AgentStartError> for Failure {
         }
         let to_do = match &error {
             AgentStartError::Setting { .. } => "Correct it and try again.",
-            AgentStartError::Exposed(_) => "Choose a loopback address, such as 127.0.0.1:7610, or ask for it by name.",
+            AgentStartError::Exposed(_) => {
+                "Do what the text says, or choose a loopback address, such as 127.0.0.1:7610."
+            }
+            AgentStartError::Tls(_) => "Mend the files that --tls-certificate and --tls-key name.",
             AgentStartError::Listen { .. } => "Stop what listens there, or choose another address with --listen.",
             AgentStartError::DataInUse { .. } => "Stop the other process, or choose another folder with --data.",
             AgentStartError::Data { .. } => "Choose the agent's own folder, which this user may write, with --data.",
+            AgentStartError::ControlPlane(RemoteSetupError::Trusted { .. }) => "Mend the file that --ca-file names.",
             AgentStartError::ControlPlane(_) => "Write for instance --control-plane http://127.0.0.1:7600.",
             _ => "Mend what the text names, and try again.",
         };

@@ -44,7 +44,9 @@ pub(crate) async fn run(
     let client = || connection::client(&arguments.global).map(|client| with_notice(client, output));
     match arguments.command {
         Command::Demo(demo) => demo::run(demo, registry, output).await,
-        Command::DemoApplication(application) => demo::run_application(application, &parent, output).await,
+        Command::DemoApplication(application) => {
+            demo::run_application(&arguments.global, application, &parent, output).await
+        }
         Command::Server(server) => server::run(server, registry, &parent, output).await,
         Command::Agent(agent) => agent::run(agent, &parent, output).await,
         Command::Node(node) => node::run(node, &parent, output).await,

@@ -1,8 +1,8 @@
 //! `tidegate node`.
 
-use tidegate_server::agent::Exposure;
 use tidegate_server::node::{Node, NodeSetup};
 
+use super::agent::service;
 use super::server::stop_signal;
 use crate::arguments::NodeArguments;
 use crate::exit::Exit;
@@ -15,7 +15,7 @@ pub(super) async fn run(arguments: NodeArguments, parent: &Parent, output: Outpu
     setup.token_file = arguments.token_file;
     setup.trusted = arguments.ca_file;
     setup.listen = arguments.listen;
-    setup.exposure = Exposure { allow_anyone: arguments.allow_anyone, allow_plain_http: arguments.allow_plain_http };
+    (setup.exposure, setup.tls) = service(arguments.service);
     setup.advertise = arguments.advertise;
     let name = setup.name.clone();
     let node = Node::start(setup).await?;
@@ -24,8 +24,17 @@ pub(super) async fn run(arguments: NodeArguments, parent: &Parent, output: Outpu
     } else {
         say(&format!("{} node {} listening on {}", output.error_style.mark(Paint::Good), plain(&name), node.url()));
     }
-    stop_signal(parent).await?;
+    let removed = tokio::select! {
+        stopped = stop_signal(parent) => {
+            stopped?;
+            None
+        }
+        removed = node.removed() => Some(removed),
+    };
     say(&format!("{} stopping", output.error_style.mark(Paint::Going)));
     node.shutdown().await;
-    Ok(Exit::Done)
+    match removed {
+        Some(removed) => Err(Failure::from_body(removed)),
+        None => Ok(Exit::Done),
+    }
 }

@@ -25,6 +25,7 @@ pub(super) async fn run(
     let mut options = Options::new(arguments.data);
     options.database = arguments.database;
     options.listen = arguments.listen;
+    options.advertise = arguments.advertise;
     options.fail_fast = arguments.fail_fast;
     options.artifacts = arguments.artifacts;
     options.adopt_artifact_store = arguments.adopt_artifact_store;
@@ -128,6 +129,7 @@ fn failure_of(error: StartError) -> Failure {
     let countermeasures = match &error {
         StartError::Exposed(_) => "Do what the text says, or choose a loopback address, such as 127.0.0.1:7600.",
         StartError::Tls(_) => "Mend the files that [tls] names in the file that --config names.",
+        StartError::Trusted(_) => "Mend what `ca_file` in [server] of the file that --config names points to.",
         StartError::Listen { .. } => "Stop what listens there, or choose another address with --listen.",
         StartError::DataInUse { .. } => "Stop the other server, or choose another folder with --data.",
         StartError::Data { .. } => "Choose a folder that this user may write, with --data.",

@@ -32,8 +32,9 @@ use self::application::{Application, Places, STORE};
 use self::facts::Facts;
 use self::reading::Reading;
 use self::story::{REGIONS, Story};
-use crate::arguments::{DemoApplicationArguments, DemoArguments};
+use crate::arguments::{DemoApplicationArguments, DemoArguments, GlobalArguments};
 use crate::commands::{start_server, stop_signal};
+use crate::connection;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{Output, Paint, say};
@@ -106,6 +107,7 @@ fn refuse_begun(folder: &Path) -> Result<(), Failure> {
 
 /// The reading application as a process of its own.
 pub(crate) async fn run_application(
+    global: &GlobalArguments,
     arguments: DemoApplicationArguments,
     parent: &Parent,
     output: Output,
@@ -115,7 +117,10 @@ pub(crate) async fn run_application(
         let (region, url) = place.split_once('=').ok_or_else(|| {
             Failure::usage(format!("{place:?} is no place to read"), "It has no `=`.", "Write REGION=URL.")
         })?;
-        places.entry(region.to_owned()).or_default().push(Client::new(url)?);
+        places
+            .entry(region.to_owned())
+            .or_default()
+            .push(connection::client(&GlobalArguments { url: url.to_owned(), ..global.clone() })?);
     }
     let application = Application::start(arguments.listen, places).await?;
     output.result(&serde_json::json!({ "url": application.url() }), |_, _| application.url())?;

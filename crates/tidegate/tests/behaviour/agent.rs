@@ -230,3 +230,54 @@ fn d35_an_agent_notices_that_the_control_plane_was_restored_and_goes_on() {
     let version = agent.version();
     assert!(version.is_some_and(|version| version > 1_000), "{version:?}");
 }
+
+/// A node of region `b` as a process, in a folder of its own.
+fn start_node(server: &Server, agent: &Agent, log: &std::path::Path) -> Child {
+    let log = std::fs::File::create(log).unwrap();
+    let mut command = tidegate();
+    command.args(["node", "--name", "n-1", "--listen", "127.0.0.1:0", "--agent"]);
+    command.arg(format!("http://127.0.0.1:{}", agent.port)).arg("--data").arg(server.scratch().join("n-1"));
+    command.stdout(Stdio::null()).stderr(log).spawn().unwrap()
+}
+
+#[test]
+fn c19_a_node_is_removed_on_the_agents_machine_and_told_to_end() {
+    let mut world = World::start();
+    let mut agent = Agent::start(&world.server, "agent-1");
+    world.push();
+    let log = world.server.scratch().join("n-1.log");
+    let mut node = start_node(&world.server, &agent, &log);
+    let url = world.server.url();
+    let nodes = move || {
+        let output = tidegate().args(["region", "show", "b", "--output", "json", "--url", &url]).output().unwrap();
+        let region: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        region["host"]["nodes"].as_array().map_or(0, Vec::len)
+    };
+    agent.until("the node has joined", |_| nodes() == 3);
+    // Any server answers reads of the region: here it asks the agent.
+    let read = world.server.json(&["get", "things", "k7", "--region", "b"]);
+    assert_eq!((read["region"].as_str(), read["version"].as_u64()), (Some("b"), Some(1)), "{read:#}");
+
+    let (code, said) = agent.order(&["remove-node", "n-1", "--reason", "too old"]);
+    assert!(code == Some(1) && said.contains("It was heard of") && said.contains("--force"), "{said}");
+    let (code, said) = agent.order(&["remove-node", "n-9", "--reason", "too old"]);
+    assert!(code == Some(1) && said.contains("it has n-1"), "{said}");
+    let (code, said) = agent.order(&["remove-node", "n-1", "--reason", "too old", "--force"]);
+    assert!(code == Some(0) && said.contains("b-1, b-2 left") && said.contains("told to end"), "{said}");
+    let deadline = Instant::now() + PATIENCE;
+    let status = loop {
+        if let Some(status) = node.try_wait().unwrap() {
+            break status;
+        }
+        if Instant::now() > deadline {
+            let _ = node.kill();
+            panic!("the node goes on: {}", std::fs::read_to_string(&log).unwrap());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    let said = std::fs::read_to_string(&log).unwrap();
+    assert!(status.code() == Some(1) && said.contains("does not belong to region `b` any more"), "{status}: {said}");
+    agent.until("the region is one node smaller", |_| nodes() == 2);
+    world.push();
+    assert_eq!(agent.version(), Some(2));
+}

@@ -14,7 +14,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 /// The command, talking to no server in particular.
 pub(crate) fn tidegate() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
-    for name in ["URL", "CONFIG", "DATA", "LISTEN", "TOKEN", "TOKEN_FILE", "CA"] {
+    for name in ["URL", "CONFIG", "DATA", "LISTEN", "ADVERTISE", "TOKEN", "TOKEN_FILE", "CA"] {
         command.env_remove(format!("TIDEGATE_{name}"));
     }
     command.env("NO_COLOR", "1");

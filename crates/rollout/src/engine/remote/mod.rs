@@ -66,20 +66,10 @@ struct Remote {
 }
 
 impl RemoteEngine {
-    /// The node at this place, commanded with whatever token is there at the time.
-    ///
-    /// # Errors
-    /// No connection of any kind could be made.
-    pub fn new(place: NodePlace, token: Arc<AtomicU64>) -> Result<Self, EngineError> {
-        let http = reqwest::Client::builder()
-            .connect_timeout(Duration::from_secs(3))
-            .tcp_keepalive(Duration::from_secs(15))
-            .redirect(reqwest::redirect::Policy::none())
-            .no_proxy()
-            .user_agent(concat!("tidegate/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|error| EngineError::retry(format!("no connection can be made: {error}")))?;
-        Ok(RemoteEngine(Arc::new(Remote { http, place: RwLock::new(place), token })))
+    /// The node at this place, reached by this client, commanded with whatever token is there at the time.
+    #[must_use]
+    pub fn new(place: NodePlace, token: Arc<AtomicU64>, http: reqwest::Client) -> Self {
+        RemoteEngine(Arc::new(Remote { http, place: RwLock::new(place), token }))
     }
 
     /// The node is to be found here from now on.

@@ -217,6 +217,25 @@ impl RegionAgent {
         self.claim_again.notify_one();
     }
 
+    /// Lets go of a node: it is neither commanded nor counted any more, and serves what it serves. Whether there was one.
+    pub fn remove_node(&self, name: &str) -> bool {
+        let removed = self.nodes.send_if_modified(|nodes| {
+            let is_there = nodes.iter().any(|known| known.name == name);
+            if is_there {
+                Arc::make_mut(nodes).retain(|known| known.name != name);
+            }
+            is_there
+        });
+        self.claim_again.notify_one();
+        removed
+    }
+
+    /// The names of the region's nodes.
+    #[must_use]
+    pub fn node_names(&self) -> Vec<String> {
+        self.nodes.borrow().iter().map(|node| node.name.clone()).collect()
+    }
+
     /// What keeps the agent from its work, if one of its tasks has died and does not work again yet.
     #[must_use]
     pub fn trouble(&self) -> Option<String> {

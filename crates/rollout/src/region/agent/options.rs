@@ -24,6 +24,13 @@ pub struct RegionNode {
     pub engine: Arc<dyn Engine>,
 }
 
+impl RegionNode {
+    /// Whether this is the same node, and not another of its name.
+    pub(crate) fn is(&self, other: &RegionNode) -> bool {
+        std::ptr::addr_eq(Arc::as_ptr(&self.engine), Arc::as_ptr(&other.engine))
+    }
+}
+
 /// How long an agent waits, and how often it tries.
 #[derive(Clone, Debug)]
 pub struct AgentLimits {
@@ -114,7 +121,7 @@ pub struct AgentOptions {
     pub region: String,
     /// What people call the agent.
     pub name: String,
-    /// Where the agent answers reads; absent where it is part of a server.
+    /// Where the agent answers reads, if others can know.
     pub address: Option<String>,
     /// The agent's id if its folder has none yet.
     pub new_id: Uuid,

@@ -31,6 +31,7 @@ use crate::region::plan::{Check, NodeTask, NodeView, VersionTask, View};
 
 mod begin;
 mod ended;
+mod nodes;
 mod pinning;
 mod told;
 mod wanted;
@@ -68,7 +69,7 @@ pub(super) struct Shared {
     pub(super) disk: AgentDisk,
     pub(super) heavy: Arc<Semaphore>,
     pub(super) figures: RegionFigures,
-    /// The region's nodes. More may come, always behind those there are.
+    /// The region's nodes. Some may leave; those that come are always behind those there are.
     pub(super) nodes: watch::Receiver<Arc<Vec<RegionNode>>>,
     pub(super) shutdown: CancellationToken,
     pub(super) deaths: Arc<Deaths>,
@@ -231,19 +232,6 @@ impl StoreTask {
                 && self.file.pins.pin.as_ref().is_none_or(|pin| report.serving == Some(pin.version))
         });
         Reached { known: before.is_some(), held: BTreeSet::new(), serving: before.and_then(|report| report.serving) }
-    }
-
-    /// Takes in the nodes that have joined.
-    fn take_nodes(&mut self) {
-        let nodes = Arc::clone(&self.shared.nodes.borrow());
-        for node in nodes.iter().skip(self.nodes.len()) {
-            let first = self.first_view(&node.name);
-            self.view.nodes.push(first);
-            // Whatever it holds, it has not lost it here.
-            self.reached.push(Reached::default());
-            self.ended.push(0);
-        }
-        self.nodes = nodes;
     }
 
     fn node_names(&self) -> Vec<String> {

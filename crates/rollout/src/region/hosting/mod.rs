@@ -76,6 +76,7 @@ pub fn decide(
         agent,
         name: claim.name.clone(),
         address: claim.address.clone(),
+        is_server: false,
         token,
         since,
         heard_at: now,
@@ -252,6 +253,7 @@ pub fn view(hosting: &RegionHosting, now: Timestamp) -> HostView {
         agent: hosting.agent.to_string(),
         name: hosting.name.clone(),
         address: hosting.address.clone(),
+        is_server: hosting.is_server,
         token: hosting.token,
         since: ms(hosting.since),
         heard_at: ms(hosting.heard_at),
@@ -286,6 +288,7 @@ mod tests {
 
     fn held(agent: u128, token: u64, until: i64) -> RegionHosting {
         RegionHosting {
+            is_server: false,
             agent: Uuid::from_u128(agent),
             name: format!("agent-{agent}"),
             address: Some("http://127.0.0.1:1".to_owned()),

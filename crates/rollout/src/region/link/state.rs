@@ -22,6 +22,8 @@ pub struct StateLink {
     region: Ref<Region>,
     hosting: Ref<RegionHosting>,
     attributes: Attributes,
+    /// Whether it speaks for an agent that is a process of its own.
+    is_agents: bool,
 }
 
 impl StateLink {
@@ -33,13 +35,20 @@ impl StateLink {
         let name = region.into();
         let region: Ref<Region> = Ref::root(name.clone())?;
         let hosting = region.child(RegionHosting::ID)?;
-        Ok(StateLink { region, hosting, name, state, attributes: Attributes::new() })
+        Ok(StateLink { region, hosting, name, state, attributes: Attributes::new(), is_agents: false })
     }
 
     /// The same link, whose transactions say this about themselves: who asked, in which request.
     #[must_use]
     pub fn with_attributes(mut self, attributes: Attributes) -> Self {
         self.attributes = attributes;
+        self
+    }
+
+    /// The same link, for an agent that is a process of its own: what it claims is not claimed by a server.
+    #[must_use]
+    pub fn of_agent(mut self) -> Self {
+        self.is_agents = true;
         self
     }
 
@@ -106,6 +115,7 @@ impl RegionLink for StateLink {
 
     async fn host(&self, claim: &HostClaim) -> Result<HostGrant, LinkError> {
         let (region, hosting, claim) = (self.region.clone(), self.hosting.clone(), claim.clone());
+        let is_server = !self.is_agents;
         let heartbeat: Ref<AgentHeartbeat> = self.region.child(AgentHeartbeat::ID).map_err(refused)?;
         self.write(move |transaction| {
             if transaction.get(&region)?.is_none() {
@@ -114,7 +124,7 @@ impl RegionLink for StateLink {
             let now = transaction.now();
             let current = transaction.get(&hosting)?;
             let granted = match decide(current.as_deref(), &claim, now) {
-                Ok(granted) => granted,
+                Ok(granted) => RegionHosting { is_server, ..granted },
                 Err(ClaimRefused::Hosted(current, now)) => return Err(Refusal::replaced(&current, now)),
                 Err(ClaimRefused::Invalid(why)) => return Err(Refusal::Invalid(why)),
             };

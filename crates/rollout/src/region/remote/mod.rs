@@ -14,7 +14,7 @@
 //!
 //! [`ArtifactStore`]: tidegate_dataset::artifact::ArtifactStore
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -147,28 +147,11 @@ impl RemoteClient {
         }
         let mut addresses = Vec::with_capacity(options.addresses.len());
         for address in &options.addresses {
-            let url = Url::parse(address).map_err(|error| bad(address, &error.to_string()))?;
-            if !matches!(url.scheme(), "http" | "https") || url.cannot_be_a_base() {
-                return Err(bad(address, "it has to start with http:// or https://"));
-            }
-            addresses.push(url);
+            addresses.push(check_address(address).map_err(|why| bad(address, &why))?);
         }
-        let mut builder = reqwest::Client::builder()
-            .connect_timeout(options.connect_limit)
-            // Half-open connections show by themselves.
-            .tcp_keepalive(Duration::from_secs(15))
-            .redirect(reqwest::redirect::Policy::none())
-            .no_proxy()
-            .user_agent(concat!("tidegate/", env!("CARGO_PKG_VERSION")));
+        let mut builder = http_builder(options.trusted.as_deref())?.connect_timeout(options.connect_limit);
         if let Ok(user) = HeaderValue::from_str(&options.user) {
             builder = builder.default_headers([(USER_HEADER, user)].into_iter().collect());
-        }
-        if let Some(path) = &options.trusted {
-            let unusable = |why: String| RemoteSetupError::Trusted { path: path.display().to_string(), why };
-            let pem = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
-            let certificates =
-                reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| unusable(error.to_string()))?;
-            builder = builder.tls_certs_merge(certificates);
         }
         let http = builder.build().map_err(|error| bad("", &chain(&error)))?;
         let remote = Remote {
@@ -293,6 +276,52 @@ impl RemoteClient {
     }
 }
 
+/// What every client of one Tidegate process to another is made of: it trusts these certificates (PEM) beside those of the
+/// machine, if there are any, and goes where it is told to and nowhere else.
+///
+/// # Errors
+/// The certificates can't be used.
+pub fn http_builder(trusted: Option<&Path>) -> Result<reqwest::ClientBuilder, RemoteSetupError> {
+    let builder = reqwest::Client::builder()
+        .connect_timeout(Duration::from_secs(3))
+        // Half-open connections show by themselves.
+        .tcp_keepalive(Duration::from_secs(15))
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .user_agent(concat!("tidegate/", env!("CARGO_PKG_VERSION")));
+    let Some(path) = trusted else { return Ok(builder) };
+    let unusable = |why: String| RemoteSetupError::Trusted { path: path.display().to_string(), why };
+    let pem = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
+    let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| unusable(chain(&error)))?;
+    if certificates.is_empty() {
+        return Err(unusable("there is no certificate in it".to_owned()));
+    }
+    Ok(builder.tls_certs_merge(certificates))
+}
+
+/// A client of these certificates, as [`http_builder`] makes it.
+///
+/// # Errors
+/// The certificates can't be used.
+pub fn http_client(trusted: Option<&Path>) -> Result<reqwest::Client, RemoteSetupError> {
+    http_builder(trusted)?.build().map_err(|error| RemoteSetupError::Trusted {
+        path: trusted.map_or_else(String::new, |path| path.display().to_string()),
+        why: chain(&error),
+    })
+}
+
+/// An address of a Tidegate process, as it is written.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_address(address: &str) -> Result<Url, String> {
+    let url = Url::parse(address).map_err(|error| error.to_string())?;
+    if !matches!(url.scheme(), "http" | "https") || url.cannot_be_a_base() {
+        return Err("it has to start with http:// or https://".to_owned());
+    }
+    Ok(url)
+}
+
 /// Says who acts.
 const USER_HEADER: reqwest::header::HeaderName = reqwest::header::HeaderName::from_static("tidegate-user");
 
@@ -342,7 +371,7 @@ async fn read(mut response: Response, bytes_max: usize, limit: Duration) -> Resu
 }
 
 /// An error with all that lies behind it, in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

@@ -79,12 +79,15 @@ impl Parts {
         options.token = Some(Token::read(&token_file)?);
         options.patience = PATIENCE;
         let client = Client::with_options(options)?;
+        // Before there are agents, so that these know it from the first.
+        let reader = self.make_token(&client, "application", Role::Reader, None).await?;
         let mut places = Vec::new();
         for region in REGIONS {
             places.extend(self.start_region(region, &client, &servers).await?);
         }
         self.until_hosted(&client).await?;
         let mut words = vec!["demo-application".to_owned(), "--listen".to_owned(), ANY_PORT.to_string()];
+        words.extend(["--token-file".to_owned(), reader.display().to_string()]);
         for place in places {
             words.extend(["--place".to_owned(), place]);
         }
@@ -165,6 +168,26 @@ impl Parts {
         Ok(file)
     }
 
+    /// Makes a token, and keeps it in a file.
+    async fn make_token(
+        &self,
+        client: &Client,
+        name: &str,
+        role: Role,
+        region: Option<&str>,
+    ) -> Result<PathBuf, Failure> {
+        let create = TokenCreate {
+            name: name.to_owned(),
+            role,
+            team: None,
+            region: region.map(str::to_owned),
+            expires_in_ms: None,
+        };
+        let file = self.folder.join("tokens").join(format!("{name}.token"));
+        write_private(&file, &client.create_token(&create).await?.secret)?;
+        Ok(file)
+    }
+
     /// The agent of a region and the node beside it; where to read there.
     async fn start_region(
         &mut self,
@@ -173,15 +196,7 @@ impl Parts {
         servers: &[String],
     ) -> Result<[String; 2], Failure> {
         let agent = format!("agent-{region}");
-        let create = TokenCreate {
-            name: agent.clone(),
-            role: Role::Region,
-            team: None,
-            region: Some(region.to_owned()),
-            expires_in_ms: None,
-        };
-        let token = self.folder.join("tokens").join(format!("{agent}.token"));
-        write_private(&token, &client.create_token(&create).await?.secret)?;
+        let token = self.make_token(client, &agent, Role::Region, Some(region)).await?;
         let token: OsString = token.into();
 
         let mut words: Vec<OsString> = vec!["agent".into(), "--listen".into(), ANY_PORT.to_string().into()];

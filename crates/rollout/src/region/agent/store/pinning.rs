@@ -7,6 +7,7 @@ use tidegate_state::Timestamp;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+use super::nodes::place_after;
 use super::{Job, Outcome, StoreTask};
 use crate::engine::{ADOPTED_VERSION, EngineError, Verification};
 use crate::entities::{PastPin, Pin};
@@ -208,6 +209,14 @@ impl StoreTask {
             && let Some(waited) = results.get_mut(&place)
         {
             *waited = result;
+        }
+    }
+
+    /// A node has left: nobody waits for what it reads back.
+    pub(super) fn not_asked_any_more(&mut self, gone: usize) {
+        if let Some(Asking { step: Step::Checking { results, .. }, .. }) = &mut self.asking {
+            let before = std::mem::take(results).into_iter();
+            *results = before.filter_map(|(place, result)| Some((place_after(place, gone)?, result))).collect();
         }
     }
 

@@ -1,0 +1,72 @@
+//! Who asks, and may their role ask this: the part of every guard that does not depend on what a process is.
+
+use std::net::IpAddr;
+
+use axum::http::HeaderMap;
+
+use super::Door;
+use super::buckets::Who as Asker;
+use super::caller::{Bearer, Caller};
+use super::refusal::Refusal;
+use super::table::{Rule, Who};
+
+/// A process whose routes are guarded by the table.
+pub(crate) trait Guarded: Clone + Send + Sync + 'static {
+    /// Whether it asks for tokens, and what one caller may ask.
+    fn door(&self) -> &Door;
+
+    /// Whether it asks for a token before this route.
+    fn asks(&self, _rule: &Rule) -> bool {
+        self.door().is_required()
+    }
+
+    /// Whose token a request shows.
+    fn bearer(&self, headers: &HeaderMap, is_reading: bool) -> impl Future<Output = Result<Bearer, Refusal>> + Send;
+
+    /// Notes that a token was used.
+    fn used(&self, _bearer: &Bearer) {}
+}
+
+/// Who asks, if they may ask now and their role may ask this. Whoever is refused has asked all the same: it counts.
+pub(super) async fn identify(
+    process: &impl Guarded,
+    rule: &'static Rule,
+    is_look_up: bool,
+    headers: &HeaderMap,
+    is_reading: bool,
+    peer: Option<IpAddr>,
+) -> Result<Caller, Refusal> {
+    let door = process.door();
+    let Who::Roles(roles) = rule.who else { return admit(door, is_look_up, Caller::Anyone, peer) };
+    if !process.asks(rule) {
+        return admit(door, is_look_up, Caller::Anyone, peer);
+    }
+    let bearer = match process.bearer(headers, is_reading).await {
+        Ok(bearer) => bearer,
+        Err(refusal) => {
+            return Err(match peer {
+                Some(peer) if refusal.is_wrong_token() => door.wrong_token(peer, refusal),
+                _ => admit(door, is_look_up, Caller::Anyone, peer).err().unwrap_or(refusal),
+            });
+        }
+    };
+    let caller = admit(door, is_look_up, Caller::Bearer(bearer.clone()), peer)?;
+    if !roles.contains(&bearer.role) {
+        let Bearer { name, role, .. } = bearer;
+        return Err(Refusal::Role { name, role, needed: roles });
+    }
+    process.used(&bearer);
+    Ok(caller)
+}
+
+/// Counts the request against its caller's limit. Programs of the same machine that show no token have none: there is nobody
+/// to protect from them.
+fn admit(door: &Door, is_look_up: bool, caller: Caller, peer: Option<IpAddr>) -> Result<Caller, Refusal> {
+    let asker = match (&caller, peer) {
+        (Caller::Bearer(bearer), _) => Asker::Token(bearer.token.clone()),
+        (Caller::Anyone, Some(peer)) if !peer.to_canonical().is_loopback() => Asker::peer(peer),
+        (Caller::Anyone, _) => return Ok(caller),
+    };
+    door.admit(asker, is_look_up).map_err(|wait| Refusal::TooManyRequests { wait })?;
+    Ok(caller)
+}
