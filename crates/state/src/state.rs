@@ -21,6 +21,7 @@ use crate::record::{IndexDeclaration, Record};
 use crate::revision::{Attributes, Epoch, Revision, SubmissionId, Timestamp};
 use crate::snapshot::Snapshot;
 use crate::testing::history::Recorder;
+use crate::testing::placement::Placement;
 use crate::testing::points::Points;
 use crate::transaction::{Transaction, TransactionError};
 
@@ -63,6 +64,8 @@ pub struct StateOptions {
     pub seen: Option<PathBuf>,
     /// Named test points; none outside tests.
     pub points: Points,
+    /// Slots of cluster hooks that a test wants at certain servers; none outside tests.
+    pub placement: Placement,
     /// Writes down what cluster hooks do, for the history checker; nothing outside tests.
     pub recorder: Recorder,
     /// Writes the initial state, once, into a store that is empty.
@@ -89,6 +92,7 @@ impl StateOptions {
             hook_requests_in_memory: 250_000,
             seen: None,
             points: Points::none(),
+            placement: Placement::none(),
             recorder: Recorder::none(),
             initialise: None,
         }

@@ -4,25 +4,40 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::ManualClock;
-use crate::driver::{Faults, StoredState};
+use crate::driver::{Driver, Faults, Meta, ServerRow, SlotRow, StoredState};
 use crate::error::OpenError;
 use crate::record::IndexDeclaration;
 use crate::revision::Timestamp;
 use crate::state::{State, StateOptions};
 
-use super::history::{Expectation, Recorder, check};
+use super::history::{Expectation, HistoryEvent, Recorder, check};
 use super::linter::{Violation, lint};
-use super::points::Points;
+use super::placement::Placement;
+use super::points::{Points, name as point};
 use super::store::{StoreFactory, StoreKind, TestStore};
 
 /// Where a cluster's clock stands at first: 2026-01-01 00:00 UTC.
 pub const START: Timestamp = Timestamp(1_767_225_600_000);
 
+/// What does not happen within a test.
+const LONG: Duration = Duration::from_secs(3_600);
+
 type Configure = Arc<dyn Fn(usize, StateOptions) -> StateOptions + Send + Sync>;
+
+/// The variable that gives a seed.
+pub(super) const SEED: &str = "STATE_TEST_SEED";
+
+/// The seed that is given, or one that is drawn.
+pub(super) fn seed() -> u64 {
+    let given = std::env::var(SEED).ok().and_then(|seed| seed.parse().ok());
+    given.unwrap_or_else(rand::random::<u64>)
+}
 
 /// A cluster being put together.
 pub struct ClusterBuilder {
     servers: usize,
+    seed: u64,
+    entities_held_after: Option<usize>,
     configure: Configure,
 }
 
@@ -31,6 +46,21 @@ impl ClusterBuilder {
     #[must_use]
     pub fn servers(mut self, servers: usize) -> Self {
         self.servers = servers;
+        self
+    }
+
+    /// What [`Cluster::seed`] says, in place of what is given or drawn.
+    #[must_use]
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// Each server writes the entities so many times, and no more: who is opened later starts from an old table and a long
+    /// log.
+    #[must_use]
+    pub fn entities_held_after(mut self, times: Option<usize>) -> Self {
+        self.entities_held_after = times;
         self
     }
 
@@ -49,11 +79,22 @@ impl ClusterBuilder {
     /// # Panics
     /// If a server can't be opened.
     pub async fn open(self, factory: &dyn StoreFactory) -> Cluster {
+        // Shown only when the test fails.
+        println!("{SEED}={}", self.seed);
         let clock = ManualClock::new(START);
         let store = factory.make(clock.clone()).await;
-        let recorder = Recorder::in_memory();
-        let records = Vec::new();
-        let mut cluster = Cluster { servers: Vec::new(), configure: self.configure, store, clock, recorder, records };
+        let mut cluster = Cluster {
+            servers: Vec::new(),
+            configure: self.configure,
+            onlooker: Some(store.driver(Faults::new())),
+            store,
+            clock,
+            recorder: Recorder::in_memory(),
+            placement: Placement::new(),
+            records: Vec::new(),
+            seed: self.seed,
+            entities_held_after: self.entities_held_after,
+        };
         for index in 0..self.servers {
             cluster.add(index).await;
         }
@@ -66,26 +107,37 @@ impl ClusterBuilder {
 /// Dropping it kills the servers; [`Cluster::finish`] closes them, and checks that none is still held at a point.
 pub struct Cluster {
     // Before the store, which they hold open.
-    servers: Vec<Server>,
+    pub(super) servers: Vec<Server>,
+    /// Looks at what is stored, and is of no server; none while the store is opened anew.
+    onlooker: Option<Arc<dyn Driver>>,
     configure: Configure,
     store: Box<dyn TestStore>,
-    clock: ManualClock,
+    pub(super) clock: ManualClock,
     recorder: Recorder,
+    pub(super) placement: Placement,
     records: Vec<IndexDeclaration>,
+    seed: u64,
+    entities_held_after: Option<usize>,
 }
 
-struct Server {
-    name: String,
-    state: Option<State>,
-    points: Points,
-    faults: Faults,
+pub(super) struct Server {
+    pub(super) name: String,
+    pub(super) state: Option<State>,
+    pub(super) points: Points,
+    pub(super) faults: Faults,
+    pub(super) lease: Duration,
 }
 
 impl Cluster {
     /// Puts a cluster together.
     #[must_use]
     pub fn builder() -> ClusterBuilder {
-        ClusterBuilder { servers: 1, configure: Arc::new(|_, options| options) }
+        ClusterBuilder {
+            servers: 1,
+            seed: seed(),
+            entities_held_after: None,
+            configure: Arc::new(|_, options| options),
+        }
     }
 
     /// So many servers on a store in memory.
@@ -105,13 +157,15 @@ impl Cluster {
         options.entities_behind = Duration::from_millis(100);
         options.transaction_budget = Duration::from_secs(2);
         options.points = points;
+        options.placement = self.placement.clone();
         options.recorder = self.recorder.clone();
         (self.configure)(index, options)
     }
 
     async fn add(&mut self, index: usize) {
         let name = format!("server-{index}");
-        let server = Server { points: Points::new(&*name), faults: Faults::new(), state: None, name };
+        let (points, faults) = (Points::new(&*name), Faults::new());
+        let server = Server { points, faults, state: None, lease: Duration::ZERO, name };
         self.servers.push(server);
         self.restart(index).await;
     }
@@ -130,6 +184,13 @@ impl Cluster {
     #[must_use]
     pub fn running(&self) -> Vec<State> {
         self.servers.iter().filter_map(|server| server.state.clone()).collect()
+    }
+
+    /// Where a test draws its workload and its faults from. It is printed when the test fails; given as the variable
+    /// `STATE_TEST_SEED` it is the same again.
+    #[must_use]
+    pub fn seed(&self) -> u64 {
+        self.seed
     }
 
     /// How many servers there are, running or not.
@@ -173,12 +234,38 @@ impl Cluster {
         &*self.store
     }
 
+    fn onlooker(&self) -> &Arc<dyn Driver> {
+        self.onlooker.as_ref().expect("the store is open but for the moment in which it is opened anew")
+    }
+
+    /// Who is in the cluster and leases what, as it is stored.
+    ///
+    /// # Panics
+    /// If the store can't be read.
+    pub async fn leases(&self) -> (Vec<ServerRow>, Vec<SlotRow>) {
+        match self.onlooker().cluster().await {
+            Ok(leases) => leases,
+            Err(error) => panic!("the store can't be read: {error}"),
+        }
+    }
+
+    /// What the store says of itself: its epoch, its head, how far it is compacted.
+    ///
+    /// # Panics
+    /// If the store can't be read.
+    pub async fn meta(&self) -> Meta {
+        match self.onlooker().meta().await {
+            Ok(meta) => meta,
+            Err(error) => panic!("the store can't be read: {error}"),
+        }
+    }
+
     /// Everything that is stored, as of now.
     ///
     /// # Panics
     /// If the store can't be read.
     pub async fn stored(&self) -> StoredState {
-        match self.store.driver(Faults::new()).stored().await {
+        match self.onlooker().stored().await {
             Ok(stored) => stored,
             Err(error) => panic!("the store can't be read: {error}"),
         }
@@ -188,14 +275,28 @@ impl Cluster {
     pub fn kill(&mut self, index: usize) {
         if let Some(state) = self.servers[index].state.take() {
             state.kill();
+            let what = format!("{} is killed", self.servers[index].name);
+            self.recorder.write("test", HistoryEvent::Fault { what });
         }
     }
 
     /// Closes a server in order.
     pub async fn close(&mut self, index: usize) {
-        if let Some(state) = self.servers[index].state.take() {
-            state.close().await;
+        if self.servers[index].state.is_some() {
+            self.closing(index).await;
+            self.servers[index].state = None;
         }
+    }
+
+    /// Closes a server in order, beside what a test does meanwhile. It counts as running until [`Cluster::close`] is called too,
+    /// or [`Cluster::restart`].
+    ///
+    /// # Panics
+    /// If it is not running.
+    pub fn closing(&self, index: usize) -> impl Future<Output = ()> + Send + use<> {
+        self.servers[index].points.let_go(point::UPKEEP_BEFORE_ENTITIES);
+        let state = self.server(index).clone();
+        async move { state.close().await }
     }
 
     /// Starts a server that was killed or closed, under its name.
@@ -215,9 +316,13 @@ impl Cluster {
     pub async fn try_restart(&mut self, index: usize) -> Result<(), OpenError> {
         self.kill(index);
         let server = &self.servers[index];
+        if let Some(times) = self.entities_held_after {
+            server.points.hold_after(point::UPKEEP_BEFORE_ENTITIES, times);
+        }
         let options = self.options(index, &server.name, server.points.clone());
         let driver = self.store.driver(server.faults.clone());
         self.records.clone_from(&options.records);
+        self.servers[index].lease = options.lease;
         self.servers[index].state = Some(State::open(driver, options).await?);
         Ok(())
     }
@@ -237,9 +342,11 @@ impl Cluster {
         for index in 0..self.servers.len() {
             self.kill(index);
         }
+        self.onlooker = None;
         if let Err(error) = self.store.reopen().await {
             panic!("the store can't be opened again: {error}");
         }
+        self.onlooker = Some(self.store.driver(Faults::new()));
     }
 
     /// A server opened for one look: its tree comes from the store alone.
@@ -249,6 +356,8 @@ impl Cluster {
     pub async fn latecomer(&self) -> State {
         let mut options = self.options(usize::MAX, "latecomer", Points::none());
         options.initialise = None;
+        // It only looks.
+        options.entities_behind = LONG;
         match State::open(self.store.driver(Faults::new()), options).await {
             Ok(state) => state,
             Err(error) => panic!("the latecomer can't be opened: {error}"),
@@ -276,7 +385,8 @@ impl Cluster {
         let found = lint(&stored, &self.records);
         assert!(found.is_empty(), "the linter found:\n{}", lines(&found));
         let history = self.recorder.lines();
-        if !history.is_empty() {
+        // With a recorder of its own a test looks at the history itself.
+        if history.iter().any(|line| !matches!(line.event, HistoryEvent::Fault { .. })) {
             // What waits at the end of a test may wait.
             let expectation = Expectation { stored: Some(stored), may_wait: true, ..Expectation::default() };
             let found = check(&history, &expectation);

@@ -110,6 +110,10 @@ impl<'a> Linter<'a> {
         if meta.head > Revision::ZERO && self.stored.log.last().map(|row| row.revision) != Some(meta.head) {
             self.add(Invariant::LogWithoutGap, format!("log row {}", meta.head), "the head is not in the log");
         }
+        if self.stored.tree.revision > meta.head {
+            let found = format!("the entities stand for it, and the head is {}", meta.head);
+            self.add(Invariant::LogWithoutGap, format!("log row {}", self.stored.tree.revision), found);
+        }
         if meta.compacted > self.stored.tree.revision {
             let found = format!("the entities stand for {} only", self.stored.tree.revision);
             self.add(Invariant::LogWhole, format!("log compacted to {}", meta.compacted), found);

@@ -8,8 +8,10 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-/// The names of the points.
+/// The names of the points; those of cluster hooks ([`crate::points`]) among them.
 pub mod name {
+    pub use crate::cluster_hook::points::*;
+
     /// Before the committer asks for the write lock.
     pub const COMMIT_BEFORE_LOCK: &str = "commit.before-lock";
     /// The committer holds the write lock.
@@ -57,6 +59,8 @@ struct Inner {
 struct Gate {
     /// The server waits here until released.
     hold: bool,
+    /// From how many arrivals on it waits here, until let go.
+    hold_from: Option<usize>,
     /// How many of the next passes are cut.
     cuts: usize,
     /// The server never gets beyond this point.
@@ -65,6 +69,12 @@ struct Gate {
     waiting: usize,
     /// How often the point was reached.
     reached: usize,
+}
+
+impl Gate {
+    fn stops(&self) -> bool {
+        self.hold || self.death || self.hold_from.is_some_and(|arrivals| self.reached > arrivals)
+    }
 }
 
 impl Points {
@@ -105,6 +115,23 @@ impl Points {
         let inner = self.inner();
         inner.change(point, |gate| gate.hold = true);
         Hold { inner, point }
+    }
+
+    /// Holds the server at a point after so many arrivals, until [`Points::let_go`] or the end of the test: for what is to
+    /// stand still beside a test, and is not its subject. [`Points::held`] does not list it.
+    ///
+    /// # Panics
+    /// If the server was made without points.
+    pub fn hold_after(&self, point: &'static str, arrivals: usize) {
+        self.inner().change(point, |gate| gate.hold_from = Some(arrivals));
+    }
+
+    /// Ends [`Points::hold_after`].
+    ///
+    /// # Panics
+    /// If the server was made without points.
+    pub fn let_go(&self, point: &'static str) {
+        self.inner().change(point, |gate| gate.hold_from = None);
     }
 
     /// Cuts the server off at the next so many passes of a point.
@@ -163,7 +190,7 @@ impl Inner {
         let mut changed = self.changed.subscribe();
         let held = self.change(point, |gate| {
             gate.reached += 1;
-            if gate.hold || gate.death {
+            if gate.stops() {
                 gate.waiting += 1;
                 return true;
             }
@@ -172,7 +199,7 @@ impl Inner {
         if held {
             let guard = Waiting { inner: self, point };
             // The sender is in `self`, so the wait only ends by the condition.
-            while self.gates.lock().get(point).is_some_and(|gate| gate.hold || gate.death) {
+            while self.gates.lock().get(point).is_some_and(Gate::stops) {
                 let _ = changed.changed().await;
             }
             drop(guard);

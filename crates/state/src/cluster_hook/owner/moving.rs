@@ -10,6 +10,7 @@ use crate::cluster_hook::key_queue::{RetryPolicy, SlotQueue};
 use crate::cluster_hook::points;
 use crate::cluster_hook::slots::{RETIRED, is_permit, permit};
 use crate::driver::{Fence, HookNumber, ServerId, ServerRow, SlotId, SlotRow};
+use crate::revision::Timestamp;
 
 impl Owner {
     /// Something has changed that may move slots.
@@ -151,6 +152,7 @@ impl Owner {
         let mut take: Vec<SlotId> = Vec::new();
         let mut give: Vec<(HookNumber, Vec<SlotId>, usize)> = Vec::new();
         let mut relief: Vec<(HookNumber, Vec<SlotId>, usize)> = Vec::new();
+        let mut misplaced: Vec<SlotId> = Vec::new();
         let mut unsettled = false;
         for (number, hook) in &self.hooks {
             let Some(definitions) = self.matcher.hook(*number) else {
@@ -158,7 +160,7 @@ impl Owner {
                 continue;
             };
             let entity = &definitions.entity;
-            let slots: Vec<SlotId> = match super::layouts::active_layout(entity, &view.rows) {
+            let mut slots: Vec<SlotId> = match super::layouts::active_layout(entity, &view.rows) {
                 Some(layout) => {
                     layout.slots(*number).filter(|slot| !super::layouts::is_retired(*slot, &view.rows)).collect()
                 }
@@ -171,6 +173,19 @@ impl Owner {
                 let most = usize::try_from(cap).unwrap_or(usize::MAX);
                 balance::chosen(*number, entity.version(), &view.rows, &view.servers, most, now)
             });
+            for (slot, at) in self.placed(*number, entity.version(), view, now) {
+                let Some(place) = slots.iter().position(|there| *there == slot) else { continue };
+                slots.swap_remove(place);
+                if removed || at != server {
+                    misplaced.push(slot);
+                } else if !self.slots.contains_key(&slot) {
+                    unsettled = true;
+                    let owner = view.rows.get(&slot).and_then(|row| row.owner);
+                    if !view.servers.iter().any(|row| Some(row.id) == owner && row.lease_until > now) {
+                        take.push(slot);
+                    }
+                }
+            }
             for slots in [slots, permits] {
                 let held: Vec<SlotId> = slots
                     .iter()
@@ -223,6 +238,9 @@ impl Owner {
             let must = self.must_go(number);
             self.give_some(held, count, if must { Reason::Must } else { Reason::Balance });
         }
+        for slot in misplaced {
+            self.stop_slot(slot, Reason::Must);
+        }
         self.retire_old_layouts();
         if !take.is_empty() || unknown {
             self.take_slots(server, take);
@@ -231,6 +249,16 @@ impl Owner {
             let soon = Instant::now() + (self.core.options.poll / 10).max(LOOK_MIN);
             self.next_view = self.next_view.min(soon);
         }
+    }
+
+    /// The slots of a hook that a test has placed, each with the server that it is placed at, where that can have it.
+    fn placed(&self, hook: HookNumber, version: u32, view: &View, now: Timestamp) -> Vec<(SlotId, ServerId)> {
+        let can = |name: &str| {
+            let mut willing = view.servers.iter().filter(|row| balance::is_willing(row, hook, version, now));
+            willing.find(|row| *row.name == *name).map(|row| row.id)
+        };
+        let placed = self.core.options.placement.of(hook).into_iter();
+        placed.filter_map(|(slot, server)| Some((slot, can(&server)?))).collect()
     }
 
     /// Whether this server may not have slots of the hook at all.

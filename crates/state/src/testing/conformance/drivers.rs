@@ -64,6 +64,7 @@ pub async fn d06_flush_waits_for_the_tail(case: Case) {
     hold.release();
     assert!(within("the flush", flush).await.unwrap() >= written);
     assert!(cluster.server(1).snapshot().revision() >= written);
+    agree(&cluster, None).await;
     cluster.finish().await;
 }
 
@@ -120,12 +121,14 @@ pub async fn d07_waits_end_and_close_leaves_no_waiter(case: Case) {
 /// exact. (Losing PostgreSQL's notifications is that driver's own case.)
 pub async fn d14_without_hints_the_poll_finds_changes(case: Case) {
     let cluster = case.cluster(2).await;
+    cluster.faults(1).set_deaf(true);
     let counter: Ref<Counter> = Ref::root(case.id("n")).unwrap();
     for n in 0..20 {
         let at = put_counter(&case, cluster.server(0), &counter, n).await;
         cluster.server(1).wait_for(at, LIMIT).await.unwrap();
     }
     assert!(cluster.server(1).flush().await.unwrap() >= cluster.server(0).snapshot().revision());
+    agree(&cluster, None).await;
     cluster.finish().await;
 }
 
@@ -175,6 +178,7 @@ pub async fn d15_revisions_come_in_order_without_a_gap(case: Case) {
 
 /// D22: a server that starts while others write, entities are written behind and the log is compacted loses nothing.
 pub async fn d22_a_start_under_load_loses_nothing(case: Case) {
+    let case = case.upkept();
     let builder = case.configured(|_, mut options| {
         options.log_keep = Duration::ZERO;
         options.entities_behind = Duration::from_millis(20);
@@ -225,6 +229,7 @@ pub async fn d22_a_start_under_load_loses_nothing(case: Case) {
 
 /// D23: a server whose log was compacted away while it was held reloads; flush waits for the fresh tree.
 pub async fn d23_a_server_behind_the_compaction_reloads(case: Case) {
+    let case = case.upkept();
     let builder = case.configured(|_, mut options| {
         options.log_keep = Duration::ZERO;
         options
@@ -273,6 +278,7 @@ pub(super) async fn compact_whole_log(cluster: &Cluster, index: usize) {
 
 /// D24: an idle cluster writes nothing.
 pub async fn d24_idle_writes_nothing(case: Case) {
+    let case = case.upkept();
     let builder = case.configured(|_, mut options| {
         options.poll = Duration::from_millis(2);
         options.entities_behind = Duration::from_millis(2);
@@ -449,11 +455,13 @@ pub async fn d34_time_is_the_injected_clocks(case: Case) {
     cluster.clock().set(START.after(Duration::from_secs(3_605)));
     state.core().prune().await.unwrap();
     assert_eq!(cluster.stored().await.records.len(), 1, "exactly those that are old enough go");
+    agree(&cluster, None).await;
     cluster.finish().await;
 }
 
 /// D41: a start needs the written-behind entities and the log after them, in any state of the two.
 pub async fn d41_a_start_needs_entities_and_the_log_after(case: Case) {
+    let case = case.upkept();
     let builder = case.configured(|_, mut options| {
         options.log_keep = Duration::ZERO;
         options.entities_behind = Duration::from_secs(3_600);

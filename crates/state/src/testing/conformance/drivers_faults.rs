@@ -86,6 +86,7 @@ pub async fn d10_a_start_without_a_store_invents_nothing(case: Case) {
     assert_eq!(state.snapshot().require(&counter).unwrap().n, 1);
     assert_eq!(state.snapshot().len(), 1);
     state.close().await;
+    agree(&cluster, None).await;
     cluster.finish().await;
 }
 

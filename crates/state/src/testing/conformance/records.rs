@@ -121,6 +121,7 @@ pub async fn r02_failed_transactions_leave_no_record(case: Case) {
     assert_eq!(there.len(), 1);
     assert!(there[0].closed);
     assert_eq!(there[0].value.as_ref().unwrap().what, 11);
+    agree(&cluster, None).await;
     cluster.finish().await;
 }
 
@@ -147,6 +148,7 @@ pub async fn r05_queries_read_the_store(case: Case) {
     assert!(gone.is_err_and(|error| error.is_retryable()));
     let _ = cluster.server(1).snapshot().len();
     cluster.faults(1).set_absent(false);
+    agree(&cluster, None).await;
     cluster.finish().await;
 }
 
@@ -228,6 +230,7 @@ pub async fn r06_pages_by_keyset_hold_while_others_append(case: Case) {
         cluster.server(1).records(RecordSearch::by("by-nothing")).await;
     let error = none.unwrap_err().to_string();
     assert!(error.contains("by-store") && error.contains("by-text"), "{error}");
+    agree(&cluster, None).await;
     cluster.finish().await;
 }
 
@@ -260,6 +263,7 @@ pub async fn r07_retention_prunes_in_batches(case: Case) {
     assert_eq!(oldest, Some(50), "the oldest go first");
     assert_eq!(state.snapshot().revision(), revision);
     assert!(futures::poll!(Box::pin(feed.next())).is_pending(), "no change event");
+    agree(&cluster, None).await;
     cluster.finish().await;
 }
 
@@ -312,6 +316,7 @@ pub async fn r08_large_values_and_many_records(case: Case) {
         }
     }
     assert_eq!(count, 10_000);
+    agree(&cluster, None).await;
     cluster.finish().await;
 }
 
@@ -393,5 +398,6 @@ pub async fn r10_records_of_every_age_read(case: Case) {
     assert_eq!(there[2].value.as_ref().unwrap(), &new);
     let counter: Ref<Counter> = Ref::root(case.id("n")).unwrap();
     put_counter(&case, state, &counter, 1).await;
+    agree(&cluster, None).await;
     cluster.finish().await;
 }

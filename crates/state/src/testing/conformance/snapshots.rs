@@ -136,6 +136,7 @@ pub async fn s03_reads_go_on_without_the_store(case: Case) {
     hold.release();
     within("the held write", write).await.unwrap().unwrap();
     assert_eq!(state.snapshot().require(&airports).unwrap(), &store("b", 2));
+    agree(&cluster, None).await;
     cluster.finish().await;
 }
 
@@ -200,6 +201,7 @@ pub async fn s06_refs_to_absent_entities_can_be_kept(case: Case) {
         assert_eq!(error, ReadError::Absent { path: here.path().clone() });
         assert!(error.to_string().contains(here.path().as_str()));
     }
+    agree(&cluster, None).await;
     cluster.finish().await;
 }
 
@@ -239,6 +241,7 @@ pub async fn s07_children_come_in_id_order(case: Case) {
         });
         assert_eq!(inside.await.unwrap().value, names);
     }
+    agree(&cluster, None).await;
     cluster.finish().await;
 }
 
@@ -269,6 +272,7 @@ pub async fn s08_listings_of_absent_empty_and_all(case: Case) {
     let marks: Vec<Ref<Mark>> = snapshot.all::<Mark>().map(|found| found.unwrap().0).collect();
     assert_eq!(marks.len(), 3);
     assert_eq!(marks[0].parent(), all[0]);
+    agree(&cluster, None).await;
     cluster.finish().await;
 }
 
@@ -309,6 +313,7 @@ pub async fn s09_values_read_back_equal(case: Case) {
             .unwrap_err();
         assert!(refused.to_string().contains("floats.1"), "{refused}");
     }
+    agree(&cluster, None).await;
     cluster.finish().await;
 }
 
@@ -329,11 +334,15 @@ pub async fn s10_snapshots_let_go_of_what_they_held(case: Case) {
         held.iter().map(|snapshot| snapshot.document(counter.path()).unwrap().downgrade()).collect();
     drop(held);
     // The newest transactions are kept for feeds that resume; later ones push them out.
-    for n in 0..1_100 {
+    let later = (0..1_100).map(|n| {
         let target = counter.clone();
-        state.write(move |tx: &mut Transaction| tx.put(&target, Counter { n: n + 1_000 })).await.unwrap();
+        state.write(move |tx: &mut Transaction| tx.put(&target, Counter { n: n + 1_000 }))
+    });
+    for written in futures::future::join_all(later).await {
+        written.unwrap();
     }
     let left = documents.iter().filter(|document| document.is_held()).count();
     assert_eq!(left, 0, "documents that nothing shows any more");
+    agree(&cluster, None).await;
     cluster.finish().await;
 }

@@ -144,6 +144,7 @@ pub async fn t16_waiting_within_a_closure_is_refused(case: Case) {
         Ok::<_, TransactionError>(())
     });
     within("the write", written).await.unwrap();
+    agree(&cluster, None).await;
     cluster.finish().await;
 }
 

@@ -152,9 +152,9 @@ pub async fn r03_a_rejected_completion_leaves_no_record(case: Case) {
         if run.attempt() > 1 {
             return traced(run);
         }
-        let (request, token) = (run.request(), run.token().0);
+        let (id, request, token) = (run.id("store").unwrap(), run.request(), run.token().0);
         Outcome::done_with(move |tx| {
-            tx.put(&effect("a"), Effect { count: 77, last: 77 })?;
+            tx.put(&effect(&id), Effect { count: 77, last: 77 })?;
             (1..=3).try_for_each(|step| tx.append(&Trace { request, token, step }).map(|_| ()))?;
             tx.expect(&effect("absent"), Some(&Effect { count: 1, last: 1 }))
         })

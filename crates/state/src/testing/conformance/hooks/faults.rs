@@ -11,7 +11,7 @@ use crate::{Outcome, QueueFilter, RequestState, Timestamp, Transaction, Transact
 
 use super::super::within;
 use super::Case;
-use super::support::{Effect, Probe, World, counted, effect, per_store};
+use super::support::{Effect, Probe, World, counted, effect, per_store, plain_key};
 
 /// Two servers and a third that only writes; the first one owns the only slot.
 pub(super) async fn owner_and_successor(case: &Case, slots: u32) -> (World, Probe, Probe) {
@@ -29,7 +29,7 @@ pub(super) async fn owner_and_successor(case: &Case, slots: u32) -> (World, Prob
 pub(super) async fn count_of(world: &World, server: usize, id: &str) -> u64 {
     let state = world.cluster.server(server);
     state.flush().await.unwrap();
-    state.snapshot().get(&effect(id)).unwrap().map_or(0, |effect| effect.count)
+    state.snapshot().get(&world.effect(id)).unwrap().map_or(0, |effect| effect.count)
 }
 
 /// K9: an owner that was held past its lease completes, with writes or without, alone or in one group with other
@@ -161,7 +161,7 @@ pub async fn k10_a_server_that_hears_nothing_cancels_its_runs_when_its_lease_end
 /// K12: refused writes and panics are failed attempts.
 pub async fn k12_refused_writes_and_panics_are_failed_attempts(case: Case) {
     let mut world = World::new(&case, 1).await;
-    let probe = Probe::answering(|run| match (run.key().as_str(), run.attempt()) {
+    let probe = Probe::answering(|run| match (plain_key(run.key().as_str()), run.attempt()) {
         ("rejected", 1) => Outcome::done_with(|tx| {
             tx.put(&super::support::store("made"), super::support::Store { value: 1 })?;
             Err(crate::TransactionError::rejected("not so"))
@@ -179,7 +179,7 @@ pub async fn k12_refused_writes_and_panics_are_failed_attempts(case: Case) {
         })
         .await;
     let list = world.cluster.server(0).queue().list(QueueFilter::all()).await.unwrap();
-    let error = |key: &str| list.iter().find(|entry| entry.key == key).unwrap().error.clone().unwrap();
+    let error = |key: &str| list.iter().find(|entry| plain_key(&entry.key) == key).unwrap().error.clone().unwrap();
     assert!(error("rejected").contains("not so"), "{}", error("rejected"));
     assert!(error("panics").contains("as the test wants it"), "{}", error("panics"));
     assert!(!world.cluster.server(0).snapshot().contains(super::support::store("made").path()));
@@ -265,7 +265,7 @@ pub async fn k45_a_batch_counts_but_for_the_slot_that_was_lost(case: Case) {
     let probe = Probe::new();
     world.register(0, &per_store("hook").slots(3), 8, &probe).await;
     world.spread("hook", 1).await;
-    let keys = super::moving::key_per_slot(3);
+    let keys = super::moving::key_per_slot(&world, 3);
     let receipts = world.cluster.points(0).hold(points::RUN_BEFORE_RECEIPT);
     for key in &keys {
         world.set(1, key, 1).await;
@@ -275,7 +275,7 @@ pub async fn k45_a_batch_counts_but_for_the_slot_that_was_lost(case: Case) {
     }
     receipts.reached().await;
     // Behind its back, as by a take-over of which it has not heard.
-    let lost = slot_index(&keys[0], 3);
+    let lost = slot_index(&world.key(&keys[0]), 3);
     let change: crate::testing::Tamper = Box::new(move |stored| {
         stored.token_counter.0 += 1;
         let token = stored.token_counter;
@@ -347,7 +347,7 @@ pub async fn k45_a_completion_and_a_take_over_do_not_cross(case: Case) {
 /// K46: everything is as it was after all servers died.
 pub async fn k46_everything_is_as_it_was_after_all_servers_died(case: Case) {
     let mut world = World::new(&case, 2).await;
-    let answers = |run: &crate::Run| match run.key().as_str() {
+    let answers = |run: &crate::Run| match plain_key(run.key().as_str()) {
         "waits" => Outcome::RetryAt(Timestamp(run.now().0 + 3_600_000)),
         "backs-off" | "dead" | "dead-discarded" => Outcome::fail("as the test wants it"),
         _ => counted(run),
@@ -372,7 +372,7 @@ pub async fn k46_everything_is_as_it_was_after_all_servers_died(case: Case) {
                 let failed = |key: &str, times: usize| {
                     list.iter().any(|entry| {
                         let backs_off = matches!(entry.state, RequestState::BackingOff(_));
-                        entry.key == key && backs_off && entry.attempts as usize == times
+                        plain_key(&entry.key) == key && backs_off && entry.attempts as usize == times
                     })
                 };
                 letters.iter().all(|key| failed(key, attempts - 1)) && (attempts == 2 || failed("backs-off", 1))
@@ -393,10 +393,10 @@ pub async fn k46_everything_is_as_it_was_after_all_servers_died(case: Case) {
         .eventually("two letters are dead, and the third request has failed twice", || async {
             let list = queue_of(1).await;
             list.iter().filter(|entry| entry.state == RequestState::Dead).count() == 2
-                && list.iter().any(|entry| entry.key == "backs-off" && entry.attempts == 2)
+                && list.iter().any(|entry| plain_key(&entry.key) == "backs-off" && entry.attempts == 2)
         })
         .await;
-    let letter = queue_of(1).await.into_iter().find(|entry| entry.key == "dead-discarded").unwrap().request;
+    let letter = queue_of(1).await.into_iter().find(|entry| plain_key(&entry.key) == "dead-discarded").unwrap().request;
     world.cluster.server(1).queue().discard(letter, "operator").await.unwrap();
     world.eventually("it is gone", || async { !queue_of(1).await.iter().any(|entry| entry.request == letter) }).await;
     // Two run, one has run and is not acknowledged; one waits for room, of which one is cancelled.
@@ -411,7 +411,8 @@ pub async fn k46_everything_is_as_it_was_after_all_servers_died(case: Case) {
     completion.reached().await;
     world.set(1, "queued", 1).await;
     world.set(1, "running", 2).await;
-    let second = queue_of(1).await.into_iter().filter(|entry| entry.key == "running").nth(1).unwrap().request;
+    let second =
+        queue_of(1).await.into_iter().filter(|entry| plain_key(&entry.key) == "running").nth(1).unwrap().request;
     world.cluster.server(1).queue().cancel(second, "operator").await.unwrap();
     world
         .eventually("it is cancelled", || async { !queue_of(1).await.iter().any(|entry| entry.request == second) })
@@ -419,8 +420,8 @@ pub async fn k46_everything_is_as_it_was_after_all_servers_died(case: Case) {
     let facts = |entries: Vec<crate::QueueEntry>| {
         let mut facts: Vec<_> = entries
             .into_iter()
-            .filter(|entry| ["waits", "backs-off", "dead"].contains(&&*entry.key))
-            .map(|entry| (entry.key, entry.request, format!("{:?}", entry.state), entry.attempts, entry.error))
+            .filter(|entry| ["waits", "backs-off", "dead"].contains(&plain_key(&entry.key)))
+            .map(|entry| (entry.key.clone(), entry.request, format!("{:?}", entry.state), entry.attempts, entry.error))
             .collect();
         facts.sort();
         facts
@@ -440,7 +441,7 @@ pub async fn k46_everything_is_as_it_was_after_all_servers_died(case: Case) {
     world
         .eventually("what could run is done", || async {
             let left = world.cluster.server(1).queue().list(QueueFilter::all()).await.unwrap();
-            left.iter().all(|entry| ["waits", "backs-off", "dead"].contains(&&*entry.key))
+            left.iter().all(|entry| ["waits", "backs-off", "dead"].contains(&plain_key(&entry.key)))
         })
         .await;
     let after = facts(world.cluster.server(1).queue().list(QueueFilter::all()).await.unwrap());

@@ -7,15 +7,15 @@ use crate::cluster_hook::points;
 use crate::{QueueFilter, Registration, RequestState, slot_index};
 
 use super::Case;
-use super::support::{Probe, World, counted, per_store};
+use super::support::{Probe, World, counted, per_store, plain_key};
 
 /// One key for each of so many slots.
-pub(super) fn key_per_slot(slots: u32) -> Vec<String> {
+pub(super) fn key_per_slot(world: &World, slots: u32) -> Vec<String> {
     let mut keys: BTreeMap<u32, String> = BTreeMap::new();
     let mut number = 0;
     while keys.len() < slots as usize {
         let key = format!("k{number}");
-        keys.entry(slot_index(&key, slots)).or_insert(key);
+        keys.entry(slot_index(&world.key(&key), slots)).or_insert(key);
         number += 1;
     }
     keys.into_values().collect()
@@ -34,7 +34,7 @@ pub async fn k30_a_drain_hands_back_at_once_what_does_not_run(case: Case) {
     let registration = per_store("hook").slots(20);
     world.register(0, &registration, 10, &first).await;
     world.spread("hook", 1).await;
-    let keys = key_per_slot(20);
+    let keys = key_per_slot(&world, 20);
     let (running, waiting) = keys.split_at(10);
     for key in running {
         first.hold(key);
@@ -49,8 +49,7 @@ pub async fn k30_a_drain_hands_back_at_once_what_does_not_run(case: Case) {
     }
     let lease = world.cluster.points(1).hold(points::SLOT_BEFORE_LEASE);
     world.register(1, &registration, 20, &second).await;
-    let draining = world.cluster.server(0).clone();
-    let draining = tokio::spawn(async move { draining.close().await });
+    let draining = tokio::spawn(world.cluster.closing(0));
     lease.release();
     // The clock stands still, so no lease can end.
     for key in waiting {
@@ -113,8 +112,7 @@ pub async fn k44_nothing_is_lost_or_doubled_while_slots_pass_on(case: Case) {
     changes!();
     world.hooks_finish(2).await;
     // One drains.
-    let drained = world.cluster.server(0).clone();
-    let draining = tokio::spawn(async move { drained.close().await });
+    let draining = tokio::spawn(world.cluster.closing(0));
     changes!();
     draining.await.unwrap();
     world.close(0).await;
@@ -150,7 +148,7 @@ pub async fn k07_a_killed_server_s_slots_pass_on_when_its_lease_ends(case: Case)
     let registration = per_store("hook").slots(5);
     world.register(0, &registration, 8, &first).await;
     world.spread("hook", 1).await;
-    let keys = key_per_slot(5);
+    let keys = key_per_slot(&world, 5);
     for key in &keys {
         first.hold(key);
         world.set(2, key, 1).await;
@@ -196,7 +194,7 @@ pub async fn k21_a_request_waits_for_a_server_that_knows_its_hook(case: Case) {
     world.set(0, "a", 1).await;
     let entry = || async {
         let list = world.cluster.server(0).queue().list(QueueFilter::all()).await.unwrap();
-        list.into_iter().find(|entry| entry.key == "a").unwrap()
+        list.into_iter().find(|entry| plain_key(&entry.key) == "a").unwrap()
     };
     let listed = entry().await;
     assert_eq!((listed.state, listed.attempts, listed.needs_version), (RequestState::NoServer, 0, Some(2)));
@@ -214,12 +212,17 @@ pub async fn k21_a_request_waits_for_a_server_that_knows_its_hook(case: Case) {
 /// K24: many servers register one hook at the same moment.
 pub async fn k24_many_servers_register_one_hook_at_the_same_moment(case: Case) {
     let world = World::new(&case, 8).await;
+    for key in 0..30 {
+        world.set(0, format!("k{key}"), 1).await;
+    }
+    let probe = Probe::new();
     let registrations = (0..8).map(|server| {
-        let state = world.cluster.server(server).clone();
-        async move { state.register(per_store("hook"), 1, std::sync::Arc::new(Probe::new())).await.unwrap() }
+        let (state, hook) = (world.cluster.server(server).clone(), std::sync::Arc::new(probe.clone()));
+        async move { state.register(per_store("hook").from_existing(), 1, hook).await.unwrap() }
     });
     let handles = futures::future::join_all(registrations).await;
     assert!(handles.windows(2).all(|pair| pair[0].number() == pair[1].number()));
+    probe.until("what exists has run", |probe| probe.seen().len() >= 30).await;
     world.spread("hook", 8).await;
     let state = world.cluster.server(0).clone();
     // The last of them may still be making its row.
@@ -229,10 +232,22 @@ pub async fn k24_many_servers_register_one_hook_at_the_same_moment(case: Case) {
         }
     })
     .await;
-    let other = per_store("hook").attempts(99);
     drop(handles);
-    let refused = world.cluster.server(1).register_only(other).await.unwrap_err().to_string();
-    assert!(refused.contains("attempts: 5 is registered, 99 was asked for"), "{refused}");
+    for server in 0..8 {
+        let state = world.cluster.server(server);
+        state.register_only(per_store("hook").from_existing()).await.unwrap();
+        let other = per_store("hook").from_existing().attempts(99);
+        let refused = state.register_only(other).await.unwrap_err().to_string();
+        assert!(refused.contains("attempts: 5 is registered, 99 was asked for"), "{refused}");
+    }
+    let asked = world.cluster.stored().await.log;
+    let existing = |entry: &&crate::driver::LogEntry| matches!(entry, crate::driver::LogEntry::Existing { .. });
+    assert_eq!(
+        asked.iter().flat_map(|row| &row.entries).filter(existing).count(),
+        30,
+        "asked for once, by one of them"
+    );
+    assert_eq!(probe.seen().len(), 30);
     world.finish().await;
 }
 

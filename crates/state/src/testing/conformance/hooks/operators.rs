@@ -1,16 +1,19 @@
 //! Waiting, failing, and what operators do to requests; registrations that come and go.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::driver::ReceiptOutcome;
+use parking_lot::Mutex;
+
+use crate::driver::{LogEntry, ReceiptOutcome};
 use crate::{
     Attributes, Outcome, QueueError, QueueFilter, RequestState, Timestamp, Transaction, TransactionError, WaitError,
     WaitForHooks, WriteError,
 };
 
 use super::Case;
-use super::support::{LIMIT, Probe, Store, World, effect, per_store, store};
+use super::support::{LIMIT, Probe, Store, World, counted, effect, per_store, plain_key};
 
 async fn list(world: &World, server: usize) -> Vec<crate::QueueEntry> {
     world.cluster.server(server).queue().list(QueueFilter::all()).await.unwrap()
@@ -20,7 +23,8 @@ async fn list(world: &World, server: usize) -> Vec<crate::QueueEntry> {
 pub async fn k18_waiting_is_no_failure_and_a_change_brings_latest_state_forward(case: Case) {
     let mut world = World::new(&case, 2).await;
     let until = |run: &crate::Run| Timestamp(run.now().0 + 100_000);
-    let answer = move |run: &crate::Run| match run.snapshot().get(&store("a")).unwrap().map(|store| store.value) {
+    let a = world.store("a");
+    let answer = move |run: &crate::Run| match run.snapshot().get(&a).unwrap().map(|store| store.value) {
         Some(1) => Outcome::RetryAt(until(run)),
         Some(2) => Outcome::fail("backs off"),
         _ => Outcome::Done,
@@ -54,7 +58,10 @@ pub async fn k18_waiting_is_no_failure_and_a_change_brings_latest_state_forward(
 /// K19: dead letters are handled through any server.
 pub async fn k19_dead_letters_are_handled_through_any_server(case: Case) {
     let mut world = World::new(&case, 2).await;
-    let probe = Probe::answering(|run| if run.key().as_str() == "bad" { Outcome::fail("bad") } else { Outcome::Done });
+    let probe =
+        Probe::answering(
+            |run| if plain_key(run.key().as_str()) == "bad" { Outcome::fail("bad") } else { Outcome::Done },
+        );
     world.register(0, &per_store("hook").attempts(1).slots(1), 4, &probe).await;
     world.set(1, "bad", 1).await;
     world.set(1, "bad", 2).await;
@@ -115,45 +122,80 @@ pub async fn k19_a_dead_latest_state_key_is_revived_by_the_next_change(case: Cas
     world.finish().await;
 }
 
-/// K20: waiting and running requests are cancelled.
+/// K20: a waiting and a running request are cancelled through a server that does not own the slot. The waiting one never
+/// runs; the running one gets its signal, nothing of it is stored although the token holds, and the next of its key starts
+/// when it has ended. Both are on record with who did it, and neither runs again when its server has died.
 pub async fn k20_waiting_and_running_requests_are_cancelled(case: Case) {
     let mut world = World::new(&case, 2).await;
-    let probe = Probe::answering(|run| {
-        let cancelled = run.cancelled().is_cancelled();
-        Outcome::done_with(move |tx| {
-            tx.put(&effect("cancelled"), super::support::Effect { count: u64::from(cancelled), last: 0 })
-        })
-    });
-    world.register(0, &per_store("hook"), 1, &probe).await;
-    probe.hold("a");
+    let started: Arc<Mutex<Vec<(String, crate::driver::RequestId)>>> = Arc::default();
+    let (noted, first) = (started.clone(), world.store("a"));
+    let hook = move |run: crate::Run| {
+        noted.lock().push((plain_key(run.key().as_str()).to_owned(), run.request()));
+        let is_first = run.path() == first.path() && noted.lock().len() == 1;
+        async move {
+            if is_first {
+                // It goes on until it is told to end, and then writes all the same.
+                run.cancelled().cancelled().await;
+            }
+            let count = u64::from(is_first);
+            Outcome::done_with(move |tx| tx.put(&effect("cancelled"), super::support::Effect { count, last: 0 }))
+        }
+    };
+    let handle = world.cluster.server(0).register(per_store("hook"), 1, Arc::new(hook.clone())).await.unwrap();
     world.set(1, "a", 1).await;
-    probe.started("a", 1).await;
+    let has_started = |times: usize| {
+        let is = started.lock().len() == times;
+        std::future::ready(is)
+    };
+    world.eventually("it runs", || has_started(1)).await;
     world.set(1, "a", 2).await;
     world.set(1, "b", 1).await;
     let entries = list(&world, 1).await;
-    let id_of = |key: &str, place: usize| entries.iter().filter(|entry| entry.key == key).nth(place).unwrap().request;
+    let id_of = |key: &str, place: usize| {
+        entries.iter().filter(|entry| plain_key(&entry.key) == key).nth(place).unwrap().request
+    };
+    let (running, next, waiting) = (id_of("a", 0), id_of("a", 1), id_of("b", 0));
     let queue = world.cluster.server(1).clone();
-    queue.queue().cancel(id_of("b", 0), "operator").await.unwrap();
-    queue.queue().cancel(id_of("a", 0), "operator").await.unwrap();
-    world
-        .eventually("the waiting one is gone", || async { !list(&world, 1).await.iter().any(|entry| entry.key == "b") })
-        .await;
-    // Its owner has heard of it.
-    let waiting = id_of("b", 0);
-    world
-        .eventually("the waiting one is on record as cancelled", || async {
-            let receipts = world.cluster.stored().await.receipts;
-            receipts.iter().any(|receipt| receipt.request == waiting && receipt.outcome == ReceiptOutcome::Cancelled)
-        })
-        .await;
-    probe.release("a");
+    let mut actions = Vec::new();
+    for request in [waiting, running] {
+        actions.push(queue.queue().cancel(request, "operator").await.unwrap());
+    }
     world.hooks_finish(1).await;
-    assert!(probe.seen_of("b").is_empty());
-    assert_eq!(probe.seen_of("a").len(), 2);
-    // The second run of the key wrote, the cancelled one did not.
-    world.cluster.server(1).flush().await.unwrap();
-    let written = world.cluster.server(1).snapshot().get(&effect("cancelled")).unwrap().cloned();
-    assert_eq!(written.unwrap().count, 0);
+    let ran = |key: &str| -> Vec<_> {
+        started.lock().iter().filter(|(of, _)| of == key).map(|(_, request)| *request).collect()
+    };
+    assert_eq!((ran("a"), ran("b")), (vec![running, next], vec![]));
+    let is_settled = || async {
+        let receipts = world.cluster.stored().await.receipts;
+        let outcomes = [waiting, running].map(|request| {
+            let receipt = receipts.iter().find(|receipt| receipt.request == request);
+            receipt.map(|receipt| receipt.outcome)
+        });
+        outcomes == [Some(ReceiptOutcome::Cancelled); 2]
+    };
+    world.eventually("both are on record as cancelled", is_settled).await;
+    let stored = world.cluster.stored().await;
+    let entries = stored.log.iter().flat_map(|row| &row.entries);
+    let written: Vec<_> = entries
+        .filter_map(|entry| match entry {
+            LogEntry::Change { path, after, .. } if path == effect("cancelled").path() => after.clone(),
+            LogEntry::Change { .. } | LogEntry::Existing { .. } | LogEntry::Action { .. } => None,
+        })
+        .collect();
+    assert_eq!(written.len(), 1, "{written:?}");
+    assert!(written[0].json.contains("\"count\":0"), "of the next run, and not of the cancelled one: {written:?}");
+    for action in actions {
+        let row = stored.log.iter().find(|row| row.revision == action).unwrap();
+        assert_eq!(row.attributes.get("by").map(String::as_str), Some("operator"));
+    }
+    drop(handle);
+    world.kill(0);
+    world.step(Duration::from_secs(12)).await;
+    world.restart(0).await;
+    let _handle = world.cluster.server(0).register(per_store("hook"), 1, Arc::new(hook)).await.unwrap();
+    world.set(1, "c", 1).await;
+    world.hooks_finish(1).await;
+    assert_eq!((ran("a").len(), ran("b").len(), ran("c").len()), (2, 0, 1), "neither runs again");
     world.finish().await;
 }
 
@@ -161,12 +203,13 @@ pub async fn k20_waiting_and_running_requests_are_cancelled(case: Case) {
 pub async fn k23_a_hook_that_begins_with_what_exists_runs_once_for_each(case: Case) {
     let mut world = World::new(&case, 3).await;
     for number in 0..700 {
-        let (state, entity) = (world.cluster.server(0).clone(), store(&format!("k{number}")));
+        let (state, entity) = (world.cluster.server(0).clone(), world.store(&format!("k{number}")));
         if number % 50 == 0 {
+            let fifty: Vec<_> = (number..number + 50).map(|other| world.store(&format!("k{other}"))).collect();
             let done: Result<_, WriteError<TransactionError>> = state
                 .write(move |tx: &mut Transaction| {
-                    for other in number..number + 50 {
-                        tx.put(&store(&format!("k{other}")), Store { value: 1 })?;
+                    for other in &fifty {
+                        tx.put(other, Store { value: 1 })?;
                     }
                     tx.put(&entity, Store { value: 1 })
                 })
@@ -177,9 +220,9 @@ pub async fn k23_a_hook_that_begins_with_what_exists_runs_once_for_each(case: Ca
     let (existing, now) = (Probe::new(), Probe::new());
     world.register(0, &per_store("now"), 8, &now).await;
     let writer = world.cluster.server(2).clone();
+    let changes: Vec<_> = (2..40).map(|value: u64| (value, world.store(&format!("k{}", value * 17 % 700)))).collect();
     let writing = tokio::spawn(async move {
-        for value in 2..40_u64 {
-            let entity = store(&format!("k{}", value * 17 % 700));
+        for (value, entity) in changes {
             let done: Result<_, WriteError<TransactionError>> =
                 writer.write(move |tx: &mut Transaction| tx.put(&entity, Store { value })).await;
             done.unwrap();
@@ -207,6 +250,60 @@ pub async fn k23_a_hook_that_begins_with_what_exists_runs_once_for_each(case: Ca
     world.finish().await;
 }
 
+/// Changes forty of a thousand stores, by turns through two servers.
+async fn change_some(world: &World, from: u64) {
+    let writes = (from..from + 40).map(|value| {
+        let (server, id) = ((value % 2) as usize, format!("k{}", value * 17 % 1_000));
+        world.set_beside_others(server, id, value)
+    });
+    futures::future::join_all(writes).await;
+}
+
+/// K23: what exists is asked for, in `EveryChange` for each entity and in `LatestState` for each key, while two servers write;
+/// every server is killed amid it, and the asking goes on where it stopped: once for each, and each change too.
+pub async fn k23_what_exists_is_asked_for_once_although_every_server_dies(case: Case) {
+    const EXISTING: usize = 1_000;
+    let mut world = World::new(&case, 3).await;
+    let all: Vec<_> = (0..EXISTING).map(|number| world.store(&format!("k{number}"))).collect();
+    let put = move |tx: &mut Transaction| all.iter().try_for_each(|store| tx.put(store, Store { value: 1 }));
+    world.cluster.server(0).write::<_, TransactionError, _>(put).await.unwrap();
+    let registrations = [per_store("every").from_existing(), per_store("latest").latest_state().from_existing()];
+    let probes = [Probe::answering(counted), Probe::new()];
+    for (registration, probe) in registrations.iter().zip(&probes) {
+        world.register_everywhere(registration, 16, probe).await;
+    }
+    change_some(&world, 10).await;
+    probes[0].until("some of them have run", |probe| probe.seen().len() >= 50).await;
+    for server in 0..3 {
+        world.kill(server);
+    }
+    world.cluster.advance(Duration::from_secs(12));
+    let again = [Probe::answering(counted), Probe::new()];
+    for server in 0..3 {
+        world.restart(server).await;
+        for (registration, probe) in registrations.iter().zip(&again) {
+            world.register(server, registration, 16, probe).await;
+        }
+    }
+    change_some(&world, 100).await;
+    assert!(world.hooks_finish(1).await.finished);
+    let stored = world.cluster.stored().await;
+    let mut asked: BTreeMap<(u32, String), usize> = BTreeMap::new();
+    for entry in stored.log.iter().flat_map(|row| &row.entries) {
+        if let LogEntry::Existing { path, hook } = entry {
+            *asked.entry((hook.0, path.to_string())).or_default() += 1;
+        }
+    }
+    assert!(asked.values().all(|times| *times == 1), "asked for once");
+    for (number, probe) in probes.iter().enumerate() {
+        let seen: Vec<_> = probe.seen().into_iter().chain(again[number].seen()).collect();
+        let keys: BTreeSet<String> = seen.iter().map(|seen| seen.key.clone()).collect();
+        assert_eq!(keys.len(), EXISTING, "each that exists has run");
+    }
+    assert_eq!(asked.len(), 2 * EXISTING);
+    world.finish().await;
+}
+
 /// K25: a removed registration keeps what waits.
 pub async fn k25_a_removed_registration_keeps_what_waits(case: Case) {
     let mut world = World::new(&case, 2).await;
@@ -222,7 +319,7 @@ pub async fn k25_a_removed_registration_keeps_what_waits(case: Case) {
     probe.release("a");
     world
         .eventually("the running one is finished", || async {
-            list(&world, 1).await.iter().all(|entry| entry.key == "b")
+            list(&world, 1).await.iter().all(|entry| plain_key(&entry.key) == "b")
         })
         .await;
     let waiting = list(&world, 1).await;
@@ -241,11 +338,12 @@ pub async fn k26_hooks_that_trigger_hooks_do_not_deadlock(case: Case) {
     let mut world = World::new(&case, 2).await;
     let probe = Probe::answering(|run| {
         let id = run.id("store").unwrap();
-        let depth = id.len();
+        // Ids are longer by one "x" at each depth, in front.
+        let depth = id.chars().take_while(|letter| *letter == 'x').count();
         if depth >= 5 {
             return Outcome::Done;
         }
-        Outcome::done_with(move |tx| tx.put(&store(&format!("{id}x")), Store { value: depth as u64 }))
+        Outcome::done_with(move |tx| tx.put(&store(&format!("x{id}")), Store { value: depth as u64 }))
     });
     world.register_everywhere(&per_store("hook"), 1, &probe).await;
     world.set(0, "x", 1).await;
@@ -257,15 +355,16 @@ pub async fn k26_hooks_that_trigger_hooks_do_not_deadlock(case: Case) {
 /// K32: attributes reach the run and what it writes.
 pub async fn k32_attributes_reach_the_run_and_what_it_writes(case: Case) {
     let mut world = World::new(&case, 2).await;
-    let noted = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    let noted = Arc::new(Mutex::new(Vec::new()));
     let seen = noted.clone();
+    let (a, b) = (world.store("a"), world.store("b"));
     let probe = Probe::answering(move |run| {
         seen.lock().push(run.attributes().clone());
-        let id = run.id("store").unwrap();
-        if id == "b" {
+        if plain_key(run.key().as_str()) == "b" {
             return Outcome::Done;
         }
-        Outcome::done_with(move |tx| tx.put(&store("b"), Store { value: 1 }))
+        let b = b.clone();
+        Outcome::done_with(move |tx| tx.put(&b, Store { value: 1 }))
     });
     world.register(0, &per_store("hook"), 4, &probe).await;
     let attributes: Attributes = [("user".to_owned(), "me".to_owned())].into();
@@ -274,7 +373,7 @@ pub async fn k32_attributes_reach_the_run_and_what_it_writes(case: Case) {
         .server(1)
         .transaction()
         .attributes(attributes.clone())
-        .write(|tx: &mut Transaction| tx.put(&store("a"), Store { value: 1 }))
+        .write(move |tx: &mut Transaction| tx.put(&a, Store { value: 1 }))
         .await;
     let revision = written.unwrap().revision;
     world.hooks_finish(1).await;
@@ -298,11 +397,13 @@ pub async fn k33_waiting_for_hooks_says_what_is_not_finished_and_keeps_its_limit
     let state = world.cluster.server(1).clone();
     state.flush().await.unwrap();
     let wait = WaitForHooks::all().limit(LIMIT);
-    assert!(state.wait_for_hooks(wait.clone().key("b")).await.unwrap().finished);
+    assert!(state.wait_for_hooks(wait.clone().key(world.key("b"))).await.unwrap().finished);
     assert!(state.wait_for_hooks(wait.hook("other")).await.unwrap().finished);
     let short = WaitForHooks::all().limit(Duration::from_millis(100));
     match state.wait_for_hooks(short.until(revision)).await {
-        Err(WaitError::HooksTimedOut { unfinished, .. }) => assert!(unfinished.contains("hook a"), "{unfinished}"),
+        Err(WaitError::HooksTimedOut { unfinished, .. }) => {
+            assert!(unfinished.contains(&format!("hook {}", world.key("a"))), "{unfinished}")
+        }
         other => panic!("{other:?}"),
     }
     probe.release("a");

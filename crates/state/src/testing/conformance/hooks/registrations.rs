@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use crate::driver::LogEntry;
 use crate::testing::points::name as point;
-use crate::{Outcome, PatternError, RegisterError, Registration, Transaction, TransactionError, WriteError};
+use crate::{Outcome, PatternError, Ref, RegisterError, Registration, Transaction, TransactionError, WriteError};
 
 use super::Case;
-use super::support::{Probe, Store, Version, World, effect, per_store, store};
+use super::support::{Probe, Store, Version, World, effect, per_store};
 
 async fn write<F>(world: &World, server: usize, closure: F) -> crate::Revision
 where
@@ -15,6 +15,11 @@ where
 {
     let written: Result<_, WriteError<TransactionError>> = world.cluster.server(server).write(closure).await;
     written.unwrap().revision
+}
+
+/// So many stores, from `k0` on.
+fn stores(world: &World, count: usize) -> Vec<Ref<Store>> {
+    (0..count).map(|number| world.store(&format!("k{number}"))).collect()
 }
 
 /// K4: one transaction asks for all its runs at once.
@@ -25,9 +30,10 @@ pub async fn k04_one_transaction_asks_for_all_its_runs_at_once(case: Case) {
     world.register(0, &per_store("other"), 64, &other).await;
     let registration = Registration::new("versions", 1).on("/stores/{store}/versions/*").key("{store}");
     world.register(0, &registration, 64, &versions).await;
-    let revision =
-        write(&world, 0, |tx| (0..50).try_for_each(|number| tx.put(&store(&format!("k{number}")), Store { value: 1 })))
-            .await;
+    let stores = stores(&world, 50);
+    let first = stores[0].clone();
+    let put = move |tx: &mut Transaction| stores.iter().try_for_each(|store| tx.put(store, Store { value: 1 }));
+    let revision = write(&world, 0, put).await;
     let stored = world.cluster.stored().await;
     let row = stored.log.iter().find(|row| row.revision == revision).unwrap();
     let asked: usize = row
@@ -39,9 +45,8 @@ pub async fn k04_one_transaction_asks_for_all_its_runs_at_once(case: Case) {
         })
         .sum();
     assert_eq!(asked, 100);
-    write(&world, 0, |tx| {
-        (0..20)
-            .try_for_each(|number| tx.put(&store("k0").child::<Version>(number as u64).unwrap(), Version { value: 1 }))
+    write(&world, 0, move |tx| {
+        (0..20_u64).try_for_each(|number| tx.put(&first.child::<Version>(number).unwrap(), Version { value: 1 }))
     })
     .await;
     world.hooks_finish(0).await;
@@ -54,6 +59,7 @@ pub async fn k04_one_transaction_asks_for_all_its_runs_at_once(case: Case) {
 
 /// K6: what was missed while nobody ran the hook is given whole.
 pub async fn k06_what_was_missed_while_nobody_ran_the_hook_is_given_whole(case: Case) {
+    let case = case.upkept();
     let mut world = World::configured(&case, 2, |_, mut options| {
         options.log_keep = Duration::ZERO;
         options.compact_every = 1;
@@ -103,9 +109,10 @@ pub async fn k22_a_server_without_the_code_makes_the_request_all_the_same(case: 
 /// K35: matching is done at the head by the registration alone.
 pub async fn k35_matching_is_done_at_the_head_by_the_registration_alone(case: Case) {
     let mut world = World::new(&case, 2).await;
-    write(&world, 0, |tx| {
-        tx.put(&store("a"), Store { value: 1 })?;
-        (0..3).try_for_each(|number| tx.put(&store("a").child::<Version>(number as u64).unwrap(), Version { value: 1 }))
+    let a = world.store("a");
+    write(&world, 0, move |tx| {
+        tx.put(&a, Store { value: 1 })?;
+        (0..3_u64).try_for_each(|number| tx.put(&a.child::<Version>(number).unwrap(), Version { value: 1 }))
     })
     .await;
     world.cluster.server(1).flush().await.unwrap();
@@ -165,7 +172,7 @@ pub async fn k37_two_patterns_share_a_key(case: Case) {
         for key in 0..5 {
             let id = format!("k{key}");
             world.set(0, id.as_str(), value).await;
-            let path = store(&id).child::<Version>(value).unwrap();
+            let path = world.store(&id).child::<Version>(value).unwrap();
             last = write(&world, 1, move |tx| tx.put(&path, Version { value })).await;
         }
         if value == 15 {
@@ -196,16 +203,15 @@ pub async fn k41_a_fan_out_hook_writes_beside_all_that_are_concerned(case: Case)
 
 async fn fan_out(case: &Case, place: &'static str) {
     let mut world = World::new(case, 2).await;
-    write(&world, 0, |tx| (0..500).try_for_each(|number| tx.put(&store(&format!("k{number}")), Store { value: 1 })))
-        .await;
+    let stores = stores(&world, 500);
+    let all = stores.clone();
+    write(&world, 0, move |tx| all.iter().try_for_each(|store| tx.put(store, Store { value: 1 }))).await;
     write(&world, 0, |tx| tx.put(&effect("region"), super::support::Effect { count: 0, last: 0 })).await;
     let each = Probe::new();
     world.register(1, &per_store("each").latest_state(), 16, &each).await;
-    let fan_out = Probe::answering(|run| {
-        let revision = run.revision().0;
-        Outcome::done_with(move |tx| {
-            (0..500).try_for_each(|number| tx.put(&store(&format!("k{number}")), Store { value: revision }))
-        })
+    let fan_out = Probe::answering(move |run| {
+        let (revision, stores) = (run.revision().0, stores.clone());
+        Outcome::done_with(move |tx| stores.iter().try_for_each(|store| tx.put(store, Store { value: revision })))
     });
     let registration = Registration::new("fan-out", 1).on("/effects/region").key("all").latest_state().slots(1);
     world.register(0, &registration, 1, &fan_out).await;

@@ -13,7 +13,7 @@ use crate::{Outcome, Run, Transaction, TransactionError};
 
 use super::super::within;
 use super::Case;
-use super::support::{Probe, Store, World, per_store, store};
+use super::support::{Probe, Store, World, per_store};
 
 /// A run, by all that names it to the world.
 #[derive(Debug, Clone)]
@@ -96,7 +96,8 @@ async fn restored(case: &Case) -> Restored {
     probe.hold("running");
     let lost = SubmissionId::random();
     let write = world.cluster.server(0).transaction().submission(lost);
-    let put = |tx: &mut Transaction| tx.put(&store("running"), Store { value: LOST });
+    let target = world.store("running");
+    let put = move |tx: &mut Transaction| tx.put(&target, Store { value: LOST });
     let old_head = write.write::<_, TransactionError, _>(put).await.unwrap().revision;
     probe.started("running", 1).await;
     for server in world.cluster.running() {
@@ -173,7 +174,7 @@ pub async fn d36_numbers_of_two_epochs_are_not_confused(case: Case) {
     assert!(!new.iter().any(|named| old_keys.contains(&named.idempotency_key)));
     for server in world.cluster.running() {
         server.flush().await.unwrap();
-        assert_eq!(server.snapshot().require(&store("running")).unwrap().value, NEW);
+        assert_eq!(server.snapshot().require(&world.store("running")).unwrap().value, NEW);
         assert_eq!(server.find_submission(lost).await.unwrap(), None);
         let mut resumed = server.changes(Some((old_epoch, old_head)));
         let item = within("a watch that resumes by the old numbers", resumed.next()).await;

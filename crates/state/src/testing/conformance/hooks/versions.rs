@@ -8,7 +8,7 @@ use crate::testing::history::HistoryEvent;
 use crate::{QueueFilter, RegisterError, Registration, Revision, Transaction, TransactionError};
 
 use super::Case;
-use super::support::{Probe, Version, World, counted, store};
+use super::support::{Probe, Version, World, counted};
 
 /// The first build's.
 fn first_version() -> Registration {
@@ -27,7 +27,7 @@ fn second_version() -> Registration {
 
 /// Puts a version below a store through a server, and says whether that asked for a run.
 async fn asks(world: &World, server: usize, id: &str, value: u64) -> (Revision, bool) {
-    let path = store(id).child::<Version>(value).unwrap();
+    let path = world.store(id).child::<Version>(value).unwrap();
     let put = move |tx: &mut Transaction| tx.put(&path, Version { value });
     let revision = world.cluster.server(server).write::<_, TransactionError, _>(put).await.unwrap().revision;
     let stored = world.cluster.stored().await;
@@ -84,7 +84,7 @@ pub async fn k38_a_higher_version_takes_over_and_a_lower_one_never_does(case: Ca
         }
     }
     let running: BTreeSet<String> = old.seen().iter().map(|seen| seen.key.clone()).collect();
-    let slots: BTreeSet<u32> = running.iter().map(|key| crate::slot_index(key, 4)).collect();
+    let slots: BTreeSet<u32> = running.iter().map(|key| crate::slot_index(&world.key(key), 4)).collect();
     world
         .eventually("it keeps the slots of what it runs alone", || async {
             slots_of_the_old(&world).await == slots.len()

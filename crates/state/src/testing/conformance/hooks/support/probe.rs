@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
-use super::{LIMIT, Store, store};
+use super::{LIMIT, Store, plain_key, store};
 use crate::driver::RequestId;
 use crate::{ClusterHook, Outcome, Revision, Run};
 
@@ -15,6 +15,7 @@ use crate::{ClusterHook, Outcome, Revision, Run};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Seen {
     pub(crate) server: String,
+    /// As the case names it.
     pub(crate) key: String,
     pub(crate) request: RequestId,
     pub(crate) attempt: u32,
@@ -128,7 +129,7 @@ impl ClusterHook for Probe {
         };
         let seen = Seen {
             server: run.state().server().to_string(),
-            key: run.key().to_string(),
+            key: plain_key(run.key().as_str()).to_owned(),
             request: run.request(),
             attempt: run.attempt(),
             token: run.token().0,

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::Case;
-use super::{LIMIT, Ledger, Probe, Store, Trace, store};
+use super::{Effect, LIMIT, Ledger, Probe, Store, Trace, effect, store};
 use crate::driver::{HookNumber, LogEntry, RequestId};
 use crate::testing::Cluster;
+use crate::testing::conformance::agree;
 use crate::testing::history::{Expectation, HistoryEvent, Recorder, check};
 use crate::{
-    HookHandle, Record, Registration, RegistrationEntity, Revision, Transaction, TransactionError, WaitForHooks,
+    HookHandle, Record, Ref, Registration, RegistrationEntity, Revision, Transaction, TransactionError, WaitForHooks,
 };
 
 /// A cluster whose runs are written down, and checked at the end.
@@ -59,7 +60,7 @@ impl World {
     /// The ids under which a server has joined, in this life and the ones before it.
     async fn lives_of(&self, server: usize) -> Vec<crate::driver::ServerId> {
         let name = self.cluster.server(server).server();
-        let rows = self.cluster.stored().await.servers;
+        let (rows, _) = self.cluster.leases().await;
         rows.into_iter().filter(|row| row.name == *name).map(|row| row.id).collect()
     }
 
@@ -98,69 +99,45 @@ impl World {
         self.handles.push((server, handle));
     }
 
+    /// The key that a store's id makes: the id as it is in its path.
+    pub(crate) fn key(&self, id: &str) -> String {
+        super::key_of(&self.case.id(id))
+    }
+
+    /// A store, by an id that is awkward in that variant.
+    pub(crate) fn store(&self, id: &str) -> Ref<Store> {
+        store(&self.case.id(id))
+    }
+
+    /// What [`super::counted`] writes for a store.
+    pub(crate) fn effect(&self, id: &str) -> Ref<Effect> {
+        effect(&self.case.id(id))
+    }
+
     /// Sets a store's value through a server; says at which revision.
     pub(crate) async fn set(&self, server: usize, id: impl Into<String>, value: u64) -> Revision {
-        let entity = store(&id.into());
+        let entity = self.store(&id.into());
         let closure = move |tx: &mut Transaction| tx.put(&entity, Store { value });
         self.case.write(self.cluster.server(server), closure).await.revision
     }
 
     /// As [`World::set`], beside other writes of the same store: repeating it might undo theirs.
     pub(crate) async fn set_beside_others(&self, server: usize, id: impl Into<String>, value: u64) -> Revision {
-        let entity = store(&id.into());
+        let entity = self.store(&id.into());
         let closure = move |tx: &mut Transaction| tx.put(&entity, Store { value });
         let committed = self.cluster.server(server).write::<_, TransactionError, _>(closure).await;
         committed.unwrap().revision
     }
 
     pub(crate) async fn delete(&self, server: usize, id: &str) -> Revision {
-        let entity = store(id);
+        let entity = self.store(id);
         let closure = move |tx: &mut Transaction| tx.delete(&entity).map(|_| ());
         self.case.write(self.cluster.server(server), closure).await.revision
     }
 
     /// Steps the clock in parts that leave live servers the time to renew their leases.
     pub(crate) async fn step(&self, by: Duration) {
-        let part = Duration::from_secs(2);
-        let mut left = by;
-        while !left.is_zero() {
-            let next = left.min(part);
-            left -= next;
-            self.cluster.advance(next);
-            self.leases_renewed().await;
-        }
-    }
-
-    /// Waits until every server whose lease still holds, and that can renew it, has done so at the clock's present time.
-    async fn leases_renewed(&self) {
-        let deadline = tokio::time::Instant::now() + LIMIT;
-        loop {
-            let now = self.cluster.clock().now_at();
-            let running: Vec<String> = self.cluster.running().iter().map(|state| state.server().to_string()).collect();
-            let stored = self.cluster.stored().await;
-            let fresh = |name: &str| {
-                stored.servers.iter().any(|row| {
-                    &*row.name == name && row.lease_until > now && row.lease_until.since(now) >= Duration::from_secs(7)
-                })
-            };
-            let late = stored.servers.iter().any(|row| {
-                let index: usize = row.name.trim_start_matches("server-").parse().unwrap_or(usize::MAX);
-                let held = index < self.cluster.len()
-                    && self.cluster.points(index).held().iter().any(|point| point.ends_with("-heartbeat"));
-                let absent = index < self.cluster.len() && self.cluster.faults(index).is_absent();
-                running.contains(&row.name.to_string())
-                    && !held
-                    && !absent
-                    && row.lease_until > now
-                    // A killed server's row stays beside that of its next life.
-                    && !fresh(&row.name)
-            });
-            if !late {
-                return;
-            }
-            assert!(tokio::time::Instant::now() < deadline, "leases were not renewed within {LIMIT:?}");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        self.cluster.step(by).await;
     }
 
     /// Waits until a condition on the cluster holds.
@@ -277,6 +254,7 @@ impl World {
         }
         let violations = check(&lines, &expectation);
         assert!(violations.is_empty(), "{}", report(&violations, &lines));
+        agree(&self.cluster, None).await;
         drop(self.handles);
         self.cluster.finish().await;
     }
@@ -291,15 +269,4 @@ fn report(violations: &[crate::testing::history::HistoryViolation], lines: &[cra
         }
     }
     text
-}
-
-/// A clock's time, without importing its trait everywhere.
-trait NowAt {
-    fn now_at(&self) -> crate::Timestamp;
-}
-
-impl NowAt for crate::ManualClock {
-    fn now_at(&self) -> crate::Timestamp {
-        crate::Clock::now(self)
-    }
 }
