@@ -3,6 +3,7 @@
 
 mod backups;
 mod cluster_kit;
+mod snapshots;
 
 use tidegate_state::testing::StoreKind;
 use tidegate_state::testing::conformance::Variants;
