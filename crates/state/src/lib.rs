@@ -179,7 +179,8 @@ pub use local_hook::{BoxError, LocalCall, LocalHook, LocalHookError, LocalHookHa
 pub use metrics::StateMetrics;
 pub use path::{DEPTH_MAX, ID_BYTES_MAX, PATH_BYTES_MAX, Path, PathError};
 pub use record::{
-    INDEX_KEY_BYTES_MAX, IndexDeclaration, IndexKey, Record, RecordCursor, RecordPage, RecordQuery, Retain, Retention,
+    INDEX_KEY_BYTES_MAX, IndexDeclaration, IndexKey, Record, RecordCursor, RecordKeys, RecordPage, RecordQuery, Retain,
+    Retention,
 };
 pub use record_search::{PAGE_MAX, RecordPageOf, RecordSearch, Stored};
 pub use revision::{Attributes, Epoch, Revision, SubmissionId, Timestamp};

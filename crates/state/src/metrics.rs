@@ -7,12 +7,67 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 use crate::cluster_hook::metrics::HookMetrics;
+use crate::revision::Revision;
 
 /// A hook's name, as a label.
 pub(crate) type HookLabel = [(String, String); 1];
 
 pub(crate) fn hook_label(name: &str) -> HookLabel {
     [("hook".to_owned(), name.to_owned())]
+}
+
+/// How indexes of records are built that were added later, by kind of record.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct RecordIndexMetrics {
+    building: Family<KindLabel, Gauge>,
+    built_to: Family<KindLabel, Gauge>,
+    entered: Family<KindLabel, Counter>,
+    unreadable: Family<KindLabel, Counter>,
+}
+
+type KindLabel = [(String, String); 1];
+
+fn kind_label(kind: &str) -> KindLabel {
+    [("kind".to_owned(), kind.to_owned())]
+}
+
+impl RecordIndexMetrics {
+    fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "record_indexes_building",
+            "Whether an index of a kind of records does not have every record yet, and serves no query",
+            self.building.clone(),
+        );
+        registry.register(
+            "record_indexes_built_to",
+            "Revision of the first record that may lack entries in an index of its kind, while that is built",
+            self.built_to.clone(),
+        );
+        registry.register(
+            "records_indexed",
+            "Records that were entered into indexes which they lacked",
+            self.entered.clone(),
+        );
+        registry.register(
+            "records_not_indexable",
+            "Of these, those that can't be read and stand under an entry without parts",
+            self.unreadable.clone(),
+        );
+    }
+
+    pub(crate) fn note_page(&self, kind: &str, from: Revision) {
+        self.building.get_or_create(&kind_label(kind)).set(1);
+        self.built_to.get_or_create(&kind_label(kind)).set(i64::try_from(from.0).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn note_entered(&self, kind: &str, records: usize, unreadable: usize) {
+        self.entered.get_or_create(&kind_label(kind)).inc_by(records as u64);
+        self.unreadable.get_or_create(&kind_label(kind)).inc_by(unreadable as u64);
+    }
+
+    pub(crate) fn note_complete(&self, kind: &str) {
+        self.building.get_or_create(&kind_label(kind)).set(0);
+    }
 }
 
 /// The metrics of one state. Clones are the same metrics.
@@ -31,6 +86,7 @@ pub struct StateMetrics {
     pub(crate) entities_lag: Gauge,
     pub(crate) compacted_revision: Gauge,
     pub(crate) records_pruned: Counter,
+    pub(crate) record_indexes: RecordIndexMetrics,
     pub(crate) upkeep_errors: Counter,
     dead_rows: Family<[(String, String); 1], Gauge>,
     pub(crate) oldest_transaction: Gauge,
@@ -56,6 +112,7 @@ impl StateMetrics {
             entities_lag: Gauge::default(),
             compacted_revision: Gauge::default(),
             records_pruned: Counter::default(),
+            record_indexes: RecordIndexMetrics::default(),
             upkeep_errors: Counter::default(),
             dead_rows: Family::default(),
             oldest_transaction: Gauge::default(),
@@ -94,6 +151,7 @@ impl StateMetrics {
             self.compacted_revision.clone(),
         );
         registry.register("records_pruned", "Records removed by their retention", self.records_pruned.clone());
+        self.record_indexes.register(registry);
         registry.register("upkeep_errors", "Upkeep steps that failed and are tried again", self.upkeep_errors.clone());
         registry.register(
             "store_dead_rows",
@@ -127,6 +185,20 @@ impl StateMetrics {
     #[must_use]
     pub fn closures_over_budget(&self) -> u64 {
         self.closures_over_budget.get()
+    }
+
+    /// Whether an index of a kind of records was being built when last looked at.
+    #[must_use]
+    pub fn record_indexes_building(&self, kind: &str) -> bool {
+        self.record_indexes.building.get_or_create(&kind_label(kind)).get() > 0
+    }
+
+    /// How many records of a kind this server has entered into indexes that they lacked, and how many of those can't be read.
+    #[must_use]
+    pub fn records_indexed(&self, kind: &str) -> (u64, u64) {
+        let label = kind_label(kind);
+        let of = |family: &Family<KindLabel, Counter>| family.get_or_create(&label).get();
+        (of(&self.record_indexes.entered), of(&self.record_indexes.unreadable))
     }
 
     pub(crate) fn set_dead_rows(&self, table: &str, dead: u64) {

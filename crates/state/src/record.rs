@@ -1,6 +1,7 @@
 //! Records: typed rows committed in the same transaction as entities, outside every snapshot. For what grows without end.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +9,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use crate::driver::{RecordId, RecordRow};
+use crate::document::{Form, decode_json, panic_message};
+use crate::driver::{RecordId, RecordRow, StoredDocument};
 
 /// A type whose values are appended as records. Large values, closed calls, executions and audit entries are records.
 pub trait Record: Serialize + DeserializeOwned + Clone + fmt::Debug + Send + Sync + 'static {
@@ -16,7 +18,8 @@ pub trait Record: Serialize + DeserializeOwned + Clone + fmt::Debug + Send + Syn
     const KIND: &'static str;
     /// The version of the document's form.
     const FORMAT: u32 = 1;
-    /// The names of the declared indexes. Every query goes through one of them.
+    /// The names of the declared indexes. Every query goes through one of them. A later build may add some at the end: they
+    /// are built beside everything else and serve no query before every record is in them ([`crate::StateOptions::record`]).
     const INDEXES: &'static [&'static str];
     /// What is kept, and for how long.
     const RETENTION: Retain = Retain::FOREVER;
@@ -68,6 +71,51 @@ pub struct IndexDeclaration {
     pub indexes: Vec<String>,
     /// What is kept.
     pub retain: Retain,
+}
+
+/// How a stored record's entries in the indexes of its kind are had: an index that is added later is built by it.
+#[derive(Debug, Clone)]
+pub struct RecordKeys {
+    /// The kind.
+    pub kind: Arc<str>,
+    /// How many indexes the type declares.
+    pub indexes: u32,
+    of: fn(&StoredDocument) -> Result<Vec<Vec<u8>>, String>,
+}
+
+impl RecordKeys {
+    /// As the type has them.
+    #[must_use]
+    pub fn of<R: Record>() -> RecordKeys {
+        RecordKeys {
+            kind: R::KIND.into(),
+            indexes: u32::try_from(R::INDEXES.len()).unwrap_or(u32::MAX),
+            of: keys_of::<R>,
+        }
+    }
+
+    /// The entries of a record: one for each index.
+    ///
+    /// # Errors
+    /// Why it can't be read, or has none.
+    pub fn of_document(&self, document: &StoredDocument) -> Result<Vec<Vec<u8>>, String> {
+        (self.of)(document)
+    }
+}
+
+fn keys_of<R: Record>(document: &StoredDocument) -> Result<Vec<Vec<u8>>, String> {
+    let record: R = decode_json(&document.json, document.format, &Form::of_record::<R>())?;
+    // The type's own code, as reading it is.
+    let keys = catch_unwind(AssertUnwindSafe(|| record.index_keys()))
+        .map_err(|panic| format!("its index entries panicked: {}", panic_message(&*panic)))?;
+    let keys: Vec<Vec<u8>> = keys.into_iter().map(IndexKey::into_bytes).collect();
+    if keys.len() != R::INDEXES.len() {
+        return Err(format!("it has {} index entries, and its type has {} indexes", keys.len(), R::INDEXES.len()));
+    }
+    match keys.iter().map(Vec::len).find(|size| *size > INDEX_KEY_BYTES_MAX) {
+        Some(size) => Err(format!("an index entry has {size} bytes, above the limit of {INDEX_KEY_BYTES_MAX}")),
+        None => Ok(keys),
+    }
 }
 
 /// The longest entry in an index, in bytes, encoded: what the indexes of every database still take.

@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 
 use crate::document::{Form, decode_json};
-use crate::driver::{RecordId, RecordRow};
+use crate::driver::{DriverError, RecordId, RecordRow};
 use crate::error::{QueryError, ReadError};
 use crate::record::{IndexKey, Record, RecordCursor, RecordQuery};
 use crate::revision::Timestamp;
@@ -85,7 +85,8 @@ impl State {
     /// Reads a page of records from the store: all that was committed before the call, also by other servers.
     ///
     /// # Errors
-    /// [`QueryError::Store`]: the store can't be reached, or no index of this name is declared.
+    /// [`QueryError::Store`]: the store can't be reached; no index of this name is declared; or it is being built
+    /// ([`DriverError::IndexIncomplete`]), and it helps to ask again later.
     pub async fn records<R: Record>(&self, search: RecordSearch) -> Result<RecordPageOf<R>, QueryError> {
         let query = RecordQuery {
             kind: R::KIND.into(),
@@ -95,7 +96,13 @@ impl State {
             backwards: search.backwards,
             limit: search.limit,
         };
-        let page = self.driver().query_records(&query).await?;
+        let page = match self.driver().query_records(&query).await {
+            // An older build has appended some: what is left to do may fit into one step.
+            Err(DriverError::IndexIncomplete { .. }) if self.core().completes_indexes(&query.kind).await => {
+                self.driver().query_records(&query).await?
+            }
+            page => page?,
+        };
         let items = page.rows.iter().map(read).collect();
         Ok(RecordPageOf { items, next: page.next, kind: PhantomData })
     }

@@ -17,7 +17,7 @@ use crate::error::{OpenError, WaitError, WriteError};
 use crate::feed::Feed;
 use crate::local_hook::{LocalHook, LocalHookError, LocalHookHandle, Registered, Scope};
 use crate::metrics::StateMetrics;
-use crate::record::{IndexDeclaration, Record};
+use crate::record::{IndexDeclaration, Record, RecordKeys};
 use crate::revision::{Attributes, Epoch, Revision, SubmissionId, Timestamp};
 use crate::snapshot::Snapshot;
 use crate::testing::history::Recorder;
@@ -35,6 +35,8 @@ pub struct StateOptions {
     pub server: ServerName,
     /// The kinds of records that this build knows.
     pub records: Vec<IndexDeclaration>,
+    /// How indexes of these kinds are built that were added when there were records already.
+    pub record_keys: Vec<RecordKeys>,
     /// How long a transaction's closure may run.
     pub transaction_budget: Duration,
     /// How long this server's slots are its own without a renewal.
@@ -79,6 +81,7 @@ impl StateOptions {
         StateOptions {
             server: server.into(),
             records: Vec::new(),
+            record_keys: Vec::new(),
             transaction_budget: Duration::from_millis(250),
             lease: Duration::from_secs(10),
             poll: Duration::from_secs(1),
@@ -99,6 +102,13 @@ impl StateOptions {
     }
 
     /// Declares a kind of record.
+    ///
+    /// An index that is added at the end of [`Record::INDEXES`] of a kind that has records is built by the servers whose build
+    /// has it, one at a time and in small steps, while everyone writes on; a server that is killed amid it leaves off where
+    /// the next goes on. Until every record is in it a query by it is refused ([`crate::DriverError::IndexIncomplete`]). A
+    /// server of an older build appends records without entries in it: then the index is incomplete again, and the next
+    /// query by it, or the next upkeep, enters them. A record that the current type can't read stands in it under an entry
+    /// without parts: a query without a prefix lists it, with its error.
     #[must_use]
     pub fn record<R: Record>(mut self) -> Self {
         self.records.push(IndexDeclaration {
@@ -106,6 +116,7 @@ impl StateOptions {
             indexes: R::INDEXES.iter().map(|index| (*index).to_owned()).collect(),
             retain: R::RETENTION,
         });
+        self.record_keys.push(RecordKeys::of::<R>());
         self
     }
 

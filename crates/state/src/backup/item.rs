@@ -1,5 +1,6 @@
 //! What a backup's stream is made of: one item after the other, each with a tag before it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -143,7 +144,9 @@ impl Item {
                     let count = bytes.count()?;
                     let indexes = (0..count).map(|_| bytes.text().map(Arc::from)).collect::<Option<_>>()?;
                     let complete = small(bytes)?;
-                    Item::Kind(name, DeclaredKind { indexes, complete, grouped: flag(bytes)? })
+                    // How far others are built is not kept: they are built from the beginning.
+                    let (grouped, frontiers) = (flag(bytes)?, BTreeMap::new());
+                    Item::Kind(name, DeclaredKind { indexes, complete, grouped, frontiers })
                 }
                 ENTITY => {
                     let path = bytes.path()?;

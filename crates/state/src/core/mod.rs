@@ -7,6 +7,7 @@ mod burden;
 mod closure_thread;
 mod committer;
 mod group;
+mod record_indexes;
 mod seen;
 mod set_back;
 mod submission;
@@ -79,6 +80,8 @@ pub(crate) struct Core {
     set_back: ArcSwapOption<SetBack>,
     /// Wakes whoever keeps that over a restart.
     set_back_noticed: Notify,
+    /// Held by who enters records into indexes that they lack: of this server, one at a time.
+    indexing: Mutex<()>,
     /// That the store had no room for the last write, and what it said.
     full: ArcSwapOption<String>,
     /// Whether the store did not answer when the log was last to be read.
@@ -145,6 +148,7 @@ impl Core {
             committer_reads: watch::Sender::new(false),
             set_back: ArcSwapOption::new(set_back),
             set_back_noticed: Notify::new(),
+            indexing: Mutex::new(()),
             full: ArcSwapOption::empty(),
             silent: AtomicBool::new(false),
         };

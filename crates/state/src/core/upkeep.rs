@@ -1,5 +1,5 @@
-//! Upkeep: writes the entities behind, compacts the log and prunes records, each in bounded steps. Any server may do it;
-//! the driver ignores what another has done already.
+//! Upkeep: writes the entities behind, builds indexes of records, compacts the log and prunes records, each in bounded steps.
+//! Any server may do it; the driver ignores what another has done already.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -20,6 +20,7 @@ const BATCHES_MAX: usize = 64;
 
 pub(super) async fn run(core: Arc<Core>) {
     let mut round: u64 = 0;
+    let mut indexes_complete = false;
     loop {
         let pause = core.options.entities_behind.mul_f64(rand::random_range(0.8..1.2));
         tokio::select! {
@@ -34,6 +35,16 @@ pub(super) async fn run(core: Arc<Core>) {
             report(&core, "the entities can't be written behind", &error);
         }
         round += 1;
+        // What is not complete is worked on in every round; whether it still is, is asked now and then.
+        if !indexes_complete || round.is_multiple_of(core.options.compact_every) {
+            indexes_complete = match core.build_indexes().await {
+                Ok(complete) => complete,
+                Err(error) => {
+                    report(&core, "an index of records can't be built", &error);
+                    false
+                }
+            };
+        }
         if round.is_multiple_of(core.options.compact_every) {
             if let Err(error) = core.compact().await {
                 report(&core, "the log can't be compacted", &error);

@@ -11,8 +11,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::{
-    Batch, Begun, Burden, CommitError, Driver, DriverError, EntityRow, Exception, Fence, HookNumber, LogPage, Meta,
-    Pending, ServerId, ServerRow, Session, Settle, Settled, SlotId, SlotRow, StoredState, StoredTree,
+    Batch, Begun, Burden, CommitError, Driver, DriverError, EntityRow, Exception, Fence, HookNumber, IndexPage,
+    IndexStep, IndexWork, LogPage, Meta, Pending, ServerId, ServerRow, Session, Settle, Settled, SlotId, SlotRow,
+    StoredState, StoredTree,
 };
 use crate::clock::Clock;
 use crate::record::{IndexDeclaration, RecordPage, RecordQuery, Retention};
@@ -59,6 +60,8 @@ pub enum Call {
     Commit,
     QueryRecords,
     PruneRecords,
+    RecordsToIndex,
+    IndexRecords,
     Join,
     Heartbeat,
     Leave,
@@ -340,6 +343,16 @@ impl Driver for FaultyDriver {
     async fn prune_records(&self, retention: &Retention, rows_max: usize) -> Result<usize, DriverError> {
         self.faults.check(Call::PruneRecords)?;
         self.inner.prune_records(retention, rows_max).await
+    }
+
+    async fn records_to_index(&self, kind: &str, indexes: u32, rows_max: usize) -> Result<IndexWork, DriverError> {
+        self.faults.check(Call::RecordsToIndex)?;
+        self.inner.records_to_index(kind, indexes, rows_max).await
+    }
+
+    async fn index_records(&self, page: Arc<IndexPage>, keys: Vec<Vec<Vec<u8>>>) -> Result<IndexStep, DriverError> {
+        self.faults.check(Call::IndexRecords)?;
+        self.inner.index_records(page, keys).await
     }
 
     async fn join(&self, server: ServerRow) -> Result<(), DriverError> {

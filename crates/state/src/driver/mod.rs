@@ -31,9 +31,10 @@ use async_trait::async_trait;
 
 pub use faults::{Call, CommitFault, Faults, FaultyDriver, SettleFault};
 pub use rows::{
-    EntityRow, Exception, ExceptionState, Fence, HookLoad, HookNumber, IndexEntry, LogEntry, LogRow, Meta, Receipt,
-    ReceiptOutcome, RecordId, RecordRow, RecordWrite, RequestAction, RequestId, RequestedChange, ServerHook, ServerId,
-    ServerLoad, ServerName, ServerRow, SlotId, SlotRow, SlotToken, StoredDocument,
+    EntityRow, Exception, ExceptionState, Fence, HookLoad, HookNumber, IndexEntry, IndexPage, IndexStep, IndexWork,
+    LogEntry, LogRow, Meta, Receipt, ReceiptOutcome, RecordId, RecordKindRow, RecordRow, RecordWrite, RequestAction,
+    RequestId, RequestedChange, ServerHook, ServerId, ServerLoad, ServerName, ServerRow, SlotId, SlotRow, SlotToken,
+    StoredDocument,
 };
 
 use crate::clock::Clock;
@@ -114,13 +115,33 @@ pub enum DriverError {
         /// What is declared.
         indexes: Vec<String>,
     },
+    /// The index was added to a kind that has records already, or an older build has appended records without entries in
+    /// it: it is being built, and serves no query before every record is in it.
+    #[error(
+        "the index {index} of records of kind {kind} does not have every record yet, so it serves no query; the servers \
+         that know it build on, so ask again later, or by one of {complete:?}"
+    )]
+    IndexIncomplete {
+        /// The kind of record.
+        kind: String,
+        /// The index.
+        index: String,
+        /// Those that serve queries.
+        complete: Vec<String>,
+    },
 }
 
 impl DriverError {
     /// Whether the same call may succeed later without anyone's help.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        matches!(self, DriverError::Unavailable(_) | DriverError::Full(_) | DriverError::LeaseLapsed)
+        matches!(
+            self,
+            DriverError::Unavailable(_)
+                | DriverError::Full(_)
+                | DriverError::LeaseLapsed
+                | DriverError::IndexIncomplete { .. }
+        )
     }
 }
 
@@ -283,6 +304,9 @@ pub struct StoredState {
     pub records: Vec<RecordRow>,
     /// The indexes of all records.
     pub index_entries: Vec<IndexEntry>,
+    /// The kinds of records that were ever declared. None where that is not told: then every declared index is taken for
+    /// one that has every record.
+    pub record_kinds: Vec<RecordKindRow>,
 }
 
 impl StoredState {
@@ -306,6 +330,7 @@ impl StoredState {
             servers: Vec::new(),
             records: Vec::new(),
             index_entries: Vec::new(),
+            record_kinds: Vec::new(),
         }
     }
 }
@@ -353,10 +378,25 @@ pub trait Driver: Send + Sync + 'static {
     async fn begin(&self, epoch: Epoch, after: Revision, rows_max: usize) -> Result<Begun, DriverError>;
 
     /// A page of records by index and keyset.
+    ///
+    /// # Errors
+    /// [`DriverError::NoIndex`]. [`DriverError::IndexIncomplete`]: some record has no entry in this index, as of the same
+    /// moment as the page.
     async fn query_records(&self, query: &RecordQuery) -> Result<RecordPage, DriverError>;
 
     /// Removes what the retention lets go, at most `rows_max` in one short transaction; says how many went.
     async fn prune_records(&self, retention: &Retention, rows_max: usize) -> Result<usize, DriverError>;
+
+    /// The next records of a kind that may lack entries in its first `indexes` indexes: at most `rows_max` are looked at, and
+    /// those that lack entries are given as far as a page has room. An index lacks entries after it was added to a kind that
+    /// has records, and whenever a record is appended or updated with fewer keys than there are indexes, which the commit
+    /// itself takes note of.
+    async fn records_to_index(&self, kind: &str, indexes: u32, rows_max: usize) -> Result<IndexWork, DriverError>;
+
+    /// Enters the records of a page into the indexes that they lack, in one short transaction under the write lock: `keys`
+    /// are all of each record's, in the order of `page.lacking`. How far the indexes are built is kept with it, so that
+    /// another server, or a later start, goes on there. An index is in use from the step on after which no record lacks it.
+    async fn index_records(&self, page: Arc<IndexPage>, keys: Vec<Vec<Vec<u8>>>) -> Result<IndexStep, DriverError>;
 
     /// Enters a server (another one under its name keeps its lease until that ends).
     async fn join(&self, server: ServerRow) -> Result<(), DriverError>;

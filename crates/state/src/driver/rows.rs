@@ -123,6 +123,20 @@ pub struct RecordId {
     pub sequence: u32,
 }
 
+impl RecordId {
+    /// Before every record there can be.
+    pub const FIRST: RecordId = RecordId { revision: Revision::ZERO, sequence: 0 };
+
+    /// The first place behind this record.
+    #[must_use]
+    pub fn next(self) -> RecordId {
+        match self.sequence.checked_add(1) {
+            Some(sequence) => RecordId { sequence, ..self },
+            None => RecordId { revision: self.revision.next(), sequence: 0 },
+        }
+    }
+}
+
 impl fmt::Display for RecordId {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}.{}", self.revision, self.sequence)
@@ -157,6 +171,54 @@ pub struct IndexEntry {
     pub key: Vec<u8>,
     /// The record.
     pub id: RecordId,
+}
+
+/// A kind of records, as the store knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecordKindRow {
+    /// The kind.
+    pub kind: Arc<str>,
+    /// The names of its indexes, in order.
+    pub indexes: Vec<Arc<str>>,
+    /// How many of them hold an entry for every record; the rest are being built.
+    pub complete: u32,
+}
+
+/// What is to be done for the indexes of a kind of records.
+#[derive(Debug, Clone)]
+pub enum IndexWork {
+    /// Nothing: every record has an entry in each of them.
+    Complete,
+    /// This page is next.
+    Page(IndexPage),
+}
+
+/// A range of records, some of which lack entries in indexes that were added later.
+#[derive(Debug, Clone)]
+pub struct IndexPage {
+    /// The kind.
+    pub kind: Arc<str>,
+    /// Entries in how many of its first indexes are looked for.
+    pub indexes: u32,
+    /// Where the range begins: every record before has them.
+    pub from: RecordId,
+    /// Where it ends: the first place behind it.
+    pub to: RecordId,
+    /// Those in it that lack entries, in order.
+    pub lacking: Vec<RecordRow>,
+    /// Whether there was no record from `to` on when this was read.
+    pub last: bool,
+}
+
+/// What became of a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IndexStep {
+    /// Its records have their entries; the next page can be read.
+    Entered,
+    /// The same, and now every record has: the indexes are in use.
+    Complete,
+    /// The store is not any more as the page was read: another server builds, or a record was updated. Nothing was changed.
+    Overtaken,
 }
 
 /// What a transaction does to records.

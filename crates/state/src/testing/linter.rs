@@ -39,7 +39,8 @@ pub enum Invariant {
     ExceptionInPlace,
     /// A request that was set aside stands behind one that waits or is dead, or was put back by an operator.
     PausedBehindLetter,
-    /// A record is there once, not beyond the head, with an entry for each of its indexes.
+    /// A record is there once, not beyond the head, has a key for each index of its kind that is complete, and stands in an
+    /// index under each of its keys, and under nothing else.
     RecordIndexed,
 }
 
@@ -60,8 +61,8 @@ impl fmt::Display for Violation {
     }
 }
 
-/// Lists what does not hold. `records` are the kinds that were declared; of others the records are not checked
-/// for missing index entries.
+/// Lists what does not hold. Where the store does not tell which indexes of records are complete, `records` are the kinds that
+/// were declared, and all of their indexes are; of other kinds the records are not checked for missing index entries.
 #[must_use]
 pub fn lint(stored: &StoredState, records: &[IndexDeclaration]) -> Vec<Violation> {
     let mut linter = Linter { stored, found: Vec::new(), slots: HashMap::new(), registrations: Matcher::default() };
@@ -411,36 +412,56 @@ impl<'a> Linter<'a> {
 
     fn records(&mut self, declared: &[IndexDeclaration]) {
         let stored = self.stored;
+        let mut kinds: BTreeMap<&str, (Vec<&str>, usize)> = BTreeMap::new();
+        for kind in declared {
+            let indexes: Vec<&str> = kind.indexes.iter().map(String::as_str).collect();
+            let complete = indexes.len();
+            kinds.insert(&kind.kind, (indexes, complete));
+        }
+        for kind in &stored.record_kinds {
+            let complete = usize::try_from(kind.complete).unwrap_or(usize::MAX);
+            kinds.insert(&kind.kind, (kind.indexes.iter().map(|index| &**index).collect(), complete));
+        }
         let mut seen = HashSet::new();
-        let entries: HashSet<(&str, &str, &[u8], RecordId)> = stored
-            .index_entries
-            .iter()
-            .map(|entry| (&*entry.kind, &*entry.index, entry.key.as_slice(), entry.id))
-            .collect();
+        let mut missing: HashSet<(&str, &str, &[u8], RecordId)> = HashSet::new();
+        let mut found = Vec::new();
         for record in &stored.records {
             let subject = format!("record {} of kind {}", record.id, record.kind);
             if !seen.insert(record.id) {
-                self.add(Invariant::RecordIndexed, &subject, "is there twice");
+                found.push((subject.clone(), "is there twice".to_owned()));
             }
             if record.id.revision > stored.meta.head {
-                self.add(Invariant::RecordIndexed, &subject, format!("is beyond the head, {}", stored.meta.head));
+                found.push((subject.clone(), format!("is beyond the head, {}", stored.meta.head)));
             }
-            let Some(kind) = declared.iter().find(|kind| kind.kind == record.kind) else { continue };
-            if kind.indexes.len() != record.keys.len() {
-                let found = format!("has {} keys, and {} indexes are declared", record.keys.len(), kind.indexes.len());
-                self.add(Invariant::RecordIndexed, &subject, found);
+            let Some((indexes, complete)) = kinds.get(&*record.kind) else { continue };
+            let keys = record.keys.len();
+            if keys < *complete || keys > indexes.len() {
+                let text = format!("has {keys} keys, and of {} indexes {complete} are complete", indexes.len());
+                found.push((subject, text));
             }
-            for (index, key) in kind.indexes.iter().zip(&record.keys) {
-                if !entries.contains(&(&*record.kind, index.as_str(), key.as_slice(), record.id)) {
-                    self.add(Invariant::RecordIndexed, &subject, format!("has no entry in index {index}"));
-                }
+            let keyed = indexes.iter().zip(&record.keys);
+            missing.extend(keyed.map(|(index, key)| (&*record.kind, *index, key.as_slice(), record.id)));
+        }
+        for entry in &stored.index_entries {
+            let known = kinds.contains_key(&*entry.kind);
+            if !missing.remove(&(&*entry.kind, &*entry.index, entry.key.as_slice(), entry.id))
+                && (known || !seen.contains(&entry.id))
+            {
+                let text = if seen.contains(&entry.id) {
+                    format!("record {} has another key, or the entry is there twice", entry.id)
+                } else {
+                    format!("there is no record {}", entry.id)
+                };
+                found.push((format!("entry in index {} of kind {}", entry.index, entry.kind), text));
             }
         }
-        for (kind, index, _, id) in &entries {
-            if !seen.contains(id) {
-                let subject = format!("entry in index {index} of kind {kind}");
-                self.add(Invariant::RecordIndexed, subject, format!("there is no record {id}"));
-            }
+        let mut missing: Vec<_> = missing.into_iter().collect();
+        missing.sort_unstable();
+        for (kind, index, _, id) in missing {
+            found.push((format!("record {id} of kind {kind}"), format!("has no entry in index {index}")));
+        }
+        for (subject, text) in found {
+            self.add(Invariant::RecordIndexed, subject, text);
         }
     }
 }

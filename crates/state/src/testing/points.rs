@@ -30,6 +30,8 @@ pub mod name {
     pub const UPKEEP_COMPACTION: &str = "upkeep.compaction";
     /// Before each batch of a pruning of records.
     pub const UPKEEP_PRUNING: &str = "upkeep.pruning";
+    /// A page of records is read that lack index entries, and is about to be entered.
+    pub const UPKEEP_INDEXING: &str = "upkeep.indexing";
 }
 
 /// How long a test waits for a point to be reached before it fails.

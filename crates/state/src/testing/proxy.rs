@@ -23,6 +23,9 @@ pub enum Direction {
 struct Weather {
     upstream_silent: bool,
     downstream_silent: bool,
+    /// How many bytes still get through this way before it falls silent.
+    upstream_left: Option<usize>,
+    downstream_left: Option<usize>,
     refusing: bool,
     /// Raised to close all connections that there are.
     cuts: u64,
@@ -33,6 +36,13 @@ impl Weather {
         match direction {
             Direction::Upstream => self.upstream_silent,
             Direction::Downstream => self.downstream_silent,
+        }
+    }
+
+    fn left(&mut self, direction: Direction) -> (&mut Option<usize>, &mut bool) {
+        match direction {
+            Direction::Upstream => (&mut self.upstream_left, &mut self.upstream_silent),
+            Direction::Downstream => (&mut self.downstream_left, &mut self.downstream_silent),
         }
     }
 }
@@ -84,6 +94,21 @@ impl Proxy {
         self.silence(Direction::Downstream);
     }
 
+    /// From now on only so many bytes get through this way, on all connections together: it falls silent in the middle of a
+    /// statement, or of an answer.
+    pub fn silence_after(&self, direction: Direction, bytes: usize) {
+        self.weather.send_modify(|weather| {
+            let (left, silent) = weather.left(direction);
+            (*left, *silent) = (Some(bytes), bytes == 0);
+        });
+    }
+
+    /// Waits until it has fallen silent this way.
+    pub async fn fallen_silent(&self, direction: Direction) {
+        // The sender is in the proxy, so the wait only ends by the condition.
+        let _ = self.weather.subscribe().wait_for(|weather| weather.silent(direction)).await;
+    }
+
     /// Everything gets through again, first what was held back, as TCP would send it again; new connections too.
     pub fn resume(&self) {
         self.weather.send_modify(|weather| {
@@ -118,7 +143,7 @@ async fn accept(listener: TcpListener, target: SocketAddr, weather: Arc<watch::S
         if weather.borrow().refusing {
             continue;
         }
-        let weather = weather.subscribe();
+        let weather = weather.clone();
         connections.spawn(async move {
             let Ok(server) = TcpStream::connect(target).await else { return };
             // A proxy that waits for more to send would be slower than what it stands for.
@@ -128,26 +153,22 @@ async fn accept(listener: TcpListener, target: SocketAddr, weather: Arc<watch::S
     }
 }
 
-async fn carry(client: TcpStream, server: TcpStream, weather: watch::Receiver<Weather>) {
+async fn carry(client: TcpStream, server: TcpStream, weather: Arc<watch::Sender<Weather>>) {
     let cuts = weather.borrow().cuts;
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
-    let mut cut = weather.clone();
+    let mut cut = weather.subscribe();
     tokio::select! {
-        () = pass(from_client, to_server, Direction::Upstream, weather.clone()) => {}
-        () = pass(from_server, to_client, Direction::Downstream, weather) => {}
+        () = pass(from_client, to_server, Direction::Upstream, &weather) => {}
+        () = pass(from_server, to_client, Direction::Downstream, &weather) => {}
         // Ends when the proxy is gone, too.
         _ = cut.wait_for(|now| now.cuts != cuts) => {}
     }
 }
 
 /// Passes bytes one way until an end closes.
-async fn pass(
-    mut from: OwnedReadHalf,
-    mut to: OwnedWriteHalf,
-    direction: Direction,
-    mut weather: watch::Receiver<Weather>,
-) {
+async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, direction: Direction, sender: &watch::Sender<Weather>) {
+    let mut weather = sender.subscribe();
     let mut buffer = vec![0; 64 << 10];
     loop {
         let read = match from.read(&mut buffer).await {
@@ -158,13 +179,32 @@ async fn pass(
             }
             Ok(read) => read,
         };
-        if weather.wait_for(|now| !now.silent(direction)).await.is_err() {
-            return;
-        }
-        if to.write_all(&buffer[..read]).await.is_err() {
-            return;
+        let mut rest = &buffer[..read];
+        while !rest.is_empty() {
+            if weather.wait_for(|now| !now.silent(direction)).await.is_err() {
+                return;
+            }
+            let (through, held) = rest.split_at(allowed(sender, direction, rest.len()));
+            if to.write_all(through).await.is_err() {
+                return;
+            }
+            rest = held;
         }
     }
+}
+
+/// How many of so many bytes get through now; the last one that does makes it silent.
+fn allowed(sender: &watch::Sender<Weather>, direction: Direction, bytes: usize) -> usize {
+    let mut allowed = bytes;
+    sender.send_if_modified(|weather| {
+        let (left, silent) = weather.left(direction);
+        let Some(left) = left else { return false };
+        allowed = bytes.min(*left);
+        *left -= allowed;
+        *silent |= *left == 0;
+        *silent
+    });
+    allowed
 }
 
 #[cfg(test)]
@@ -192,6 +232,13 @@ mod tests {
         proxy.resume();
         client.read_exact(&mut answer).await.unwrap();
         assert_eq!(&answer, b"two");
+        proxy.silence_after(Direction::Upstream, 2);
+        client.write_all(b"red").await.unwrap();
+        proxy.fallen_silent(Direction::Upstream).await;
+        client.read_exact(&mut answer[..2]).await.unwrap();
+        proxy.resume();
+        client.read_exact(&mut answer[2..]).await.unwrap();
+        assert_eq!(&answer, b"red");
         proxy.cut();
         assert!(matches!(client.read(&mut answer).await, Ok(0) | Err(_)));
         echoing.await.unwrap();

@@ -3,6 +3,7 @@
 
 mod backups;
 mod cluster_kit;
+mod snapshots;
 mod so_far;
 
 use tidegate_state::testing::StoreKind;

@@ -26,9 +26,12 @@ use with_postgres;
 
 mod entities;
 mod errors;
+mod killed;
 mod locks;
 mod network;
 mod news;
 mod outages;
+mod processes;
+mod stopped;
 mod support;
 mod tls;

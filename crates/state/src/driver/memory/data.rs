@@ -7,10 +7,13 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::super::leases::Leases;
-use super::super::record_index::{DeclaredKinds, PAGE_BYTES_MAX, PAGE_RECORDS_MAX, end_of_prefix, group_of};
+use super::super::record_index::{
+    DeclaredKind, DeclaredKinds, PAGE_BYTES_MAX, PAGE_RECORDS_MAX, end_of_prefix, group_of, key_count, step_of,
+};
 use super::super::{
-    Batch, DriverError, EntityRow, Exception, Fence, IndexEntry, LogPage, LogRow, Meta, Pending, Receipt, RecordId,
-    RecordRow, RecordWrite, RequestId, Settle, Settled, SlotId, SlotToken, StoredState, StoredTree,
+    Batch, DriverError, EntityRow, Exception, Fence, IndexEntry, IndexPage, IndexStep, IndexWork, LogPage, LogRow,
+    Meta, Pending, Receipt, RecordId, RecordRow, RecordWrite, RequestId, Settle, Settled, SlotId, SlotToken,
+    StoredState, StoredTree,
 };
 use crate::path::Path;
 use crate::record::{IndexDeclaration, RecordCursor, RecordPage, RecordQuery, Retention};
@@ -61,7 +64,12 @@ impl Data {
 
     /// An empty store that knows the same kinds of records, as a server's `open` would have declared them.
     pub(super) fn recreated(&self) -> Self {
-        Data { kinds: self.kinds.clone(), ..Data::new() }
+        let mut kinds = self.kinds.clone();
+        for kind in kinds.0.values_mut() {
+            kind.complete = u32::try_from(kind.indexes.len()).unwrap_or(u32::MAX);
+            kind.frontiers.clear();
+        }
+        Data { kinds, ..Data::new() }
     }
 
     pub(super) fn with_kinds(&self, kinds: DeclaredKinds) -> Self {
@@ -73,6 +81,16 @@ impl Data {
     }
 
     pub(super) fn replaced_by(&self, stored: StoredState) -> Self {
+        let mut kinds = self.kinds.clone();
+        for kind in kinds.0.values_mut() {
+            // How far they were built is said by ids of another history.
+            kind.frontiers.clear();
+        }
+        for row in &stored.record_kinds {
+            let there = DeclaredKind::from(row);
+            let kind = kinds.0.get(&row.kind).map_or_else(|| there.clone(), |here| here.restored(&there));
+            kinds.0.insert(row.kind.clone(), kind);
+        }
         Data {
             epoch: stored.meta.epoch,
             installation: stored.meta.installation,
@@ -85,7 +103,7 @@ impl Data {
             leases: Leases::new(stored.servers, stored.slots, stored.token_counter),
             receipts: stored.receipts.into_iter().map(|receipt| (receipt.request, receipt)).collect(),
             exceptions: stored.exceptions.into_iter().map(|row| (row.request, row)).collect(),
-            kinds: self.kinds.clone(),
+            kinds,
             records: stored.records.into_iter().map(|row| ((row.kind.clone(), row.id), row)).collect(),
             index: stored.index_entries.into_iter().collect(),
         }
@@ -104,6 +122,7 @@ impl Data {
             servers,
             records: self.records.values().cloned().collect(),
             index_entries: self.index.iter().cloned().collect(),
+            record_kinds: self.kinds.rows(),
         }
     }
 
@@ -213,6 +232,9 @@ impl Data {
     }
 
     fn put_record(&mut self, row: RecordRow) {
+        if let Some(kind) = self.kinds.0.get_mut(&row.kind) {
+            kind.lower(key_count(&row.keys), row.id);
+        }
         let entries: Vec<IndexEntry> = self.index_entries(&row).collect();
         self.index.extend(entries);
         self.records.insert((row.kind.clone(), row.id), row);
@@ -338,7 +360,9 @@ impl Data {
 
     pub(super) fn query_records(&self, query: &RecordQuery) -> Result<RecordPage, DriverError> {
         let number = self.kinds.index_of(query)?;
-        let index = &self.kinds.0[&query.kind].indexes[number];
+        let kind = &self.kinds.0[&query.kind];
+        kind.check_complete(&query.kind, number, kind.complete)?;
+        let index = &kind.indexes[number];
         let prefix = query.prefix.clone().into_bytes();
         let entry = |key: Vec<u8>, id: RecordId| IndexEntry { kind: query.kind.clone(), index: index.clone(), key, id };
         let first = RecordId { revision: Revision::ZERO, sequence: 0 };
@@ -380,6 +404,52 @@ impl Data {
             last = Some(entry);
         }
         Ok(page)
+    }
+
+    fn records_from(&self, kind: &Arc<str>, from: RecordId) -> impl Iterator<Item = &RecordRow> {
+        let of_kind = self.records.range((kind.clone(), from)..).take_while(move |((other, _), _)| other == kind);
+        of_kind.map(|(_, row)| row)
+    }
+
+    pub(super) fn records_to_index(&self, name: &str, indexes: u32, rows_max: usize) -> IndexWork {
+        let Some((name, kind)) = self.kinds.0.get_key_value(name).filter(|(_, kind)| kind.complete < indexes) else {
+            return IndexWork::Complete;
+        };
+        let from = kind.frontier(indexes);
+        let mut page = IndexPage { kind: name.clone(), indexes, from, to: from, lacking: Vec::new(), last: true };
+        let mut bytes = 0;
+        for (number, row) in self.records_from(name, from).enumerate() {
+            let lacks = key_count(&row.keys) < indexes;
+            bytes += if lacks { row.document.json.len() } else { 0 };
+            if number == rows_max.max(1) || (bytes > PAGE_BYTES_MAX && !page.lacking.is_empty()) {
+                page.last = false;
+                break;
+            }
+            page.to = row.id.next();
+            page.lacking.extend(lacks.then(|| row.clone()));
+        }
+        IndexWork::Page(page)
+    }
+
+    pub(super) fn index_records(&mut self, page: &IndexPage, keys: &[Vec<Vec<u8>>]) -> IndexStep {
+        let Some(kind) = self.kinds.0.get(&page.kind) else { return IndexStep::Overtaken };
+        if kind.complete >= page.indexes || kind.frontier(page.indexes) != page.from {
+            return IndexStep::Overtaken;
+        }
+        let there = self.records_from(&page.kind, page.from).take_while(|row| row.id < page.to);
+        let there = there.map(|row| (row.id, row.keys.clone(), Some(row.document.json.clone())));
+        let Some(changed) = step_of(page, keys, there) else { return IndexStep::Overtaken };
+        for (id, _, keys) in changed {
+            if let Some(row) = self.remove_record(&page.kind, id) {
+                self.put_record(RecordRow { keys, ..row });
+            }
+        }
+        let every_one =
+            page.last && self.records_from(&page.kind, page.to).all(|row| key_count(&row.keys) >= page.indexes);
+        if let Some(kind) = self.kinds.0.get_mut(&page.kind) {
+            kind.advance(page.indexes, page.to, every_one);
+        }
+        if every_one { IndexStep::Complete } else { IndexStep::Entered }
     }
 
     pub(super) fn prune_records(&mut self, retention: &Retention, rows_max: usize) -> usize {

@@ -18,7 +18,8 @@ use self::data::Data;
 use super::record_index::DeclaredKinds;
 use super::{
     Batch, Begun, CommitError, Driver, DriverError, EntityRow, Exception, Faults, FaultyDriver, Fence, HookNumber,
-    LogPage, Meta, Pending, ServerId, ServerRow, Session, Settle, Settled, SlotId, SlotRow, StoredState, StoredTree,
+    IndexPage, IndexStep, IndexWork, LogPage, Meta, Pending, ServerId, ServerRow, Session, Settle, Settled, SlotId,
+    SlotRow, StoredState, StoredTree,
 };
 use crate::clock::{Clock, SystemClock};
 use crate::record::{IndexDeclaration, RecordPage, RecordQuery, Retention};
@@ -256,6 +257,15 @@ impl Driver for MemoryDriver {
 
     async fn prune_records(&self, retention: &Retention, rows_max: usize) -> Result<usize, DriverError> {
         Ok(self.shared.data.lock().prune_records(retention, rows_max))
+    }
+
+    async fn records_to_index(&self, kind: &str, indexes: u32, rows_max: usize) -> Result<IndexWork, DriverError> {
+        Ok(self.shared.data.lock().records_to_index(kind, indexes, rows_max))
+    }
+
+    async fn index_records(&self, page: Arc<IndexPage>, keys: Vec<Vec<Vec<u8>>>) -> Result<IndexStep, DriverError> {
+        let _write_lock = self.write_lock().await?;
+        Ok(self.shared.data.lock().index_records(&page, &keys))
     }
 
     async fn join(&self, server: ServerRow) -> Result<(), DriverError> {

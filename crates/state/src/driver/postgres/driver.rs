@@ -9,8 +9,8 @@ use tokio_postgres::Row;
 
 use super::super::encoding::decode_requested_change;
 use super::super::{
-    Begun, Burden, Driver, DriverError, EntityRow, Exception, Fence, HookNumber, LogPage, Meta, Pending, RequestId,
-    ServerId, ServerRow, Settle, Settled, SlotId, SlotRow, StoredState, StoredTree,
+    Begun, Burden, Driver, DriverError, EntityRow, Exception, Fence, HookNumber, IndexPage, IndexStep, IndexWork,
+    LogPage, Meta, Pending, RequestId, ServerId, ServerRow, Settle, Settled, SlotId, SlotRow, StoredState, StoredTree,
 };
 use super::connection::{Call, Role, values};
 use super::link::Link;
@@ -19,7 +19,7 @@ use super::log::{StoredEntities, column_revision, find_submission_call, head, lo
 use super::records::{self, Kinds};
 use super::schema::own_row;
 use super::settlement::{column_number, column_request, column_slot};
-use super::{Shared, burden, compaction, entities, schema, session, settlement, slots, stored};
+use super::{Shared, burden, compaction, entities, record_indexes, schema, session, settlement, slots, stored};
 use crate::clock::Clock;
 use crate::path::Path;
 use crate::record::{IndexDeclaration, RecordPage, RecordQuery, Retention};
@@ -181,6 +181,14 @@ impl Driver for PostgresDriver {
 
     async fn prune_records(&self, retention: &Retention, rows_max: usize) -> Result<usize, DriverError> {
         records::prune(self, retention, rows_max).await
+    }
+
+    async fn records_to_index(&self, kind: &str, indexes: u32, rows_max: usize) -> Result<IndexWork, DriverError> {
+        record_indexes::records_to_index(self, kind, indexes, rows_max).await
+    }
+
+    async fn index_records(&self, page: Arc<IndexPage>, keys: Vec<Vec<Vec<u8>>>) -> Result<IndexStep, DriverError> {
+        record_indexes::index_records(self, &page, &keys).await
     }
 
     async fn join(&self, server: ServerRow) -> Result<(), DriverError> {

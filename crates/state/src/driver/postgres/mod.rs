@@ -24,7 +24,7 @@
 //! | `slots` | who leases which slot under which token, and its watermark | taking over, releasing, watermarks |
 //! | `tokens` | the token counter; its row's lock orders joining, leaving, taking and releasing | taking over |
 //! | `entities`, `entities_mark` | the state as of one revision, written behind, with the digest of the whole; people query it | upkeep |
-//! | `records`, `record_index`, `record_news`, `record_kinds` | records, their index entries, groups to look at when pruning | commits append (open records are updated); pruning deletes |
+//! | `records`, `record_index`, `record_news`, `record_kinds` | records, their index entries and how far indexes are built, groups to look at when pruning | commits append (open records are updated); an index that was added later is entered; pruning deletes |
 //! | `meta` | epoch, installation, format, how far the log is compacted | compaction |
 //!
 //! No row of log or receipts is ever updated, and none is deleted but by compaction, so that a foreign transaction that
@@ -88,6 +88,7 @@ mod link;
 mod listener;
 mod log;
 mod options;
+mod record_indexes;
 mod records;
 mod schema;
 mod session;

@@ -12,9 +12,10 @@ use tokio_postgres::Row;
 
 use super::super::encoding::{decode_keys, encode_keys};
 use super::super::record_index::{
-    DeclaredKind, DeclaredKinds, PAGE_BYTES_MAX, PAGE_RECORDS_MAX, end_of_prefix, group_of,
+    DeclaredKind, DeclaredKinds, PAGE_BYTES_MAX, PAGE_RECORDS_MAX, end_of_prefix, group_of, key_count,
 };
 use super::super::{DriverError, RecordId, RecordRow, RecordWrite, StoredDocument};
+use super::Shared;
 use super::connection::{Call, Connection, Value, values};
 use super::driver::PostgresDriver;
 use super::log::{column_revision, head};
@@ -46,7 +47,9 @@ impl Kinds {
             let kind: Arc<str> = row.get::<_, &str>(1).into();
             let indexes: Vec<Arc<str>> = serde_json::from_str(row.get(2))
                 .map_err(|error| DriverError::Damaged(format!("the indexes of records of kind {kind}: {error}")))?;
-            let declared = DeclaredKind { indexes, complete: column_number(row, 3), grouped: row.get(4) };
+            // How far indexes are built, and how many are complete, is read with each use: other servers change that.
+            let (complete, frontiers) = (column_number(row, 3), BTreeMap::new());
+            let declared = DeclaredKind { indexes, complete, grouped: row.get(4), frontiers };
             kinds.numbers.insert(kind.clone(), row.get(0));
             kinds.declared.0.insert(kind, declared);
         }
@@ -74,6 +77,7 @@ impl Kinds {
 
 /// Takes a build's declarations in. The caller holds the lock for migrations.
 pub(super) async fn declare(
+    shared: &Shared,
     connection: &Connection,
     declarations: &[IndexDeclaration],
     limit: Duration,
@@ -95,12 +99,29 @@ pub(super) async fn declare(
         if let (Some(number), true) = (number, kind.grouped && !was_grouped && has_records) {
             enter_groups(connection, number, limit).await?;
         }
-        let rows = connection.run(vec![put_kind_call(&declaration.kind, &kind)], limit).await?;
-        if let Some(row) = rows[0].first() {
+        // Nothing is committed meanwhile, so that the first record of a build with fewer indexes does not slip in between.
+        let lock = Call::new("SELECT pg_advisory_xact_lock($1)", values![shared.lock_key("write")]);
+        let rows = match number {
+            None => connection.run(vec![put_kind_call(&declaration.kind, &kind)], limit).await?,
+            Some(number) => connection.transaction(vec![lock, grow_kind_call(number, &kind)], limit).await?,
+        };
+        if let Some(row) = rows.iter().flatten().last().filter(|_| number.is_none()) {
             kinds.numbers.insert(declaration.kind.clone(), row.get(0));
         }
     }
     Ok(kinds)
+}
+
+/// A kind that is there gets more indexes, or is counted by group from now on. An index has every record where there is none.
+fn grow_kind_call(number: i32, kind: &DeclaredKind) -> Call {
+    let indexes = serde_json::to_string(&kind.indexes).expect("a list of names has no key that is not text");
+    let declared = i32::try_from(kind.indexes.len()).unwrap_or(i32::MAX);
+    Call::new(
+        "UPDATE record_kinds SET indexes = $2, grouped = $4, pruned_to = NULL,
+             complete = CASE WHEN EXISTS (SELECT FROM records WHERE kind = $1) THEN complete ELSE $3 END
+         WHERE number = $1",
+        values![number, indexes, declared, kind.grouped],
+    )
 }
 
 pub(super) fn put_kind_call(name: &str, kind: &DeclaredKind) -> Call {
@@ -166,7 +187,12 @@ impl Entries {
         }
     }
 
-    fn is_empty(&self) -> bool {
+    /// The group of a record that had no entry so far.
+    pub(super) fn push_group(&mut self, kind: i32, id: RecordId, key: &[u8]) {
+        self.push(kind, GROUP, group_of(key), id);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
         self.kinds.is_empty()
     }
 
@@ -240,6 +266,19 @@ impl RecordChanges {
             }
         }
         Ok(changes)
+    }
+
+    /// Takes note of records that have fewer entries than there are indexes, which another build may have added since this
+    /// server was opened. Nothing is changed where there are none. Runs before [`RecordChanges::look_call`], since whoever
+    /// prunes or builds locks the kind before its records.
+    pub(super) fn note_keys_call(&self) -> Option<Call> {
+        let mut least: BTreeMap<i32, (u32, RecordId)> = BTreeMap::new();
+        for row in self.appended.iter().chain(&self.updated) {
+            let number = self.kinds.numbers.get(&row.kind).copied().unwrap_or_default();
+            let (keys, id) = least.entry(number).or_insert((u32::MAX, row.id));
+            (*keys, *id) = (key_count(&row.keys).min(*keys), row.id.min(*id));
+        }
+        (!least.is_empty()).then(|| super::record_indexes::note_keys_call(least))
     }
 
     /// Whether open records have to be read first.
@@ -354,7 +393,7 @@ pub(super) fn damaged_keys() -> DriverError {
 }
 
 /// The columns `revision, sequence` at the beginning.
-fn read_id(row: &Row) -> RecordId {
+pub(super) fn read_id(row: &Row) -> RecordId {
     RecordId { revision: column_revision(row, 0), sequence: column_number(row, 1) }
 }
 
@@ -402,8 +441,12 @@ fn page_call(kinds: &Kinds, query: &RecordQuery) -> Result<Call, DriverError> {
     values.push(Box::new(i64::try_from(limit).unwrap_or(i64::MAX)));
     let limit = values.len();
     // The running sum ends a page before it is too large; one record always fits, and the next one says that there is more.
+    // One statement, so that whether the index has every record is of the same moment as the page.
     let sql = format!(
-        "SELECT key, revision, sequence, closed, at, format, document, keys FROM (
+        "SELECT page.key, page.revision, page.sequence, page.closed, page.at, page.format, page.document, page.keys,
+                k.complete
+         FROM (SELECT complete FROM record_kinds WHERE number = $1) k
+         LEFT JOIN (
              SELECT e.key, e.revision, e.sequence, r.closed, r.at, r.format, r.document, r.keys,
                     sum(octet_length(r.document)) OVER (
                         ORDER BY e.key {direction}, e.revision {direction}, e.sequence {direction}
@@ -411,22 +454,25 @@ fn page_call(kinds: &Kinds, query: &RecordQuery) -> Result<Call, DriverError> {
              FROM (SELECT e.key, e.revision, e.sequence, e.kind FROM record_index e WHERE {conditions}
                    ORDER BY e.key {direction}, e.revision {direction}, e.sequence {direction} LIMIT ${limit}) e
              JOIN records r ON r.kind = e.kind AND r.revision = e.revision AND r.sequence = e.sequence
-         ) page
-         WHERE before IS NULL OR before <= {PAGE_BYTES_MAX}
-         ORDER BY key {direction}, revision {direction}, sequence {direction}"
+         ) page ON page.before IS NULL OR page.before <= {PAGE_BYTES_MAX}
+         ORDER BY page.key {direction}, page.revision {direction}, page.sequence {direction}"
     );
     Ok(Call::new(sql, values))
 }
 
 /// Reads a page.
 pub(super) async fn query(driver: &PostgresDriver, query: &RecordQuery) -> Result<RecordPage, DriverError> {
-    let call = page_call(&driver.kinds(), query)?;
+    let kinds = driver.kinds();
+    let call = page_call(&kinds, query)?;
     let found = driver.read(vec![call]).await?;
+    let complete = found[0].first().map_or(0, |row| column_number(row, 8));
+    kinds.declared.0[&query.kind].check_complete(&query.kind, kinds.declared.index_of(query)?, complete)?;
     let limit = query.limit.clamp(1, PAGE_RECORDS_MAX);
     let mut page = RecordPage { rows: Vec::new(), next: None };
     let mut last: Option<RecordCursor> = None;
     let mut bytes = 0;
-    for row in &found[0] {
+    // One row without a key says only that the kind is there.
+    for row in found[0].iter().filter(|row| row.get::<_, Option<&[u8]>>(0).is_some()) {
         let json: Arc<str> = row.get::<_, &str>(6).into();
         bytes += json.len();
         if page.rows.len() == limit || (bytes > PAGE_BYTES_MAX && !page.rows.is_empty()) {

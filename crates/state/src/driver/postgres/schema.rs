@@ -85,7 +85,7 @@ pub(super) async fn open(
         ),
     ];
     connection.transaction(enter, limit).await?;
-    let kinds = super::records::declare(&connection, declarations, limit).await?;
+    let kinds = super::records::declare(shared, &connection, declarations, limit).await?;
     let rows = connection.run(vec![meta()], limit).await?;
     // The lock goes with the connection.
     Ok((read_meta(&rows[0])?, kinds))

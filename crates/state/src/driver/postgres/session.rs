@@ -104,9 +104,12 @@ impl Session for PostgresSession {
         }
         if changes.needs_look() {
             // Open records are read and locked before anything is sent that would commit.
-            let found = transaction.run(vec![changes.look_call()]).await.map_err(CommitError::NotCommitted)?;
-            calls.extend(changes.calls(&found[0]).map_err(CommitError::NotCommitted)?);
+            let look = changes.note_keys_call().into_iter().chain([changes.look_call()]).collect();
+            let found = transaction.run(look).await.map_err(CommitError::NotCommitted)?;
+            let found = found.last().map_or(&[][..], Vec::as_slice);
+            calls.extend(changes.calls(found).map_err(CommitError::NotCommitted)?);
         } else {
+            calls.extend(changes.note_keys_call());
             calls.extend(changes.calls(&[]).map_err(CommitError::NotCommitted)?);
         }
         if !batch.receipts.is_empty() {

@@ -77,6 +77,7 @@ async fn read_all(shared: &Arc<Shared>) -> Result<StoredState, DriverError> {
         servers,
         records: read_records(&rows[6], &kinds)?,
         index_entries: read_index_entries(&rows[7], &kinds)?,
+        record_kinds: kinds.declared.rows(),
     })
 }
 
@@ -300,10 +301,8 @@ impl PostgresStore {
         let rows = connection.run(vec![read_kinds_call()], limit).await?;
         let mut here = Kinds::read(&rows[0])?;
         for (name, kind) in kinds.iter().flat_map(|kinds| &kinds.0) {
-            let same = here.declared.0.get(name).is_none_or(|known| known.indexes == kind.indexes);
-            if same {
-                connection.run(vec![put_kind_call(name, kind)], limit).await?;
-            }
+            let kind = here.declared.0.get(name).map_or_else(|| kind.clone(), |here| here.restored(kind));
+            connection.run(vec![put_kind_call(name, &kind)], limit).await?;
         }
         let rows = connection.run(vec![read_kinds_call()], limit).await?;
         here = Kinds::read(&rows[0])?;

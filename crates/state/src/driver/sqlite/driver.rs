@@ -11,13 +11,13 @@ use tokio::sync::OwnedMutexGuard;
 use super::super::encoding::{encode_row, names_hook};
 use super::super::entities_mark::replay;
 use super::super::{
-    Batch, Begun, CommitError, Driver, DriverError, EntityRow, Exception, Fence, HookNumber, LogPage, LogRow, Meta,
-    Pending, RequestId, ServerId, ServerRow, Session, Settle, Settled, SlotId, SlotRow, StoredState, StoredTree,
-    check_no_gap,
+    Batch, Begun, CommitError, Driver, DriverError, EntityRow, Exception, Fence, HookNumber, IndexPage, IndexStep,
+    IndexWork, LogPage, LogRow, Meta, Pending, RequestId, ServerId, ServerRow, Session, Settle, Settled, SlotId,
+    SlotRow, StoredState, StoredTree, check_no_gap,
 };
 use super::stored::{ExceptionsOf, read_epoch, read_exceptions, read_head, read_log, read_log_row, read_stored};
 use super::writer::{Failed, Writer};
-use super::{Shared, Store, entities, records};
+use super::{Shared, Store, entities, record_indexes, records};
 use crate::clock::Clock;
 use crate::path::Path;
 use crate::record::{IndexDeclaration, RecordPage, RecordQuery, Retention};
@@ -282,6 +282,16 @@ impl Driver for SqliteDriver {
     async fn prune_records(&self, retention: &Retention, rows_max: usize) -> Result<usize, DriverError> {
         let retention = retention.clone();
         self.write(move |writer| writer.prune_records(&retention, rows_max)).await
+    }
+
+    async fn records_to_index(&self, kind: &str, indexes: u32, rows_max: usize) -> Result<IndexWork, DriverError> {
+        let kind: Arc<str> = kind.into();
+        self.read(move |connection| record_indexes::records_to_index(connection, &kind, indexes, rows_max)).await
+    }
+
+    async fn index_records(&self, page: Arc<IndexPage>, keys: Vec<Vec<Vec<u8>>>) -> Result<IndexStep, DriverError> {
+        // The one writer carries it out between two commits.
+        self.write(move |writer| writer.index_records(&page, &keys)).await
     }
 
     async fn join(&self, server: ServerRow) -> Result<(), DriverError> {

@@ -13,6 +13,7 @@ mod driver;
 mod entities;
 mod lock;
 mod readers;
+mod record_indexes;
 mod records;
 mod schema;
 mod stored;

@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension, params, params_from_iter};
 
 use super::super::encoding::{decode_keys, encode_keys};
 use super::super::record_index::{
-    DeclaredKind, DeclaredKinds, PAGE_BYTES_MAX, PAGE_RECORDS_MAX, end_of_prefix, group_of,
+    DeclaredKind, DeclaredKinds, PAGE_BYTES_MAX, PAGE_RECORDS_MAX, end_of_prefix, group_of, key_count,
 };
 use super::super::{DriverError, RecordId, RecordRow, RecordWrite, StoredDocument};
 use super::tail::Effect;
@@ -36,8 +36,10 @@ impl Kinds {
             let kind: Arc<str> = row.get(1)?;
             let indexes: Vec<Arc<str>> = serde_json::from_str(&row.get::<_, String>(2)?)
                 .map_err(|error| DriverError::Damaged(format!("the indexes of records of kind {kind}: {error}")))?;
-            let declared = DeclaredKind { indexes, complete: row.get(3)?, grouped: row.get(4)? };
-            kinds.numbers.insert(kind.clone(), row.get(0)?);
+            let number = row.get(0)?;
+            let frontiers = super::record_indexes::read_frontiers(connection, number)?;
+            let declared = DeclaredKind { indexes, complete: row.get(3)?, grouped: row.get(4)?, frontiers };
+            kinds.numbers.insert(kind.clone(), number);
             kinds.declared.0.insert(kind, declared);
         }
         Ok(kinds)
@@ -104,10 +106,17 @@ impl Writer {
 
     pub(super) fn write_records(&mut self, writes: &[RecordWrite]) -> Result<(), DriverError> {
         for write in writes {
-            match write {
-                RecordWrite::Append(row) => self.append_record(row)?,
-                RecordWrite::Update(row) => self.update_record(row)?,
-            }
+            let row = match write {
+                RecordWrite::Append(row) => {
+                    self.append_record(row)?;
+                    row
+                }
+                RecordWrite::Update(row) => {
+                    self.update_record(row)?;
+                    row
+                }
+            };
+            self.note_keys(&row.kind, key_count(&row.keys), row.id)?;
         }
         Ok(())
     }
@@ -146,7 +155,14 @@ impl Writer {
         Ok(())
     }
 
-    fn enter_index(&self, kind: i64, number: i64, key: &[u8], revision: i64, sequence: u32) -> rusqlite::Result<()> {
+    pub(super) fn enter_index(
+        &self,
+        kind: i64,
+        number: i64,
+        key: &[u8],
+        revision: i64,
+        sequence: u32,
+    ) -> rusqlite::Result<()> {
         self.connection
             .prepare_cached(
                 "INSERT OR IGNORE INTO record_index (kind, number, key, revision, sequence) VALUES (?1, ?2, ?3, ?4, ?5)",
@@ -155,7 +171,13 @@ impl Writer {
         Ok(())
     }
 
-    fn enter_group(&self, kind: i64, revision: i64, sequence: u32, keys: &[Vec<u8>]) -> rusqlite::Result<()> {
+    pub(super) fn enter_group(
+        &self,
+        kind: i64,
+        revision: i64,
+        sequence: u32,
+        keys: &[Vec<u8>],
+    ) -> rusqlite::Result<()> {
         let Some(key) = keys.first() else { return Ok(()) };
         let group = group_of(key);
         self.enter_index(kind, GROUP, group, revision, sequence)?;
@@ -275,11 +297,11 @@ impl Writer {
     }
 }
 
-fn read_id(row: &rusqlite::Row<'_>) -> rusqlite::Result<RecordId> {
+pub(super) fn read_id(row: &rusqlite::Row<'_>) -> rusqlite::Result<RecordId> {
     Ok(RecordId { revision: Revision(row.get::<_, i64>(0)?.cast_unsigned()), sequence: row.get(1)? })
 }
 
-fn damaged_keys() -> DriverError {
+pub(super) fn damaged_keys() -> DriverError {
     DriverError::Damaged("the index entries of a record can't be read; restore the store from a backup".to_owned())
 }
 
@@ -338,6 +360,16 @@ pub(super) fn query_records(
 ) -> Result<RecordPage, DriverError> {
     let (sql, values) = page_statement(kinds, query)?;
     let limit = query.limit.clamp(1, PAGE_RECORDS_MAX);
+    // As of the same transaction as the page, not as this process has it in memory.
+    let complete = connection
+        .prepare_cached("SELECT complete FROM record_kinds WHERE kind = ?1")?
+        .query_row([&*query.kind], |row| row.get(0))
+        .optional()?;
+    kinds.declared.0[&query.kind].check_complete(
+        &query.kind,
+        kinds.declared.index_of(query)?,
+        complete.unwrap_or(0),
+    )?;
     let mut statement = connection.prepare_cached(&sql)?;
     let mut rows = statement.query(params_from_iter(values))?;
     let mut page = RecordPage { rows: Vec::new(), next: None };

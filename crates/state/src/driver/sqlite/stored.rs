@@ -264,6 +264,7 @@ pub(super) fn read_stored(connection: &Connection) -> Result<StoredState, Driver
         servers,
         records: read_records(connection, &known.kinds)?,
         index_entries: read_index_entries(connection, &known.kinds)?,
+        record_kinds: known.kinds.declared.rows(),
     })
 }
 
@@ -301,7 +302,9 @@ impl Writer {
         })?;
         if let Some(kinds) = kinds {
             for (kind, declared) in &kinds.0 {
-                self.adopt_kind(kind, declared)?;
+                let here = self.kinds.declared.0.get(kind);
+                let adopted = here.map_or_else(|| declared.clone(), |here| here.restored(declared));
+                self.adopt_kind(kind, &adopted)?;
             }
         }
         self.kinds = Arc::new(Kinds::read(&self.connection)?);
@@ -316,8 +319,8 @@ impl Writer {
         let indexes = serde_json::to_string(&declared.indexes).expect("a list of names has no key that is not text");
         self.connection.execute(
             "INSERT INTO record_kinds (kind, indexes, complete, grouped) VALUES (?1, ?2, ?3, ?4)
-             ON CONFLICT (kind) DO UPDATE SET complete = excluded.complete
-             WHERE excluded.indexes = record_kinds.indexes",
+             ON CONFLICT (kind) DO UPDATE
+             SET indexes = excluded.indexes, complete = excluded.complete, grouped = excluded.grouped",
             params![kind, indexes, declared.complete, declared.grouped],
         )?;
         Ok(())

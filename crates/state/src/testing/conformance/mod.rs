@@ -16,6 +16,8 @@ mod forms;
 mod hooks;
 mod local_hooks;
 mod oracle;
+mod record_indexes;
+mod record_sizes;
 mod records;
 mod script;
 mod set_back;
@@ -31,6 +33,8 @@ pub use forms::*;
 pub use hooks::*;
 pub use local_hooks::*;
 pub use oracle::*;
+pub use record_indexes::*;
+pub use record_sizes::*;
 pub use records::*;
 pub use script::*;
 pub use set_back::*;
@@ -261,9 +265,13 @@ macro_rules! state_conformance_cases {
             r05_queries_read_the_store,
             r06_pages_by_keyset_hold_while_others_append,
             r07_retention_prunes_in_batches,
+            r07_many_records_go_under_load_and_through_kills,
             r08_large_values_and_many_records,
             r09_records_make_no_change,
+            r09_many_records_cost_nothing_elsewhere,
             r10_records_of_every_age_read,
+            r10_an_added_index_is_built_beside_everything,
+            r10_servers_build_an_index_together_and_enter_nothing_twice,
             d01_random_script_agrees_with_the_oracle,
             d02_old_hand_and_latecomer_agree_with_the_oracle,
             d03_one_initial_state_however_many_open,

@@ -22,7 +22,7 @@ fn execution(store: &str, started: i64, text: &str) -> Execution {
     Execution { store: store.to_owned(), started, text: text.to_owned() }
 }
 
-async fn all<R: Record>(state: &State, index: &str) -> Vec<Stored<R>> {
+pub(super) async fn all<R: Record>(state: &State, index: &str) -> Vec<Stored<R>> {
     let mut found = Vec::new();
     let mut cursor = None;
     loop {

@@ -263,6 +263,8 @@ macro_rules! driver_contract_tests {
             records::r07_retention_by_age_and_by_number_lets_go_in_small_batches,
             records::r08_large_records_are_read_in_bounded_pages,
             records::r10_declarations_may_grow_at_the_end_only,
+            records::r10_an_added_index_is_built_page_by_page,
+            records::r10_an_older_build_never_leaves_a_hole,
             upkeep::d41_entities_are_written_behind_and_never_go_back,
             upkeep::d41_compaction_takes_nothing_that_is_needed,
             upkeep::k34_compaction_goes_in_small_steps_and_prunes_receipts,
