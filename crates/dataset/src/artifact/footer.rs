@@ -5,8 +5,10 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use object_store::ObjectStoreExt;
+use object_store::path::Path as ObjectPath;
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 use tidegate_api::manifest::{Manifest, Part};
 
@@ -51,7 +53,7 @@ impl ArtifactStore {
                 ));
             }
         }
-        let looks = manifest.parts.iter().map(|part| self.counts(&manifest.artifact_id, part));
+        let looks: Vec<_> = manifest.parts.iter().map(|part| self.counts(&manifest.artifact_id, part)).collect();
         let counts: Vec<Counts> = futures::stream::iter(looks).buffered(AT_ONCE).try_collect().await?;
         for (part, counts) in manifest.parts.iter().zip(&counts) {
             if part.rows != counts.rows {
@@ -76,17 +78,19 @@ impl ArtifactStore {
         Ok(())
     }
 
+    /// The last bytes of an object of this size.
+    async fn end_of(&self, object: &ObjectPath, size: u64, bytes: u64) -> Result<Bytes, ArtifactError> {
+        let read = self.store.get_range(object, size.saturating_sub(bytes)..size).await;
+        read.map_err(|source| ArtifactError::store(object, source))
+    }
+
     async fn counts(&self, id: &str, part: &Part) -> Result<Counts, ArtifactError> {
         let object = Self::part_object(id, part)?;
         let bad = |why: &str| ArtifactError::BadManifest {
             artifact: id.to_owned(),
             why: format!("its part `{}` is no Parquet file: {why}", part.name),
         };
-        let from_end = async |bytes: u64| {
-            let range = part.bytes.saturating_sub(bytes)..part.bytes;
-            self.store.get_range(&object, range).await.map_err(|source| ArtifactError::store(&object, source))
-        };
-        let mut tail = from_end(TAIL_BYTES).await?;
+        let mut tail = self.end_of(&object, part.bytes, TAIL_BYTES).await?;
         let Some(end) = tail.len().checked_sub(END_BYTES) else { return Err(bad("it is too short")) };
         let (length, magic) = tail[end..].split_at(END_BYTES - MAGIC.len());
         if magic != MAGIC {
@@ -98,7 +102,7 @@ impl ArtifactStore {
             return Err(bad("its footer is too long"));
         }
         if (tail.len() as u64) < needed {
-            tail = from_end(needed).await?;
+            tail = self.end_of(&object, part.bytes, needed).await?;
         }
         let begin = tail.len() - needed as usize;
         let footer = tail.slice(begin..tail.len() - END_BYTES);
