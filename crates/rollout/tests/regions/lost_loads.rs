@@ -128,6 +128,6 @@ async fn a_load_that_ends_in_order_forgives_those_that_did_not() {
     load(&engine, &artifact).await.unwrap();
     assert_eq!(begun(folder), 0);
     engine.swap(&key(STORE), Some(1)).await.unwrap();
-    let answer = engine.reader(STORE).unwrap().get("k7").unwrap();
+    let answer = engine.read(STORE, "k7").unwrap();
     assert_eq!(text_of(answer.value.as_deref()), text(1, 7));
 }
