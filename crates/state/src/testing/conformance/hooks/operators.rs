@@ -13,7 +13,7 @@ use crate::{
 };
 
 use super::Case;
-use super::support::{LIMIT, Probe, Store, World, counted, effect, per_store, plain_key};
+use super::support::{LIMIT, Probe, Store, World, counted, effect, per_store, plain_key, store};
 
 async fn list(world: &World, server: usize) -> Vec<crate::QueueEntry> {
     world.cluster.server(server).queue().list(QueueFilter::all()).await.unwrap()
