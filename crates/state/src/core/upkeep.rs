@@ -68,12 +68,11 @@ fn compaction_floor(matcher: &Matcher, slots: &[SlotRow]) -> Revision {
     let known: HashSet<SlotId> = slots.iter().map(|row| row.slot).collect();
     let mut floor = Revision(u64::MAX);
     for definitions in matcher.all() {
-        let mut begins = Revision::ZERO;
         for layout in definitions.layouts() {
+            // What its slots are asked for came after it.
             if !layout.slots(definitions.entity.number).all(|slot| known.contains(&slot)) {
-                floor = floor.min(begins);
+                floor = floor.min(layout.since);
             }
-            begins = layout.until.unwrap_or(begins);
         }
     }
     floor

@@ -10,10 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::driver::{LogEntry, RequestId};
 use crate::testing::conformance::{Ended, Op, Oracle, agree, carry_out, dump, kind, script, within};
-use crate::{
-    Entity, Outcome, Ref, Registration, Revision, Root, Run, State, Transaction, WaitForHooks,
-    WriteError,
-};
+use crate::{Entity, Outcome, Ref, Registration, Revision, Root, Run, State, Transaction, WaitForHooks, WriteError};
 
 use super::Case;
 use super::support::{LIMIT, Probe, World, per_store};
