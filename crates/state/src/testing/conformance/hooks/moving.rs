@@ -232,6 +232,7 @@ pub async fn k24_many_servers_register_one_hook_at_the_same_moment(case: Case) {
         }
     })
     .await;
+    world.hooks_finish(0).await;
     drop(handles);
     for server in 0..8 {
         let state = world.cluster.server(server);

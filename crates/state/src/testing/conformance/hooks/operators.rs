@@ -326,6 +326,12 @@ pub async fn k25_a_removed_registration_keeps_what_waits(case: Case) {
     assert_eq!(waiting.len(), 1);
     assert_eq!(waiting[0].state, RequestState::NoServer);
     assert!(probe.seen_of("c").is_empty());
+    // Whoever leases them from here on does so under higher tokens than all before.
+    world
+        .eventually("the slots are given up", || async {
+            world.cluster.stored().await.slots.iter().all(|row| row.owner.is_none())
+        })
+        .await;
     world.cluster.server(1).register_only(per_store("hook")).await.unwrap();
     probe.started("b", 1).await;
     world.hooks_finish(1).await;

@@ -20,10 +20,14 @@ async fn list(world: &World, server: usize) -> Vec<QueueEntry> {
 pub async fn k18_every_change_waits_behind_and_times_and_attempts_survive(case: Case) {
     let mut world = World::new(&case, 3).await;
     let due = crate::testing::START.after(LATER);
-    let answer = move |run: &crate::Run| match (plain_key(run.key().as_str()), run.attempt()) {
-        ("later", _) if run.now() < due => Outcome::RetryAt(due),
-        ("fails", 1) => Outcome::fail("not yet"),
-        _ => Outcome::Done,
+    let answer = move |run: &crate::Run| {
+        let is_first =
+            || run.change().and_then(|change| change.after::<Store>().unwrap()).is_some_and(|it| it.value == 1);
+        match (plain_key(run.key().as_str()), run.attempt()) {
+            ("later", _) if run.now() < due => Outcome::RetryAt(due),
+            ("fails", 1) if is_first() => Outcome::fail("not yet"),
+            _ => Outcome::Done,
+        }
     };
     let registration = per_store("hook").slots(1).attempts(3).backoff(LATER, LATER);
     let probes: Vec<Probe> = (0..2).map(|_| Probe::answering(answer)).collect();
