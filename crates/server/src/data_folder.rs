@@ -3,6 +3,7 @@
 use std::fs::{File, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Why a folder can't be taken.
 pub(crate) enum FolderError {
@@ -34,15 +35,24 @@ pub(crate) fn make_private(path: &Path) -> io::Result<()> {
     builder.create(path)
 }
 
-/// Replaces a file that only its owner may read.
+/// Replaces a file that only its owner may read. Others of this process may do so at the same time: one of them is the last.
 pub(crate) fn write_private(path: &Path, text: &str) -> io::Result<()> {
-    let beside = path.with_extension("new");
+    static WRITTEN: AtomicU64 = AtomicU64::new(0);
+    let beside = path.with_extension(format!("new-{}", WRITTEN.fetch_add(1, Ordering::Relaxed)));
+    let written = write_beside(&beside, text).and_then(|()| std::fs::rename(&beside, path));
+    if written.is_err() {
+        // What is left of it is of no use to anybody.
+        let _ = std::fs::remove_file(&beside);
+    }
+    written
+}
+
+fn write_beside(path: &Path, text: &str) -> io::Result<()> {
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create(true).truncate(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut file = options.open(&beside)?;
+    let mut file = options.open(path)?;
     file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    std::fs::rename(&beside, path)
+    file.sync_all()
 }

@@ -119,6 +119,7 @@ async fn measure(entities: u64) -> Measured {
     // Nothing but what is measured.
     options.entities_behind = Duration::from_secs(3_600);
     options.write_limit = Duration::from_secs(60);
+    options.transaction_budget = Duration::from_secs(30);
     let state = State::open(MemoryStore::new().driver(), options).await.unwrap();
     let empty = live();
     for first in (0..entities).step_by(5_000) {

@@ -32,6 +32,9 @@ pub(crate) struct AgentArguments {
     pub(crate) command: Option<AgentCommand>,
     #[command(flatten)]
     pub(crate) run: Option<AgentRunArguments>,
+    // Not within `run`: optional arguments that have others flattened into them are never seen to be given.
+    #[command(flatten)]
+    pub(crate) service: ServiceArguments,
 }
 
 #[derive(Debug, Args)]
@@ -61,8 +64,6 @@ pub(crate) struct AgentRunArguments {
     /// Where it answers reads.
     #[arg(long, env = "TIDEGATE_LISTEN", value_name = "ADDRESS", default_value = tidegate_server::agent::DEFAULT_LISTEN)]
     pub(crate) listen: SocketAddr,
-    #[command(flatten)]
-    pub(crate) service: ServiceArguments,
     /// Where others reach it [default: where it listens, if that is one address].
     #[arg(long, env = "TIDEGATE_ADVERTISE", value_name = "URL")]
     pub(crate) advertise: Option<String>,

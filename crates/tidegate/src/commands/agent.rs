@@ -39,7 +39,7 @@ pub(super) async fn run(arguments: AgentArguments, parent: &Parent, output: Outp
             let pins = pins(&data).await?;
             output.result(&pins, |pins, style| list(pins, style))?;
         }
-        (None, Some(run)) => start(run, parent, output).await?,
+        (None, Some(run)) => start(run, arguments.service, parent, output).await?,
         (None, None) => {
             return Err(Failure::usage(
                 "no region was named",
@@ -51,12 +51,17 @@ pub(super) async fn run(arguments: AgentArguments, parent: &Parent, output: Outp
     Ok(Exit::Done)
 }
 
-async fn start(arguments: AgentRunArguments, parent: &Parent, output: Output) -> Result<(), Failure> {
+async fn start(
+    arguments: AgentRunArguments,
+    listens: ServiceArguments,
+    parent: &Parent,
+    output: Output,
+) -> Result<(), Failure> {
     let mut setup = AgentSetup::new(arguments.region, arguments.control_planes, arguments.data);
     setup.token_file = arguments.token_file;
     setup.trusted = arguments.ca_file;
     setup.listen = arguments.listen;
-    (setup.exposure, setup.tls) = service(arguments.service);
+    (setup.exposure, setup.tls) = service(listens);
     setup.advertise = arguments.advertise;
     setup.name = arguments.name;
     setup.nodes = arguments.nodes;

@@ -121,9 +121,10 @@ impl NodeFolder {
     pub(super) fn note_begun(&self, key: &StoreKey, version: u64, loads: u32) -> io::Result<()> {
         let folder = self.versions(key)?;
         fs::create_dir_all(&folder)?;
-        let mut file = fs::File::create(folder.join(format!("{version}.{BEGUN}")))?;
-        // Its length is the number: half of it is a number, too.
-        file.write_all(&vec![b'.'; loads as usize])?;
+        let path = folder.join(format!("{version}.{BEGUN}"));
+        let file = fs::File::options().create(true).write(true).truncate(false).open(path)?;
+        // Its length is the number, which goes from one to the next with nothing in between.
+        file.set_len(u64::from(loads))?;
         file.sync_all()?;
         sync_folder(&folder)?;
         // The first of a store makes its folders.

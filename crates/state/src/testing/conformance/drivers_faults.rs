@@ -40,7 +40,7 @@ pub async fn d08_a_recreated_store_is_loaded_anew(case: Case) {
 /// without a restart and without a flush.
 pub async fn d09_a_store_that_comes_back_is_taken_up(case: Case) {
     let builder = case.configured(|_, mut options| {
-        options.write_limit = Duration::from_millis(200);
+        options.write_limit = Duration::from_secs(2);
         options
     });
     let cluster = case.open(builder.servers(1)).await;
@@ -94,7 +94,7 @@ pub async fn d10_a_start_without_a_store_invents_nothing(case: Case) {
 /// retryable, and all resumes by itself, the tail too.
 pub async fn d12_writes_fail_in_time_and_all_resumes(case: Case) {
     let builder = case.configured(|_, mut options| {
-        options.write_limit = Duration::from_millis(300);
+        options.write_limit = Duration::from_secs(2);
         options
     });
     let cluster = case.open(builder.servers(2)).await;
@@ -195,7 +195,7 @@ pub async fn d18_an_unknown_commit_overwrites_nothing(case: Case) {
 /// D19: an unknown commit that can't be resolved in time is said to be unknown; asked later, it is answered yes or no.
 pub async fn d19_unknown_past_the_limit_says_unknown(case: Case) {
     let builder = case.configured(|_, mut options| {
-        options.write_limit = Duration::from_millis(300);
+        options.write_limit = Duration::from_secs(2);
         options
     });
     let cluster = case.open(builder.servers(1)).await;

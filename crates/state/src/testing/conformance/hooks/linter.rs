@@ -257,6 +257,7 @@ pub async fn u04_each_kind_of_damage_is_named(case: Case) {
                     let mut second = dead.clone();
                     second.request.revision = Revision(second.request.revision.0 + 3);
                     stored.exceptions.retain(|exception| exception.request != second.request);
+                    stored.receipts.retain(|receipt| receipt.request != second.request);
                     stored.exceptions.push(second);
                 }
             }),
