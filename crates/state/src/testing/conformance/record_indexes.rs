@@ -93,7 +93,8 @@ async fn mixed(case: &Case) -> Cluster {
         0 => options.record::<OldJob>().record::<Gone>(),
         _ => options.record::<Job>(),
     });
-    case.open(builder.servers(1)).await
+    // Whoever waits for the entities to be written builds nothing meanwhile.
+    case.upkept().open(builder.servers(1)).await
 }
 
 /// Where the building stands: none once it is complete.

@@ -84,7 +84,7 @@ impl Load {
 /// R7: retention by age and by number lets many records go while others write. It is killed amid that, between two batches and
 /// in one, goes on where it stopped, and two servers at once let nothing go that is within it.
 pub async fn r07_many_records_go_under_load_and_through_kills(case: Case) {
-    let mut cluster = case.cluster(2).await;
+    let mut cluster = case.upkept().cluster(2).await;
     let writer = cluster.server(0).clone();
     let many = case.variant == Variant::Plain && writer.driver().name() != "postgres";
     let old: i64 = if many { 90_000 } else { 6_000 };
@@ -191,7 +191,7 @@ async fn calls_of_a_start(cluster: &mut Cluster, server: usize) -> BTreeMap<Call
 /// R9: many records are in no snapshot and no listing, and call no hook on the whole tree, local or of the cluster; a start
 /// asks for as much as without them. What it costs is counted, not timed.
 pub async fn r09_many_records_cost_nothing_elsewhere(case: Case) {
-    let mut cluster = case.cluster(2).await;
+    let mut cluster = case.upkept().cluster(2).await;
     let state = cluster.server(0).clone();
     let many = case.variant == Variant::Plain && state.driver().name() != "postgres";
     let count: i64 = if many { 100_000 } else { 5_000 };

@@ -236,7 +236,7 @@ pub async fn r06_pages_by_keyset_hold_while_others_append(case: Case) {
 
 /// R7: retention by age and by number lets go in batches, never of what is within it, and makes no change.
 pub async fn r07_retention_prunes_in_batches(case: Case) {
-    let cluster = case.cluster(1).await;
+    let cluster = case.upkept().cluster(1).await;
     let state = cluster.server(0);
     let append = |who: &'static str, from: i64, count: i64| {
         state.write(move |tx: &mut Transaction| {
