@@ -225,13 +225,24 @@ mod tests {
 
     #[test]
     fn agent_takes_a_region_or_an_order() {
-        let run = ["tidegate", "agent", "--region", "a", "--control-plane", "http://h:1,http://h:2", "--data", "d"];
-        let Command::Agent(AgentArguments { command: None, run: Some(run) }) =
+        let run = [
+            "tidegate",
+            "agent",
+            "--region",
+            "a",
+            "--control-plane",
+            "http://h:1,http://h:2",
+            "--data",
+            "d",
+            "--allow-anyone",
+        ];
+        let Command::Agent(AgentArguments { command: None, run: Some(run), service }) =
             Arguments::try_parse_from(run).unwrap().command
         else {
             panic!()
         };
         assert_eq!(run.control_planes, ["http://h:1", "http://h:2"]);
+        assert!(service.allow_anyone);
         let pin = ["tidegate", "agent", "pin", "s", "--version", "1", "--reason", "r", "--data", "d"];
         let pin = Arguments::try_parse_from(pin).unwrap().command;
         assert!(matches!(pin, Command::Agent(AgentArguments { command: Some(AgentCommand::Pin { .. }), .. })));
