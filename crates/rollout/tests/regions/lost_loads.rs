@@ -47,8 +47,9 @@ async fn the_process_that_ends_in_the_middle_of_a_load() {
     let artifact =
         LoadableArtifact { store: never, manifest: Arc::new(manifest.manifest), manifest_sha256: manifest.digest };
     let engine = EmbeddedEngine::open(node(&folder)).await.unwrap();
+    // Looked at before the load can have noted anything.
+    let before = begun(&folder);
     let begun = async {
-        let before = begun(&folder);
         while begun(&folder) == before {
             tokio::task::yield_now().await;
         }
@@ -111,7 +112,7 @@ async fn a_load_that_ends_in_order_forgives_those_that_did_not() {
     let artifact = artifact(folder).await;
     std::fs::write(folder.join("artifact"), &artifact.manifest.artifact_id).unwrap();
     for _ in 1..LOADS_LOST_MAX {
-        die_in_the_middle(folder).await;
+        assert_eq!(die_in_the_middle(folder).await.signal(), Some(6));
     }
     assert_eq!(begun(folder), u64::from(LOADS_LOST_MAX) - 1);
     let engine = EmbeddedEngine::open(node(folder)).await.unwrap();
@@ -122,7 +123,7 @@ async fn a_load_that_ends_in_order_forgives_those_that_did_not() {
     engine.load(&key(STORE), 1, &artifact, &progress, &cancelled).await.unwrap_err();
     assert_eq!(begun(folder), 0);
     drop(engine);
-    die_in_the_middle(folder).await;
+    assert_eq!(die_in_the_middle(folder).await.signal(), Some(6));
     assert_eq!(begun(folder), 1);
     let engine = EmbeddedEngine::open(node(folder)).await.unwrap();
     load(&engine, &artifact).await.unwrap();

@@ -14,7 +14,7 @@ use tidegate_state::{
 };
 
 /// How long a test waits for what is about to happen. Only a failure takes as long.
-pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_secs(180);
 
 /// How long a transaction that does not move keeps its locks here.
 pub(crate) const LOCK_LIMIT: Duration = Duration::from_millis(500);

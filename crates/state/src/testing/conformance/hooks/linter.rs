@@ -292,7 +292,11 @@ pub async fn u04_each_kind_of_damage_is_named(case: Case) {
         let found = lint(&damaged, &kinds());
         assert!(names(&found, invariant), "{what}: {found:#?}");
         let planted = damaged.clone();
-        world.cluster.store().tamper(Box::new(move |stored| *stored = planted)).await.unwrap();
+        match world.cluster.store().tamper(Box::new(move |stored| *stored = planted)).await {
+            // There is no place for it.
+            Err(_) if what.ends_with(" twice") => continue,
+            planted => planted.unwrap(),
+        }
         let stored = world.cluster.stored().await;
         let found = lint(&stored, &kinds());
         let is_kept_by_a_key = what.ends_with(" twice") && rows(&stored) == rows(&sound);
