@@ -10,9 +10,19 @@ use crate::process::{PATIENCE, Server, describe, tidegate, write_csv};
 const REQUIRED: &str = "[access]\nauthentication = \"required\"\n";
 
 /// The token that the first start prints, on a line of its own.
+/// The tokens that the server has printed since it was first started. It says them as soon as it serves, or a moment later.
 fn printed_tokens(server: &Server) -> Vec<String> {
-    let text = server.log_text();
-    text.lines().filter(|line| line.starts_with("tg_")).map(str::to_owned).collect()
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let text = server.log_text();
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        let tokens: Vec<String> = whole.lines().filter(|line| line.starts_with("tg_")).map(str::to_owned).collect();
+        if !tokens.is_empty() {
+            return tokens;
+        }
+        assert!(Instant::now() < deadline, "no token was printed: {text}");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
 }
 
 fn as_bearer(server: &Server, token: &str, arguments: &[&str]) -> Command {

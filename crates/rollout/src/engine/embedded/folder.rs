@@ -14,7 +14,7 @@
 //!   nothing: the node serves nothing of the store until it is told what to serve.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
