@@ -20,6 +20,7 @@ use serde::Deserialize;
 use tidegate_api::{Setting, SettingOrigin};
 
 use crate::config::ConfigError;
+use crate::http::tls::{Certificate, TlsError};
 
 /// Whether whoever asks has to show a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -131,6 +132,14 @@ impl TlsSection {
     /// Certificate and key, where TLS is to be spoken.
     pub(crate) fn pair(&self) -> Option<(&PathBuf, &PathBuf)> {
         self.certificate.as_ref().zip(self.key.as_ref())
+    }
+
+    /// Reads them, where TLS is to be spoken.
+    pub(crate) async fn certificate(&self) -> Result<Option<Certificate>, TlsError> {
+        match self.pair() {
+            Some((certificate, key)) => Certificate::read(certificate, key).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     pub(crate) fn check(&self) -> Result<(), ConfigError> {

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, Method};
 
 use super::Door;
 use super::buckets::Who as Asker;
@@ -25,6 +25,12 @@ pub(crate) trait Guarded: Clone + Send + Sync + 'static {
 
     /// Notes that a token was used.
     fn used(&self, _bearer: &Bearer) {}
+}
+
+/// The rule of a route for a method.
+pub(super) fn rule_of(rules: &[&'static Rule], method: &Method) -> Option<&'static Rule> {
+    let method = if *method == Method::HEAD { &Method::GET } else { method };
+    rules.iter().copied().find(|rule| rule.method.eq_ignore_ascii_case(method.as_str()))
 }
 
 /// Who asks, if they may ask now and their role may ask this. Whoever is refused has asked all the same: it counts.

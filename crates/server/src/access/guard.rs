@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{FromRequestParts, RawPathParams, Request, State};
-use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tidegate_api::{AuditOutcome, Role};
@@ -14,7 +14,7 @@ use tidegate_state::{Snapshot, TransactionError};
 use super::Door;
 use super::audit::AuditEntry;
 use super::caller::{Bearer, Caller, bearer_of, claimed_name};
-use super::entrance::{Guarded, identify};
+use super::entrance::{Guarded, identify, rule_of};
 use super::refusal::Refusal;
 use super::subject::{Subject, is_of_team};
 use super::table::{CONFIRM_SET_BACK, Rule, Scope};
@@ -84,11 +84,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Asked {
 
 /// Lets a request in, or refuses it; afterwards writes down what came of it.
 pub(crate) async fn guard(State(gate): State<Gate>, request: Request, next: Next) -> Response {
-    let method = match *request.method() {
-        Method::HEAD => "get",
-        ref other => other.as_str(),
-    };
-    let Some(rule) = gate.rules.iter().find(|rule| rule.method.eq_ignore_ascii_case(method)) else {
+    let Some(rule) = rule_of(&gate.rules, request.method()) else {
         return no_method(request.method().clone(), request.uri().clone()).await.into_response();
     };
     let wants_page = rule.path == "/" && accepts_html(&request);

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use axum::extract::{FromRequestParts, RawPathParams, Request, State};
-use axum::http::{HeaderMap, Method};
+use axum::http::HeaderMap;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use parking_lot::Mutex;
@@ -28,7 +28,7 @@ use tokio::sync::{Notify, watch};
 
 use super::Door;
 use super::caller::{Bearer, presented};
-use super::entrance::{Guarded, identify};
+use super::entrance::{Guarded, identify, rule_of};
 use super::refusal::Refusal;
 use super::table::{Rule, Scope, Who};
 use super::token::SecretDigest;
@@ -261,11 +261,7 @@ pub(crate) struct RegionGate {
 
 /// Lets a request in, or refuses it.
 pub(crate) async fn region_guard(State(gate): State<RegionGate>, request: Request, next: Next) -> Response {
-    let method = match *request.method() {
-        Method::HEAD => "get",
-        ref other => other.as_str(),
-    };
-    let Some(rule) = gate.rules.iter().find(|rule| rule.method.eq_ignore_ascii_case(method)) else {
+    let Some(rule) = rule_of(&gate.rules, request.method()) else {
         return no_method(request.method().clone(), request.uri().clone()).await.into_response();
     };
     match enter(&gate, rule, request).await {

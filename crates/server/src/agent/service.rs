@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::AgentStartError;
 use crate::access::config::{Authentication, TlsSection};
 use crate::access::{Exposure, region_authentication};
+use crate::http::address;
 use crate::http::guard::Hosts;
 use crate::http::serve::{ConnectionLimits, ConnectionMetrics, Service, drain, serve};
 use crate::http::tls::{Certificate, TlsMetrics};
@@ -64,10 +65,7 @@ impl Listening<'_> {
         }
         let has_tls = self.tls.pair().is_some();
         let authentication = region_authentication(self.listen, self.has_token, self.exposure, has_tls)?;
-        let certificate = match self.tls.pair() {
-            Some((certificate, key)) => Some(Certificate::read(certificate, key).await?),
-            None => None,
-        };
+        let certificate = self.tls.certificate().await?;
         Ok(Checked { authentication, listen: self.listen, advertise: self.advertise.map(str::to_owned), certificate })
     }
 }
@@ -85,19 +83,17 @@ impl Checked {
 impl Opened {
     /// Its address for programs of this machine.
     pub(crate) fn url(&self) -> String {
-        let scheme = if self.certificate.is_some() { "https" } else { "http" };
-        format!("{scheme}://{}", self.address)
+        address::url(self.address, self.certificate.is_some())
     }
 
     /// Its address for others; none where it listens on all of them and was not told which is meant.
     pub(crate) fn advertised(&self) -> Option<String> {
-        self.advertise.clone().or_else(|| (!self.address.ip().is_unspecified()).then(|| self.url()))
+        address::advertised(self.advertise.as_deref(), self.address, self.certificate.is_some())
     }
 
     /// Which hosts it answers for: loopback, its addresses, and the name that it is advertised by.
     pub(crate) fn hosts(&self) -> Arc<Hosts> {
-        let url = self.advertise.as_ref().and_then(|url| url.parse::<axum::http::Uri>().ok());
-        let names: Vec<String> = url.as_ref().and_then(axum::http::Uri::host).map(str::to_owned).into_iter().collect();
+        let names: Vec<String> = self.advertise.as_deref().and_then(address::host_of).into_iter().collect();
         Arc::new(Hosts::new(&names, !self.address.ip().is_loopback(), self.certificate.is_some()))
     }
 

@@ -12,6 +12,7 @@ use tidegate_dataset::artifact::{ArtifactError, ArtifactStore};
 use tidegate_rollout::entities::{Assignment, Region, Report, SourceStore, Store};
 use tidegate_state::{Ref, Snapshot, State, Transaction, TransactionError};
 
+use super::mark;
 use crate::access::AuditRecord;
 use crate::backup::NamedArtifact;
 use crate::server::StartError;
@@ -55,12 +56,14 @@ pub(super) async fn adopt(state: &State, store: &ArtifactStore, known: &SourceSt
         return Err(StartError::AnothersStore { store: store.name().to_owned(), marks: marks.join(", ") });
     }
     let snapshot = state.snapshot();
+    let named = NamedArtifact::all_of(&snapshot);
     let adoption = Adoption {
         store: store.name().to_owned(),
-        versions: NamedArtifact::all_of(&snapshot).len(),
-        missing: missing(store, &snapshot).await.map_err(failed)?,
+        versions: named.len(),
+        missing: missing(store, &snapshot, named).await.map_err(failed)?,
     };
-    let (place, name, by) = (place()?, store.name().to_owned(), state.server().to_string());
+    let place = mark::place().map_err(StartError::Prepare)?;
+    let (name, by) = (store.name().to_owned(), state.server().to_string());
     let target =
         format!("{name}, which lacks the artifacts of {} of {} versions", adoption.missing.len(), adoption.versions);
     let written = state.write(move |transaction: &mut Transaction| -> Result<(), TransactionError> {
@@ -74,13 +77,12 @@ pub(super) async fn adopt(state: &State, store: &ArtifactStore, known: &SourceSt
     Ok(adoption)
 }
 
-fn place() -> Result<Ref<SourceStore>, StartError> {
-    Ref::root(SourceStore::ID).map_err(|error| StartError::Prepare(error.to_string()))
-}
-
-/// The versions whose artifacts are not there whole; each artifact is looked at once.
-async fn missing(store: &ArtifactStore, snapshot: &Snapshot) -> Result<Vec<MissingVersion>, ArtifactError> {
-    let named = NamedArtifact::all_of(snapshot);
+/// Those versions whose artifacts are not there whole; each artifact is looked at once.
+async fn missing(
+    store: &ArtifactStore,
+    snapshot: &Snapshot,
+    named: Vec<NamedArtifact>,
+) -> Result<Vec<MissingVersion>, ArtifactError> {
     let distinct: BTreeSet<(String, String)> =
         named.iter().map(|named| (named.artifact.clone(), named.manifest_sha256.clone())).collect();
     let looks = futures::stream::iter(distinct).map(|(artifact, manifest)| async move {

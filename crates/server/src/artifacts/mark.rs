@@ -8,10 +8,14 @@ use tidegate_state::{Ref, Snapshot, State, TransactionError, WriteError};
 use super::adoption::{self, Adoption};
 use crate::server::StartError;
 
+/// Where the tree keeps what it knows about the installation's artifact store.
+pub(super) fn place() -> Result<Ref<SourceStore>, String> {
+    Ref::root(SourceStore::ID).map_err(|error| error.to_string())
+}
+
 /// What the tree knows about the installation's artifact store.
 pub(super) fn known(snapshot: &Snapshot) -> Result<Option<SourceStore>, String> {
-    let place = Ref::<SourceStore>::root(SourceStore::ID).map_err(|error| error.to_string())?;
-    let known = snapshot.get(&place).map_err(|error| error.to_string())?;
+    let known = snapshot.get(&place()?).map_err(|error| error.to_string())?;
     Ok(known.cloned())
 }
 
@@ -42,7 +46,7 @@ pub(crate) async fn agree(state: &State, store: &ArtifactStore, adopts: bool) ->
 async fn leave_first(state: &State, store: &ArtifactStore) -> Result<(), StartError> {
     let failed = |source: ArtifactError| StartError::Artifacts { store: store.name().to_owned(), source };
     let prepare = |error: String| StartError::Prepare(error);
-    let place = Ref::<SourceStore>::root(SourceStore::ID).map_err(|error| prepare(error.to_string()))?;
+    let place = place().map_err(prepare)?;
     // The mark comes first: whoever finds the token in the tree has to find the mark in the store.
     let token = uuid::Uuid::new_v4().simple().to_string();
     store.put_probe(&token).await.map_err(failed)?;

@@ -1,5 +1,6 @@
 //! What every route shares: connections, errors, extractors, guards.
 
+pub(crate) mod address;
 mod converse;
 pub(crate) mod errors;
 pub(crate) mod extract;

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
 use crate::artifacts::Adoption;
+use crate::http::address;
 use crate::http::serve::drain;
 use crate::work::HooksSlot;
 
@@ -47,8 +48,7 @@ impl Handle {
     /// Its address for clients.
     #[must_use]
     pub fn url(&self) -> String {
-        let scheme = if self.has_tls { "https" } else { "http" };
-        format!("{scheme}://{}", self.address)
+        address::url(self.address, self.has_tls)
     }
 
     /// The admin token of an installation that had none, once: to be shown to whoever started the

@@ -30,6 +30,7 @@ use crate::config::{ServerLimits, check_advertised};
 use crate::data_folder;
 use crate::database;
 use crate::forward::Forwarder;
+use crate::http::address;
 use crate::http::guard::{Hosts, Room};
 use crate::http::metrics::HttpMetrics;
 use crate::http::serve::{ConnectionLimits, ConnectionMetrics, Service, serve};
@@ -68,10 +69,7 @@ impl Server {
         let has_tls = options.config.tls.pair().is_some();
         let authentication =
             access::authentication(address, &options.config.access, has_tls).map_err(StartError::Exposed)?;
-        let certificate = match options.config.tls.pair() {
-            Some((certificate, key)) => Some(Certificate::read(certificate, key).await?),
-            None => None,
-        };
+        let certificate = options.config.tls.certificate().await?;
         let lock = data_folder::take(&options.data, LOCK)?;
         let listener = TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
         let address = listener.local_addr().map_err(|source| StartError::Listen { address, source })?;
@@ -97,19 +95,19 @@ fn listen_address(options: &Options) -> SocketAddr {
     address.unwrap_or_else(|| DEFAULT_LISTEN.parse().expect("a constant address"))
 }
 
-/// Where others reach it; none where it listens on all addresses and was not told which is meant.
-fn advertised(options: &Options, address: SocketAddr) -> Option<String> {
-    let told = options.advertise.as_ref().or(options.config.server.advertise.as_ref());
-    let scheme = if options.config.tls.pair().is_some() { "https" } else { "http" };
-    told.cloned().or_else(|| (!address.ip().is_unspecified()).then(|| format!("{scheme}://{address}")))
+/// Where it was told that others reach it.
+fn told_address(options: &Options) -> Option<&str> {
+    options.advertise.as_deref().or(options.config.server.advertise.as_deref())
+}
+
+/// Where others reach it, if they can know.
+fn advertised(options: &Options, listens: SocketAddr) -> Option<String> {
+    address::advertised(told_address(options), listens, options.config.tls.pair().is_some())
 }
 
 /// The names that it goes by: those that clients use, and the one by which it is advertised.
 fn names(options: &Options) -> Vec<String> {
-    let told = options.advertise.as_ref().or(options.config.server.advertise.as_ref());
-    let told = told.and_then(|url| url.parse::<axum::http::Uri>().ok());
-    let told = told.as_ref().and_then(axum::http::Uri::host).map(str::to_owned);
-    options.config.server.hosts.iter().cloned().chain(told).collect()
+    options.config.server.hosts.iter().cloned().chain(told_address(options).and_then(address::host_of)).collect()
 }
 
 /// What serves.

@@ -50,6 +50,11 @@ impl DeclaredKind {
         self.frontiers.range(indexes..).map(|(_, frontier)| *frontier).max().unwrap_or(RecordId::FIRST)
     }
 
+    /// Whether it stands as when a page was read for its next step.
+    pub(crate) fn is_as_read(&self, page: &IndexPage) -> bool {
+        self.complete < page.indexes && self.frontier(page.indexes) == page.from
+    }
+
     /// Takes in that every record before `to`, or every one there is, has an entry in the first `indexes` indexes.
     pub(crate) fn advance(&mut self, indexes: u32, to: RecordId, every_one: bool) {
         if every_one {

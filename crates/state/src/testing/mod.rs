@@ -33,18 +33,19 @@
 //! for state in cluster.running() {
 //!     handles.push(state.register(finish.clone(), 2, Arc::new(Finish)).await?);
 //! }
-//! // The server that is to run it is held before it has that acknowledged, until its lease is over.
+//! // The server that is to run it stands still before it has that acknowledged, and does not notice that its lease is over.
 //! cluster.move_slot("finish", "7", 1).await;
-//! let held = cluster.points(1).hold(point::RUN_BEFORE_COMPLETION);
-//! let absent = cluster.points(1).hold(point::SLOT_BEFORE_HEARTBEAT);
+//! let still = [point::RUN_BEFORE_COMPLETION, point::SLOT_BEFORE_HEARTBEAT, point::SLOT_BEFORE_LAPSE]
+//!     .map(|at| cluster.points(1).hold(at));
 //! let job: Ref<Job> = Ref::root(7_u64)?;
 //! let target = job.clone();
 //! cluster.server(0).write(move |tx: &mut Transaction| tx.create(&target, Job { done: false })).await?;
-//! held.reached().await;
+//! still[0].reached().await;
 //! cluster.step(Duration::from_secs(15)).await;
+//! // So another one runs it.
 //! cluster.server(0).wait_for_hooks(WaitForHooks::all()).await?;
 //! assert!(cluster.server(0).snapshot().require(&job)?.done);
-//! drop((held, absent));
+//! drop(still);
 //! cluster.finish().await;
 //! # Ok::<(), BoxError>(()) })?;
 //! # Ok::<(), BoxError>(())

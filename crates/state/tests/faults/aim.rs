@@ -7,7 +7,7 @@ use rustix::process::{Signal, getpid, kill_process};
 use serde::{Deserialize, Serialize};
 use tidegate_state::cluster_hook::points;
 use tidegate_state::testing::history::{HistoryEvent, Recorder};
-use tidegate_state::testing::points::{Points, name as point};
+use tidegate_state::testing::points::{Hold, Points, name as point};
 use tokio::sync::oneshot;
 
 use super::server::say;
@@ -85,13 +85,19 @@ pub(crate) struct HitAt {
     pub(crate) after_us: u64,
 }
 
-/// Comes to the point and hits itself; says `at`, or `missed` where it does not come there.
-pub(crate) async fn hit(points: Points, recorder: Recorder, told: HitAt) {
-    let hold = points.hold(told.aim.point());
+/// Comes to the point; says `missed` where it does not.
+async fn reach(points: &Points, aim: Aim) -> Option<Hold> {
+    let hold = points.hold(aim.point());
     if tokio::time::timeout(REACH_LIMIT, hold.reached_within(REACH_LIMIT * 2)).await.is_err() {
         say("missed");
-        return;
+        return None;
     }
+    Some(hold)
+}
+
+/// Comes to the point and hits itself; says `at`, or `missed` where it does not come there.
+pub(crate) async fn hit(points: Points, recorder: Recorder, told: HitAt) {
+    let Some(hold) = reach(&points, told.aim).await else { return };
     // Whoever wakes up from a stop may notice at once that its lease is over, or send first what it was about to send: here it
     // is the second, which the database has to refuse.
     let unaware = [points::SLOT_BEFORE_HEARTBEAT, points::SLOT_BEFORE_LAPSE];
@@ -130,11 +136,7 @@ fn refused(recorder: &Recorder) -> usize {
 
 /// Comes to the point, says `at`, and is held there until it may go on; says `missed` where it does not come there.
 pub(crate) async fn hold(points: Points, aim: Aim, go: oneshot::Receiver<()>) {
-    let hold = points.hold(aim.point());
-    if tokio::time::timeout(REACH_LIMIT, hold.reached_within(REACH_LIMIT * 2)).await.is_err() {
-        say("missed");
-        return;
-    }
+    let Some(_hold) = reach(&points, aim).await else { return };
     say("at");
     let _ = tokio::time::timeout(HOLD_LIMIT, go).await;
 }

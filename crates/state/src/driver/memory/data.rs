@@ -433,7 +433,7 @@ impl Data {
 
     pub(super) fn index_records(&mut self, page: &IndexPage, keys: &[Vec<Vec<u8>>]) -> IndexStep {
         let Some(kind) = self.kinds.0.get(&page.kind) else { return IndexStep::Overtaken };
-        if kind.complete >= page.indexes || kind.frontier(page.indexes) != page.from {
+        if !kind.is_as_read(page) {
             return IndexStep::Overtaken;
         }
         let there = self.records_from(&page.kind, page.from).take_while(|row| row.id < page.to);

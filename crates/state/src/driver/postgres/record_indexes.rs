@@ -17,6 +17,7 @@ use super::driver::PostgresDriver;
 use super::link::OpenTransaction;
 use super::log::column_revision;
 use super::records::{Entries, damaged_keys, read_id};
+use super::session::write_lock_call;
 use super::settlement::column_number;
 use crate::revision::Timestamp;
 
@@ -151,7 +152,7 @@ pub(super) async fn index_records(
     let (from, to) = (page.from, page.to);
     // Pruning locks the kind before its records, too.
     let calls = vec![
-        Call::new("SELECT pg_advisory_xact_lock($1)", values![driver.shared().lock_key("write")]),
+        write_lock_call(driver.shared()),
         Call::new("SELECT number FROM record_kinds WHERE number = $1 FOR UPDATE", values![number]),
         standing_call(&page.kind, number),
         Call::new(
@@ -169,7 +170,7 @@ pub(super) async fn index_records(
     ];
     let (mut transaction, found) = driver.links.upkeep.begin(calls).await?;
     let Some(kind) = read_standing(&found[2])? else { return Ok(IndexStep::Overtaken) };
-    if kind.complete >= page.indexes || kind.frontier(page.indexes) != from {
+    if !kind.is_as_read(page) {
         return Ok(IndexStep::Overtaken);
     }
     let open: BTreeMap<RecordId, Arc<str>> =

@@ -19,6 +19,7 @@ use super::Shared;
 use super::connection::{Call, Connection, Value, values};
 use super::driver::PostgresDriver;
 use super::log::{column_revision, head};
+use super::session::write_lock_call;
 use super::settlement::column_number;
 use crate::record::{IndexDeclaration, RecordCursor, RecordPage, RecordQuery, Retention};
 use crate::revision::{Revision, Timestamp};
@@ -100,10 +101,11 @@ pub(super) async fn declare(
             enter_groups(connection, number, limit).await?;
         }
         // Nothing is committed meanwhile, so that the first record of a build with fewer indexes does not slip in between.
-        let lock = Call::new("SELECT pg_advisory_xact_lock($1)", values![shared.lock_key("write")]);
         let rows = match number {
             None => connection.run(vec![put_kind_call(&declaration.kind, &kind)], limit).await?,
-            Some(number) => connection.transaction(vec![lock, grow_kind_call(number, &kind)], limit).await?,
+            Some(number) => {
+                connection.transaction(vec![write_lock_call(shared), grow_kind_call(number, &kind)], limit).await?
+            }
         };
         if let Some(row) = rows.iter().flatten().last().filter(|_| number.is_none()) {
             kinds.numbers.insert(declaration.kind.clone(), row.get(0));

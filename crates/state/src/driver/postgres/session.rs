@@ -43,6 +43,11 @@ pub(super) struct PostgresSession {
     now: Timestamp,
 }
 
+/// Takes the write lock, until the transaction ends.
+pub(super) fn write_lock_call(shared: &Shared) -> Call {
+    Call::new(LOCK, values![shared.lock_key("write")])
+}
+
 /// Takes the lock and reads what is new, in one round trip.
 pub(super) async fn begin(
     driver: &PostgresDriver,
@@ -53,7 +58,7 @@ pub(super) async fn begin(
     let shared = driver.shared();
     let look = shared.news.look();
     let sent = Instant::now();
-    let calls = vec![Call::new(LOCK, values![shared.lock_key("write")]), page_call(epoch, after, rows_max, None)];
+    let calls = vec![write_lock_call(shared), page_call(epoch, after, rows_max, None)];
     let (transaction, rows) = driver.links.commit.begin(calls).await?;
     let read = read_page(&rows[1], epoch, after, rows_max.max(1))?;
     *driver.links.entities.lock() = Some(read.entities);

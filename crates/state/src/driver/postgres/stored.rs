@@ -20,6 +20,7 @@ use super::errors::is_deadlock;
 use super::log::{column_revision, head};
 use super::records::{Entries, Kinds, RecordChanges, damaged_keys, put_kind_call, read_kinds_call};
 use super::session::append_call;
+use super::session::write_lock_call;
 use super::settlement::{column_fence, column_number, column_request, exceptions_call, receipts_call};
 use super::slots::{cluster_calls, new_epoch_calls, read_cluster};
 use super::{PostgresStore, Shared, schema};
@@ -232,7 +233,7 @@ impl PostgresStore {
         let run = |calls: Vec<Call>| connection.run(calls, limit);
         let rows = run(vec![
             Call::plain("BEGIN"),
-            Call::new("SELECT pg_advisory_xact_lock($1)", values![shared.lock_key("write")]),
+            write_lock_call(&shared),
             Call::plain("SELECT counter FROM tokens FOR UPDATE"),
             Call::plain("SELECT installation FROM meta FOR UPDATE"),
             Call::plain("SELECT at FROM entities_mark FOR UPDATE"),

@@ -125,7 +125,7 @@ impl Writer {
         let (Some(kind), Some(number)) = (kinds.declared.0.get(&page.kind), kinds.numbers.get(&page.kind)) else {
             return Ok(IndexStep::Overtaken);
         };
-        if kind.complete >= page.indexes || kind.frontier(page.indexes) != page.from {
+        if !kind.is_as_read(page) {
             return Ok(IndexStep::Overtaken);
         }
         let Some(changed) = step_of(page, keys, self.records_between(*number, page)?.into_iter()) else {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::cluster_hook::slots::RETIRED;
 use crate::testing::START;
 use crate::{Outcome, QueueFilter, Registration, RequestState, Run, Timestamp};
 
@@ -26,18 +27,18 @@ fn answer(run: &Run) -> Outcome {
     }
 }
 
-/// Who leases the slots of a layout that are leased.
-async fn owners_of(world: &World, generation: u32) -> Vec<String> {
-    let view = world.cluster.server(4).cluster().await.unwrap();
-    let of_layout = view.slots.iter().filter(|slot| slot.generation == generation);
-    of_layout.filter_map(|slot| Some(slot.owner.as_ref()?.to_string())).collect()
-}
-
-/// Waits until nothing of a layout is leased but the slot in which something runs; says who leases that.
+/// Waits until every slot of a layout is retired but the one in which something runs; says who leases that. Slots that
+/// are on their way from one server to another are leased by nobody, and not gone.
 async fn only_what_runs_is_left(world: &World, generation: u32) -> String {
-    let is_left = || async { owners_of(world, generation).await.len() == 1 };
-    world.eventually("the layout before keeps nothing but what runs", is_left).await;
-    owners_of(world, generation).await.remove(0)
+    let left = || async {
+        let view = world.cluster.server(4).cluster().await.unwrap();
+        let of_layout = view.slots.into_iter().filter(|slot| slot.generation == generation);
+        of_layout.filter(|slot| slot.watermark < RETIRED).map(|slot| slot.owner).collect::<Vec<_>>()
+    };
+    let is_one = || async { matches!(left().await.as_slice(), [Some(_)]) };
+    world.eventually("the layout before keeps nothing but what runs", is_one).await;
+    let owner = left().await.remove(0);
+    owner.expect("what runs stays where it is").to_string()
 }
 
 /// Waits until so many slots of a layout are leased, and none of another.
