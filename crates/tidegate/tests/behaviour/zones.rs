@@ -1,6 +1,7 @@
-//! C13, with processes: servers in different time zones, and a change of the clocks in the middle.
+//! C13, with processes: servers in different time zones, the clock of one five minutes ahead, and a change of the clocks in the
+//! middle.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -22,6 +23,51 @@ fn server(data: &Path, config: &Path, port: u16, zone: &str) -> Command {
     command.args(["--listen", &format!("127.0.0.1:{port}")]).env("TZ", zone);
     command.stdout(Stdio::null()).stderr(Stdio::null());
     command
+}
+
+/// How far the second server's clock is ahead, in seconds.
+const AHEAD: u64 = 300;
+
+/// A library that has a program's clock stand ahead, built where programs can be given one.
+fn clock_ahead(folder: &Path) -> Option<PathBuf> {
+    if !cfg!(all(target_os = "linux", target_env = "gnu")) {
+        return None;
+    }
+    let (source, library) = (folder.join("ahead.c"), folder.join("ahead.so"));
+    let text = format!(
+        "#define _GNU_SOURCE\n#include <dlfcn.h>\n#include <time.h>\n\
+         int clock_gettime(clockid_t clock, struct timespec *at) {{\n\
+         static int (*there)(clockid_t, struct timespec *);\n\
+         if (!there) there = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, \"clock_gettime\");\n\
+         int failed = there(clock, at);\n\
+         if (!failed && clock == CLOCK_REALTIME) at->tv_sec += {AHEAD};\n\
+         return failed;\n}}\n"
+    );
+    std::fs::write(&source, text).unwrap();
+    // A C compiler is there: the program itself needs one to be built.
+    let built =
+        Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source).arg("-ldl").output().unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    Some(library)
+}
+
+/// What the clock of a server says, in seconds of its day, as it dates its answers.
+fn clock_of(port: u16) -> u64 {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    write!(stream, "GET /healthz HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let date = answer.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("date: ").map(str::to_owned));
+    let date = date.unwrap_or_else(|| panic!("no date: {answer}"));
+    // Such as `sun, 29 mar 2026 00:30:00 gmt`.
+    let time: Vec<u64> = date.split(' ').nth(4).unwrap().split(':').map(|part| part.parse().unwrap()).collect();
+    time[0] * 3_600 + time[1] * 60 + time[2]
+}
+
+fn epoch_ms() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    u64::try_from(now.as_millis()).unwrap()
 }
 
 /// Processes that end with the test.
@@ -54,7 +100,7 @@ fn zone_that_changes_in(soon: Duration) -> String {
 }
 
 #[test]
-fn c13_servers_in_two_time_zones_over_a_change_of_the_clocks_count_elapsed_time_by_one_clock() {
+fn c13_servers_with_other_zones_and_clocks_count_elapsed_time_by_one_clock_over_a_change_of_the_clocks() {
     if postgres::skipped().is_some() {
         return;
     }
@@ -69,16 +115,26 @@ fn c13_servers_in_two_time_zones_over_a_change_of_the_clocks_count_elapsed_time_
         folder.path().join("artifacts").display(),
     );
     let ports = [free_port(), free_port()];
-    let begun = Instant::now();
+    let ahead = clock_ahead(folder.path());
+    let (begun, begun_ms) = (Instant::now(), epoch_ms());
     let zones = [zone_that_changes_in(CHANGE_AFTER), "IST-5:30".to_owned()];
     let mut servers = Servers(Vec::new());
     std::fs::write(&config, settings).unwrap();
     for (number, zone) in zones.iter().enumerate() {
         let data = folder.path().join(format!("data-{number}"));
-        let child = server(&data, &config, ports[number], zone).spawn().unwrap();
+        let mut command = server(&data, &config, ports[number], zone);
+        if let Some(library) = ahead.as_ref().filter(|_| number == 1) {
+            command.env("LD_PRELOAD", library);
+        }
+        let child = command.spawn().unwrap();
         servers.0.push(child);
         let child = servers.0.last_mut().unwrap();
         until("the server is ready", String::new, || is_ready(child, ports[number]));
+    }
+    if ahead.is_some() {
+        let day = 86_400;
+        let apart = (clock_of(ports[1]) + day - clock_of(ports[0])) % day;
+        assert!(apart.abs_diff(AHEAD) < 60, "their clocks are {apart} s apart");
     }
     let command = |number: usize, arguments: &[&str]| {
         let url = format!("http://127.0.0.1:{}", ports[number]);
@@ -100,15 +156,32 @@ fn c13_servers_in_two_time_zones_over_a_change_of_the_clocks_count_elapsed_time_
     for field in ["regions", "created_at", "completed_at", "ended_at"] {
         assert_eq!(seen[0][field], seen[1][field], "both say the same");
     }
-    let at = |region: &str| {
-        let regions = seen[0]["regions"].as_array().unwrap();
-        let region = regions.iter().find(|there| there["region"] == region).unwrap();
-        region["times"]["ONLINE"].as_u64().unwrap_or_else(|| panic!("{region:#}"))
+    let times = |push: &Value| {
+        let at = |region: &str| {
+            let regions = push["regions"].as_array().unwrap();
+            let region = regions.iter().find(|there| there["region"] == region).unwrap();
+            region["times"]["ONLINE"].as_u64().unwrap_or_else(|| panic!("{region:#}"))
+        };
+        [at("a"), at("b"), at("c")]
     };
-    let (a, b) = (at("a"), at("b"));
-    // By the one clock of the database: at least the delay, and neither an hour more nor one less.
-    assert!(b >= a + DELAY && b < a + DELAY + 3_000_000, "{a} {b}");
-    // Epoch milliseconds.
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis();
-    assert!(u128::from(b).abs_diff(now) < 3_000_000, "{b} {now}");
+    // By the one clock of the database, in epoch milliseconds: at least the delay, neither an hour more nor one less, and none
+    // of it by a clock that is ahead.
+    let check = |push: &Value, since: u64, until: u64| {
+        let [a, b, c] = times(push);
+        for (before, after) in [(a, b), (b, c)] {
+            assert!(after >= before + DELAY && after < before + DELAY + 3_000_000, "{push:#}");
+        }
+        assert!(since <= a && c <= until, "{since} {until}: {push:#}");
+    };
+    check(&seen[0], begun_ms, epoch_ms());
+
+    // The one whose clock is ahead does everything alone, and it is no different.
+    let mut other = servers.0.remove(0);
+    other.kill().unwrap();
+    other.wait().unwrap();
+    let since = epoch_ms();
+    command(1, &["push", "things", input.to_str().unwrap(), "--id", "q"]);
+    let alone = || serde_json::from_str::<Value>(&get(ports[1], "/v1/pushes/q").1).unwrap_or_default();
+    until("the push has ended", String::new, || alone()["status"] == "COMPLETED");
+    check(&alone(), since, epoch_ms());
 }
