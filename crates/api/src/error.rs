@@ -82,7 +82,9 @@ impl ErrorBody {
 
 impl fmt::Display for ErrorBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.what, self.why)
+        // What is a sentence of its own is followed by the next one.
+        let between = if self.what.ends_with(['.', '!', '?']) { " " } else { ": " };
+        write!(f, "{}{between}{}", self.what, self.why)
     }
 }
 
@@ -170,4 +172,18 @@ pub mod code {
     pub const QUEUE_REQUEST_UNKNOWN: &str = "queue_request_unknown";
     /// The operation is refused for a reason of the rollout's own; the texts say which.
     pub const REFUSED: &str = "refused";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_a_sentence_after_the_other_or_one_with_a_colon() {
+        let text = |what: &str| {
+            ErrorBody::new(code::REFUSED, what, "It is hosted elsewhere.", "Nothing.", "Wait.").to_string()
+        };
+        assert_eq!(text("The node is not taken in."), "The node is not taken in. It is hosted elsewhere.");
+        assert_eq!(text("the node is not taken in"), "the node is not taken in: It is hosted elsewhere.");
+    }
 }

@@ -3,27 +3,31 @@
 //! # Invariants
 //! - One hop: what was forwarded is not forwarded again. A server to which a forwarded read comes in vain says who hosts the
 //!   region, as it last heard.
+//! - Where whoever hosts the region can't answer though something is to be served there, others are asked that serve on: nodes
+//!   of the region that are processes of their own, and, where it has just taken over and loads, the agent before it.
 //! - Bounded in number and in time, apart from the reads that are answered here, which wait for nothing.
 //! - The token of whoever asked goes to servers alone, which know it: that a host is one, the control plane says itself. An
 //!   agent's address is what the bearer of a region's token has named, so an agent is shown a token of its own
 //!   ([`errand`](crate::access::errand)).
 
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use futures::StreamExt;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry as MetricsRegistry;
 use reqwest::{RequestBuilder, Url};
-use tidegate_api::{BatchRequest, ErrorBody};
-use tidegate_rollout::entities::{Region, RegionHosting};
-use tidegate_rollout::region::remote::{RemoteSetupError, chain, check_address, http_client};
-use tidegate_state::Ref;
+use tidegate_api::{BatchRequest, ErrorBody, code};
+use tidegate_rollout::entities::{Assignment, Region, RegionHosting};
+use tidegate_rollout::region::remote::{HttpClient, RemoteSetupError, chain, check_address, http_client};
+use tidegate_state::{Ref, Timestamp};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::access::errand::Errands;
 use crate::app::App;
@@ -36,6 +40,13 @@ const FORWARDED: HeaderName = HeaderName::from_static("tidegate-forwarded");
 /// How long a forwarded read may take, to the last byte of its answer.
 const LIMIT: Duration = Duration::from_secs(10);
 
+/// How many others are asked where the host can't answer, and how long each may take.
+const OTHERS_ASKED_MAX: usize = 4;
+const OTHER_LIMIT: Duration = Duration::from_secs(3);
+
+/// How long after a region was taken over the agent before is asked: later what it has is old.
+const BEFORE_FOR: Duration = Duration::from_secs(10 * 60);
+
 /// How many reads are forwarded at once.
 const AT_ONCE: usize = 512;
 
@@ -44,10 +55,13 @@ const REFUSAL_BYTES_MAX: usize = 64 * 1024;
 
 /// Forwards reads.
 pub(crate) struct Forwarder {
-    http: reqwest::Client,
+    http: HttpClient,
     room: Room,
     errands: Errands,
+    /// Which of a region's nodes is asked first, by turns.
+    next_node: AtomicUsize,
     forwarded: Counter,
+    answered_by_others: Counter,
     failed: Counter,
 }
 
@@ -80,12 +94,25 @@ pub(crate) enum Read<'a> {
     Batch { store: &'a str, request: &'a BatchRequest },
 }
 
+impl Read<'_> {
+    fn store(&self) -> &str {
+        match self {
+            Self::Key { store, .. } | Self::Batch { store, .. } => store,
+        }
+    }
+}
+
 /// Who hosts a region that is not hosted here.
 pub(crate) struct Elsewhere {
     pub(crate) region: Ref<Region>,
     pub(crate) by: String,
     pub(crate) address: Option<String>,
     pub(crate) is_server: bool,
+    /// Where those of its nodes answer that are processes of their own.
+    nodes: Vec<String>,
+    /// Since when it hosts the region, and where reads were answered before.
+    since: Timestamp,
+    before: Vec<String>,
 }
 
 impl Elsewhere {
@@ -95,7 +122,15 @@ impl Elsewhere {
         } else {
             format!("agent {} (id {})", hosting.name, hosting.agent)
         };
-        Self { region, by, address: hosting.address.clone(), is_server: hosting.is_server }
+        Self {
+            region,
+            by,
+            address: hosting.address.clone(),
+            is_server: hosting.is_server,
+            nodes: hosting.node_addresses().cloned().collect(),
+            since: hosting.since,
+            before: hosting.before.clone(),
+        }
     }
 }
 
@@ -109,7 +144,9 @@ impl Forwarder {
             http: http_client(trusted)?,
             room: Room::new("reads of regions that are hosted elsewhere", AT_ONCE, LIMIT),
             errands: Errands::default(),
+            next_node: AtomicUsize::new(0),
             forwarded: Counter::default(),
+            answered_by_others: Counter::default(),
             failed: Counter::default(),
         };
         let registry = metrics.sub_registry_with_prefix("forward");
@@ -117,6 +154,11 @@ impl Forwarder {
             "reads",
             "Reads that were forwarded to whoever hosts their region, and answered",
             forwarder.forwarded.clone(),
+        );
+        registry.register(
+            "reads_answered_by_others",
+            "Reads that a node of their region, or the agent before, answered because whoever hosts it could not",
+            forwarder.answered_by_others.clone(),
         );
         registry.register(
             "reads_failed",
@@ -150,13 +192,53 @@ impl Forwarder {
     }
 
     async fn ask(&self, app: &App, there: &Elsewhere, read: Read<'_>, origin: &Origin) -> ApiResult<Response> {
-        let permit = self.room.enter()?;
-        let request = self.request(there, read)?.header(FORWARDED, "1").timeout(LIMIT);
+        let mut permit = Some(self.room.enter()?);
+        let address = there.address.as_deref().unwrap_or_default();
+        let answer = match self.ask_at(app, there, (address, there.is_server, LIMIT), read, origin).await {
+            Ok(answer) if !answer.can_be_better() => return Ok(answer.into_response(permit.take())),
+            asked => asked,
+        };
+        if is_to_be_served(app, there, read.store()) {
+            for other in self.others(there, app.state().now()) {
+                // These are no servers, whoever the host is: they are shown no token of who asks.
+                let asked = self.ask_at(app, there, (other, false, OTHER_LIMIT), read, origin).await;
+                if let Ok(of_other) = asked
+                    && !of_other.can_be_better()
+                {
+                    self.answered_by_others.inc();
+                    return Ok(of_other.into_response(permit.take()));
+                }
+            }
+        }
+        answer.map(|answer| answer.into_response(permit.take()))
+    }
+
+    /// Who else may answer, in the order in which they are asked.
+    fn others<'a>(&self, there: &'a Elsewhere, now: Timestamp) -> impl Iterator<Item = &'a str> + use<'a> {
+        let first = self.next_node.fetch_add(1, Ordering::Relaxed);
+        let count = there.nodes.len();
+        let nodes = (0..count).map(move |step| &there.nodes[first.wrapping_add(step) % count]);
+        let is_new = now.since(there.since) < BEFORE_FOR;
+        let before = there.before.iter().filter(move |address| is_new && !there.nodes.contains(address));
+        // So many of the nodes that there is room for those before.
+        nodes.take(OTHERS_ASKED_MAX / 2).chain(before).take(OTHERS_ASKED_MAX).map(String::as_str)
+    }
+
+    /// Asks at one address. What is wrong with the answer is an error only if it is not for whoever asked.
+    async fn ask_at(
+        &self,
+        app: &App,
+        there: &Elsewhere,
+        (address, is_server, limit): (&str, bool, Duration),
+        read: Read<'_>,
+        origin: &Origin,
+    ) -> ApiResult<Answer> {
+        let request = self.request(there, address, read).await?.header(FORWARDED, "1").timeout(limit);
         let request = match &origin.request {
             Some(id) => request.header(REQUEST_ID_HEADER, id.as_str()),
             None => request,
         };
-        let request = self.show(request, app, there, origin).await?;
+        let request = self.show(request, app, (there, is_server), origin).await?;
         let response = request
             .send()
             .await
@@ -166,20 +248,17 @@ impl Forwarder {
             return Err(not_asked(there, &refusal(response).await));
         }
         let kept = [header::CONTENT_TYPE, header::RETRY_AFTER];
-        let headers: Vec<_> =
+        let headers: HeaderMap =
             kept.into_iter().filter_map(|name| Some((name.clone(), response.headers().get(&name)?.clone()))).collect();
-        let body = response.bytes_stream().map(move |chunk| {
-            let _held = &permit;
-            chunk
-        });
-        let mut answer = Response::new(Body::from_stream(body));
-        *answer.status_mut() = status;
-        answer.headers_mut().extend(headers);
-        Ok(answer)
+        if status.is_success() {
+            return Ok(Answer { status, headers, said: Said::Read(response) });
+        }
+        let text = refusal_text(response).await;
+        let code = serde_json::from_slice::<ErrorBody>(&text).map_or_else(|_| String::new(), |body| body.code);
+        Ok(Answer { status, headers, said: Said::Refused { text: text.into(), code } })
     }
 
-    fn request(&self, there: &Elsewhere, read: Read<'_>) -> ApiResult<RequestBuilder> {
-        let address = there.address.as_deref().unwrap_or_default();
+    async fn request(&self, there: &Elsewhere, address: &str, read: Read<'_>) -> ApiResult<RequestBuilder> {
         let base = check_address(address).map_err(|why| not_asked(there, &format!("that is no address: {why}")))?;
         let url = |segments: &[&str]| -> Url {
             let mut url = base.clone();
@@ -190,21 +269,22 @@ impl Forwarder {
             url.query_pairs_mut().append_pair("region", &there.region.id());
             url
         };
+        let http = self.http.current().await;
         Ok(match read {
-            Read::Key { store, key } => self.http.get(url(&[store, "keys", key])),
-            Read::Batch { store, request } => self.http.post(url(&[store, "keys:batch"])).json(request),
+            Read::Key { store, key } => http.get(url(&[store, "keys", key])),
+            Read::Batch { store, request } => http.post(url(&[store, "keys:batch"])).json(request),
         })
     }
 
-    /// Shows what whoever hosts the region lets in.
+    /// Shows what whoever is asked lets in.
     async fn show(
         &self,
         request: RequestBuilder,
         app: &App,
-        there: &Elsewhere,
+        (there, is_server): (&Elsewhere, bool),
         origin: &Origin,
     ) -> ApiResult<RequestBuilder> {
-        if !there.is_server {
+        if !is_server {
             if !app.access().is_required() {
                 return Ok(request);
             }
@@ -223,21 +303,78 @@ fn passes(status: StatusCode) -> bool {
     matches!(status.as_u16(), 200 | 404 | 413 | 421 | 422 | 429 | 503)
 }
 
+/// Whether the region is to serve something of this store: only then may a node know better than its host.
+fn is_to_be_served(app: &App, there: &Elsewhere, store: &str) -> bool {
+    let snapshot = app.state().snapshot();
+    let assignment = there.region.child::<Assignment>(store).ok();
+    let assignment = assignment.and_then(|place| snapshot.get(&place).ok().flatten());
+    assignment.is_some_and(|assignment| assignment.serve.is_some())
+}
+
+/// What was answered somewhere, for whoever asked.
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    said: Said,
+}
+
+enum Said {
+    /// What was read, still to come.
+    Read(reqwest::Response),
+    Refused {
+        text: Bytes,
+        code: String,
+    },
+}
+
+impl Answer {
+    /// Whether somebody else may answer what was not answered there: nothing is wrong with the read itself.
+    fn can_be_better(&self) -> bool {
+        match &self.said {
+            Said::Read(_) => false,
+            Said::Refused { code, .. } => {
+                [code::NOT_SERVED, code::REGION_HOSTED].contains(&code.as_str())
+                    || self.status == StatusCode::SERVICE_UNAVAILABLE
+            }
+        }
+    }
+
+    /// The answer; the room that the read takes is held until it was sent.
+    fn into_response(self, permit: Option<OwnedSemaphorePermit>) -> Response {
+        let body = match self.said {
+            Said::Refused { text, .. } => Body::from(text),
+            Said::Read(response) => Body::from_stream(response.bytes_stream().map(move |chunk| {
+                let _held = &permit;
+                chunk
+            })),
+        };
+        let mut answer = Response::new(body);
+        *answer.status_mut() = self.status;
+        answer.headers_mut().extend(self.headers);
+        answer
+    }
+}
+
 /// What a refusal says that is not for whoever asked.
 async fn refusal(response: reqwest::Response) -> String {
     let status = response.status();
-    let mut body = Vec::new();
-    let mut chunks = response.bytes_stream();
-    while let Some(Ok(chunk)) = chunks.next().await {
-        body.extend_from_slice(&chunk);
-        if body.len() > REFUSAL_BYTES_MAX {
-            break;
-        }
-    }
-    match serde_json::from_slice::<ErrorBody>(&body) {
+    match serde_json::from_slice::<ErrorBody>(&refusal_text(response).await) {
         Ok(body) => format!("it answered {status}: {} {}", body.what, body.why.trim_end_matches('.')),
         Err(_) => format!("it answered {status} in no words of Tidegate's"),
     }
+}
+
+/// A refusal as it came, as far as it is read.
+async fn refusal_text(response: reqwest::Response) -> Vec<u8> {
+    let mut text = Vec::new();
+    let mut chunks = response.bytes_stream();
+    while let Some(Ok(chunk)) = chunks.next().await {
+        text.extend_from_slice(&chunk);
+        if text.len() > REFUSAL_BYTES_MAX {
+            break;
+        }
+    }
+    text
 }
 
 fn not_asked(there: &Elsewhere, why: &str) -> ApiError {

@@ -32,6 +32,9 @@ pub struct RegionHosting {
     /// The region's nodes.
     #[serde(default)]
     pub nodes: Vec<RegionHostNode>,
+    /// Where the agent before this one answered reads, and those of its nodes that are processes of their own: they serve on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub before: Vec<String>,
 }
 
 /// A node of a region.
@@ -47,6 +50,11 @@ pub struct RegionHostNode {
 impl RegionHosting {
     /// The id of the only one that a region has.
     pub const ID: &'static str = "host";
+
+    /// Where reads are answered in this agent's stead: by those of its nodes that are processes of their own.
+    pub fn node_addresses(&self) -> impl Iterator<Item = &String> {
+        self.nodes.iter().filter_map(|node| node.address.as_ref())
+    }
 
     /// Whether another agent may take the region.
     #[must_use]

@@ -25,6 +25,7 @@ use tidegate_api::agent::{NodeAnnouncement, NodeWelcome};
 use tidegate_api::{ErrorBody, code};
 use tidegate_rollout::engine::remote::{NodePlace, RemoteEngine};
 use tidegate_rollout::region::RegionNode;
+use tidegate_rollout::region::remote::HttpClient;
 
 use super::AgentApp;
 use super::service::ADDRESS_BYTES_MAX;
@@ -50,7 +51,7 @@ pub(super) struct Nodes(Arc<Known>);
 struct Known {
     file: PathBuf,
     /// Reaches nodes.
-    http: reqwest::Client,
+    http: HttpClient,
     /// Since when nodes can have been heard of, if an agent runs.
     since: Option<Instant>,
     /// The token by which the agent hosts its region; it goes with every order.
@@ -82,6 +83,16 @@ struct Announced {
     removed: bool,
 }
 
+/// What came of an announcement.
+enum Taken {
+    /// The node was not known before.
+    New(RegionNode),
+    /// It is somewhere else than before.
+    Moved(String),
+    /// Nothing is new about where it is.
+    Known,
+}
+
 /// Why a node is not taken in.
 enum NotTaken {
     /// It was removed, and runs on.
@@ -109,7 +120,7 @@ impl Announced {
 
 impl Nodes {
     /// Whom this folder's agent has taken in before. Blocks.
-    pub(super) fn open(data: &Path, http: reqwest::Client, since: Option<Instant>) -> io::Result<Self> {
+    pub(super) fn open(data: &Path, http: HttpClient, since: Option<Instant>) -> io::Result<Self> {
         let file = data.join(FILE);
         let kept: BTreeMap<String, Announced> = match std::fs::read(&file) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::other)?,
@@ -141,8 +152,8 @@ impl Nodes {
         nodes.there.iter().map(|(name, node)| region_node(name, &node.engine)).collect()
     }
 
-    /// Takes in a node, or notes where it is now. The node, if it was not known before. Blocks where anything is new.
-    fn take(&self, name: &str, announced: Announced, now: Instant) -> Result<Option<RegionNode>, NotTaken> {
+    /// Takes in a node, or notes where it is now. Blocks where anything is new.
+    fn take(&self, name: &str, announced: Announced, now: Instant) -> Result<Taken, NotTaken> {
         let place = announced.place().map_err(NotTaken::Refused)?;
         let mut nodes = self.0.nodes.lock();
         if nodes.removed.get(name).is_some_and(|removed| removed.secret == announced.secret) {
@@ -152,7 +163,7 @@ impl Nodes {
         let new = match nodes.there.get_mut(name) {
             Some(known) if known.announced == announced => {
                 known.heard = Some(now);
-                return Ok(None);
+                return Ok(Taken::Known);
             }
             // One that was started again where it was is known by its address.
             Some(KnownNode { announced: other, heard: Some(heard), .. })
@@ -168,7 +179,7 @@ impl Nodes {
                 known.engine.moved(place);
                 known.announced = announced;
                 known.heard = Some(now);
-                None
+                Taken::Moved(known.engine.address())
             }
             None if full => {
                 return Err(NotTaken::Refused(format!("the region has {NODES_MAX} nodes already, the limit")));
@@ -177,7 +188,7 @@ impl Nodes {
                 let engine = RemoteEngine::new(place, self.token(), self.0.http.clone());
                 let node = region_node(name, &engine);
                 nodes.there.insert(name.to_owned(), KnownNode { announced, engine, heard: Some(now) });
-                Some(node)
+                Taken::New(node)
             }
         };
         // Another process of this name is meant to be there.
@@ -264,15 +275,17 @@ pub(super) async fn announce(
     let nodes = app.0.nodes.clone();
     let NodeAnnouncement { address, secret, access_mark, look_again } = announcement;
     let announced = Announced { address, secret, removed: false };
+    let named = name.clone();
     let taken = tokio::task::spawn_blocking(move || nodes.take(&name, announced, Instant::now()))
         .await
         .map_err(ApiError::internal)?;
     match taken {
-        Ok(Some(node)) => {
+        Ok(Taken::New(node)) => {
             tracing::info!(region = app.0.region, node = node.name, "a node has joined");
             app.0.hosted.agent().add_node(node);
         }
-        Ok(None) => {}
+        Ok(Taken::Moved(address)) => app.0.hosted.agent().node_moved(&named, address),
+        Ok(Taken::Known) => {}
         Err(NotTaken::Refused(why)) => return Err(refused(why)),
         Err(NotTaken::Removed) => return Err(removed(&app.0.region)),
     }
@@ -308,6 +321,8 @@ pub(super) async fn artifact(
 
 #[cfg(test)]
 mod tests {
+    use tidegate_rollout::region::remote::http_client;
+
     use super::*;
 
     #[tokio::test]
@@ -322,7 +337,7 @@ mod tests {
         let start = Instant::now();
         let after = |seconds| start + Duration::from_secs(seconds);
         let take = |nodes: &Nodes, at, when| match nodes.take("n", at, when) {
-            Ok(new) => Ok(new.is_some()),
+            Ok(taken) => Ok(matches!(taken, Taken::New(_))),
             Err(NotTaken::Refused(why)) => Err(why),
             Err(NotTaken::Removed) => panic!("nobody was removed"),
         };
@@ -342,7 +357,7 @@ mod tests {
     }
 
     fn open(folder: &Path, since: Option<Instant>) -> Nodes {
-        Nodes::open(folder, reqwest::Client::new(), since).unwrap()
+        Nodes::open(folder, http_client(None).unwrap(), since).unwrap()
     }
 
     #[test]
@@ -357,7 +372,7 @@ mod tests {
         };
         let nodes = open(folder.path(), Some(start));
         for name in ["m", "n"] {
-            assert!(matches!(nodes.take(name, at("a"), start), Ok(Some(_))));
+            assert!(matches!(nodes.take(name, at("a"), start), Ok(Taken::New(_))));
         }
         assert!(matches!(nodes.remove("n", false, after(14)), Err(NotRemoved::MayServe { .. })));
         assert_eq!(nodes.remove("n", true, after(14)), Ok(("http://127.0.0.1:1".to_owned(), true)));
@@ -372,7 +387,7 @@ mod tests {
         assert!(matches!(offline.remove("m", false, after(100)), Err(NotRemoved::MayServe { .. })));
         assert_eq!(nodes.remove("m", false, after(35)), Ok(("http://127.0.0.1:1".to_owned(), false)));
         // Started again, it is another process.
-        assert!(matches!(nodes.take("n", at("b"), after(36)), Ok(Some(_))));
+        assert!(matches!(nodes.take("n", at("b"), after(36)), Ok(Taken::New(_))));
         assert_eq!(open(folder.path(), None).known().len(), 1);
     }
 }

@@ -99,6 +99,72 @@ async fn c8_server_agent_and_node_speak_tls_to_one_another_and_take_new_certific
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn c8_another_authority_is_trusted_as_soon_as_the_file_says_so_without_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let (wrong, right) = (Authority::new(folder.path(), "wrong"), Authority::new(folder.path(), "right"));
+    write(folder.path(), &right.issue());
+    // What server, agent and node read.
+    let trusted = folder.path().join("trusted.pem");
+    std::fs::copy(&wrong.file, &trusted).unwrap();
+    let put = |text: &str| {
+        let new = folder.path().join("trusted.new");
+        std::fs::write(&new, text).unwrap();
+        std::fs::rename(&new, &trusted).unwrap();
+    };
+    let tls = section(folder.path());
+    let mut world = World::start_with(|options| {
+        options.config.access.authentication = Some(Authentication::Required);
+        options.config.tls = tls.clone();
+        options.config.server.ca_file = Some(trusted.clone());
+        options.config.regions =
+            vec![RegionSection { agent: true, nodes: 2, enough: Some(2), ..RegionSection::new("b") }];
+    })
+    .await;
+    let admin = world.server.as_mut().unwrap().take_first_token().unwrap();
+    world.client = client(&world.url(), &right.file, &admin);
+    let token = world.token("agent", Role::Region, Some("b")).await.secret;
+    let token_file = world.file("region.token", &token);
+    let mut setup = AgentSetup::new("b", vec![world.url()], world.folder.path().join("agent"));
+    setup.listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    setup.nodes = 1;
+    setup.token_file = Some(token_file.clone());
+    setup.trusted = Some(trusted.clone());
+    setup.tls = tls.clone();
+    let agent = Agent::start(setup).await.unwrap();
+    let mut setup = NodeSetup::new("n-1", agent.url(), world.folder.path().join("node"));
+    setup.listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    setup.token_file = Some(token_file);
+    setup.trusted = Some(trusted.clone());
+    setup.tls = tls;
+    let node = Node::start(setup).await.unwrap();
+    let words = || agent.region().agent().standing().borrow().words();
+    until("the agent does not trust the server", async || words().contains("certificate")).await;
+    // What can't be used is no reason to end, and nothing is trusted for it.
+    put("-----BEGIN CERTIFICATE-----\nnonsense");
+    until("the agent has asked again", async || words().contains("certificate")).await;
+    assert!(world.client.region("b").await.unwrap().host.is_none());
+
+    put(&std::fs::read_to_string(&right.file).unwrap());
+    until("agent and node have come", async || {
+        world.client.region("b").await.unwrap().host.is_some_and(|host| host.nodes.len() == 2)
+    })
+    .await;
+    // For this the agent has to ask the server, the node its agent, and the agent the node.
+    world.store().await;
+    let outcome = world.push("p1", &world.rows("p1.csv", 20, "x")).await;
+    assert_eq!(outcome.state.status, PushStatus::Completed, "{outcome:#?}");
+    // And for this the server the agent.
+    let reader = world.token("reader", Role::Reader, None).await.secret;
+    until("the server reads at the agent", async || {
+        client(&world.url(), &right.file, &reader).get("s", "k7", Some("b")).await.is_ok()
+    })
+    .await;
+    node.shutdown().await;
+    agent.shutdown().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn beyond_loopback_an_agent_and_a_node_need_tls_and_a_token_unless_told_otherwise_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::new(folder.path(), "ca");

@@ -11,21 +11,26 @@ use crate::process::{PATIENCE, Server, describe, free_port, get, tidegate, write
 const CONFIG: &str = "[[regions]]\nname = \"a\"\n\n[[regions]]\nname = \"b\"\nagent = true\n";
 
 /// An agent of region `b` in a folder of its own, on a port that it keeps.
-struct Agent {
-    data: PathBuf,
+pub(crate) struct Agent {
+    pub(crate) data: PathBuf,
     name: String,
-    port: u16,
+    pub(crate) port: u16,
     control_plane: String,
     child: Option<Child>,
 }
 
 impl Agent {
     fn start(server: &Server, name: &str) -> Agent {
+        Agent::start_through(server, name, server.url())
+    }
+
+    /// One that reaches the server by this address.
+    pub(crate) fn start_through(server: &Server, name: &str, control_plane: String) -> Agent {
         let mut agent = Agent {
             data: server.scratch().join(name),
             name: name.to_owned(),
             port: free_port(),
-            control_plane: server.url(),
+            control_plane,
             child: None,
         };
         agent.restart();
@@ -47,12 +52,12 @@ impl Agent {
         self.data.with_extension("log")
     }
 
-    fn log_text(&self) -> String {
+    pub(crate) fn log_text(&self) -> String {
         std::fs::read_to_string(self.log()).unwrap_or_default()
     }
 
     /// Waits until it is so.
-    fn until(&mut self, what: &str, holds: impl Fn(&Agent) -> bool) {
+    pub(crate) fn until(&mut self, what: &str, holds: impl Fn(&Agent) -> bool) {
         let deadline = Instant::now() + PATIENCE;
         while !holds(self) {
             if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().unwrap()) {
@@ -63,17 +68,17 @@ impl Agent {
         }
     }
 
-    fn hosts(&self) -> bool {
+    pub(crate) fn hosts(&self) -> bool {
         get(self.port, "/readyz") == (200, "ready\n".to_owned())
     }
 
     /// The version that answers, asked of the agent itself.
-    fn version(&self) -> Option<u64> {
+    pub(crate) fn version(&self) -> Option<u64> {
         let (status, body) = get(self.port, "/v1/stores/things/keys/k7");
         (status == 200).then(|| serde_json::from_str::<Value>(&body).unwrap()["version"].as_u64().unwrap())
     }
 
-    fn order(&self, arguments: &[&str]) -> (Option<i32>, String) {
+    pub(crate) fn order(&self, arguments: &[&str]) -> (Option<i32>, String) {
         let output = tidegate().arg("agent").args(arguments).arg("--data").arg(&self.data).output().unwrap();
         (output.status.code(), describe(&output))
     }
@@ -97,14 +102,14 @@ impl Drop for Agent {
     }
 }
 
-struct World {
-    server: Server,
+pub(crate) struct World {
+    pub(crate) server: Server,
     inputs: [String; 2],
     pushes: u64,
 }
 
 impl World {
-    fn start() -> World {
+    pub(crate) fn start() -> World {
         let server = Server::start_with(Some(CONFIG));
         let inputs = [0, 1].map(|generation| {
             let path = server.scratch().join(format!("input-{generation}.csv"));
@@ -116,7 +121,7 @@ impl World {
     }
 
     /// Pushes the next version, and waits for it to complete.
-    fn push(&mut self) {
+    pub(crate) fn push(&mut self) {
         let (id, input) = (format!("p{}", self.pushes + 1), &self.inputs[usize::from(self.pushes % 2 == 1)]);
         self.pushes += 1;
         let output = self.server.run(&["push", "things", input, "--id", &id]);

@@ -12,4 +12,5 @@ mod outage;
 mod process;
 mod processes;
 mod queued;
+mod takeover;
 mod zones;

@@ -29,10 +29,15 @@ pub(crate) fn free_port() -> u16 {
 
 /// Status and body of what is answered at a port; status 0 where nobody answers.
 pub(crate) fn get(port: u16, path: &str) -> (u16, String) {
+    ask(port, "GET", path)
+}
+
+/// The same of a request with another method, and without a body.
+pub(crate) fn ask(port: u16, method: &str, path: &str) -> (u16, String) {
     use std::io::{Read, Write};
     let Ok(mut stream) = std::net::TcpStream::connect(("127.0.0.1", port)) else { return (0, String::new()) };
     // Version 1.0, so that the body comes as it is.
-    let request = format!("GET {path} HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\n\r\n");
+    let request = format!("{method} {path} HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\n\r\n");
     let mut answer = String::new();
     let _ = stream.set_read_timeout(Some(PATIENCE));
     if stream.write_all(request.as_bytes()).is_err() || stream.read_to_string(&mut answer).is_err() {

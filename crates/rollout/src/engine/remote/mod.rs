@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::wire::{Command, Line, Order, Outcome};
 use super::{Capacity, Engine, EngineError, LoadProgress, LoadableArtifact, Observed, StoreKey, Verification};
+use crate::region::remote::HttpClient;
 
 pub mod wire;
 
@@ -58,7 +59,7 @@ impl std::fmt::Debug for NodePlace {
 pub struct RemoteEngine(Arc<Remote>);
 
 struct Remote {
-    http: reqwest::Client,
+    http: HttpClient,
     /// Changes when the node starts again elsewhere.
     place: RwLock<NodePlace>,
     /// The token that the agent has for hosting its region.
@@ -68,7 +69,7 @@ struct Remote {
 impl RemoteEngine {
     /// The node at this place, reached by this client, commanded with whatever token is there at the time.
     #[must_use]
-    pub fn new(place: NodePlace, token: Arc<AtomicU64>, http: reqwest::Client) -> Self {
+    pub fn new(place: NodePlace, token: Arc<AtomicU64>, http: HttpClient) -> Self {
         RemoteEngine(Arc::new(Remote { http, place: RwLock::new(place), token }))
     }
 
@@ -117,7 +118,8 @@ impl RemoteEngine {
         let mut secret = HeaderValue::from_str(&format!("Bearer {}", place.secret))
             .map_err(|_| lost("has no usable secret".to_owned()))?;
         secret.set_sensitive(true);
-        let request = self.0.http.post(url).header(AUTHORIZATION, secret).json(&Order { token, command });
+        let request =
+            self.0.http.current().await.post(url).header(AUTHORIZATION, secret).json(&Order { token, command });
         let response = match tokio::time::timeout(SILENCE_MAX, request.send()).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => {

@@ -217,6 +217,24 @@ impl RegionAgent {
         self.claim_again.notify_one();
     }
 
+    /// Notes where a node answers from now on, for those who look at the region.
+    pub fn node_moved(&self, name: &str, address: String) {
+        let moved = self.nodes.send_if_modified(|nodes| {
+            let is_other = |node: &RegionNode| node.name == name && node.address.as_ref() != Some(&address);
+            let is_moved = nodes.iter().any(is_other);
+            if is_moved {
+                let found = Arc::make_mut(nodes).iter_mut().find(|node| node.name == name);
+                if let Some(node) = found {
+                    node.address = Some(address.clone());
+                }
+            }
+            is_moved
+        });
+        if moved {
+            self.claim_again.notify_one();
+        }
+    }
+
     /// Lets go of a node: it is neither commanded nor counted any more, and serves what it serves. Whether there was one.
     pub fn remove_node(&self, name: &str) -> bool {
         let removed = self.nodes.send_if_modified(|nodes| {

@@ -86,6 +86,7 @@ pub fn decide(
             .iter()
             .map(|node| RegionHostNode { name: node.name.clone(), address: node.address.clone() })
             .collect(),
+        before: Vec::new(),
     };
     let above = |token: u64| token.saturating_add(1).max(u64::try_from(now.0).unwrap_or(0));
     let Some(current) = current else {
@@ -94,15 +95,23 @@ pub fn decide(
     let same = current.agent == agent;
     // Nobody has taken it since: a lease that ran out while its holder could not be heard goes on.
     if same && claim.token == Some(current.token) {
-        return Ok(granted(current.token, current.since));
+        return Ok(RegionHosting { before: current.before.clone(), ..granted(current.token, current.since) });
     }
     if same && claim.starting {
-        return Ok(granted(above(current.token), current.since));
+        return Ok(RegionHosting { before: current.before.clone(), ..granted(above(current.token), current.since) });
     }
     if current.has_lapsed(now) {
-        return Ok(granted(above(current.token), now));
+        return Ok(RegionHosting { before: answers(current), ..granted(above(current.token), now) });
     }
     Err(ClaimRefused::Hosted(Box::new(current.clone()), now))
+}
+
+/// Where reads of a region are answered that an agent hosts. What a server hosts it answers itself.
+fn answers(hosting: &RegionHosting) -> Vec<String> {
+    if hosting.is_server {
+        return Vec::new();
+    }
+    hosting.node_addresses().chain(&hosting.address).cloned().collect()
 }
 
 fn check(claim: &HostClaim) -> Result<Uuid, ClaimRefused> {
@@ -297,6 +306,7 @@ mod tests {
             heard_at: Timestamp(990_000),
             until: Timestamp(until),
             nodes: Vec::new(),
+            before: Vec::new(),
         }
     }
 
@@ -346,6 +356,27 @@ mod tests {
         ] {
             assert_eq!(given(current.as_ref(), &claimed), expected, "{what}");
         }
+    }
+
+    #[test]
+    fn c19_who_takes_over_knows_where_reads_were_answered_before_until_the_next_one_does() {
+        let node = |name: &str, address: Option<&str>| RegionHostNode {
+            name: name.to_owned(),
+            address: address.map(str::to_owned),
+        };
+        let first = RegionHosting {
+            nodes: vec![node("b-1", None), node("n-1", Some("http://127.0.0.1:2"))],
+            ..held(1, 7, 1_000_000)
+        };
+        let taken = decide(Some(&first), &claim(2, None, false), NOW).unwrap();
+        assert_eq!(taken.before, ["http://127.0.0.1:2", "http://127.0.0.1:1"]);
+        for (token, starting) in [(Some(taken.token), false), (None, true)] {
+            assert_eq!(decide(Some(&taken), &claim(2, token, starting), NOW).unwrap().before, taken.before);
+        }
+        let later = taken.until;
+        assert_eq!(decide(Some(&taken), &claim(3, None, false), later).unwrap().before, Vec::<String>::new());
+        let server = RegionHosting { is_server: true, ..first };
+        assert_eq!(decide(Some(&server), &claim(2, None, false), NOW).unwrap().before, Vec::<String>::new());
     }
 
     #[test]

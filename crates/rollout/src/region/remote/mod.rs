@@ -4,6 +4,7 @@
 //! |---|---|
 //! | this one | requests: several addresses, a token from a file, limits on time and size |
 //! | `token` | the token's file, read again when it changes |
+//! | `trust` | the certificates that are trusted, read again when they change |
 //! | `artifacts` | the other's artifacts as an object store, so that [`ArtifactStore`] works on it unchanged |
 //!
 //! # Invariants
@@ -26,12 +27,17 @@ use tidegate_api::ErrorBody;
 
 mod artifacts;
 mod token;
+mod trust;
 
 pub use artifacts::RemoteArtifacts;
 pub use token::TokenFile;
+pub use trust::HttpClient;
 
 /// The longest answer that is read as a whole, in bytes.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// The largest file of certificates, in bytes.
+const CERTIFICATES_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// The longest error that is read, in bytes.
 const ERROR_BYTES_MAX: usize = 1024 * 1024;
@@ -46,7 +52,7 @@ pub struct RemoteOptions {
     pub addresses: Vec<String>,
     /// Where the token is, if one is needed.
     pub token: Option<TokenFile>,
-    /// Certificates (PEM) that are trusted beside those of the machine.
+    /// Certificates (PEM) that are trusted beside those of the machine. Read again when the file changes.
     pub trusted: Option<PathBuf>,
     /// Who acts, for the record.
     pub user: String,
@@ -126,7 +132,7 @@ pub struct RemoteClient(Arc<Remote>);
 
 #[derive(Debug)]
 struct Remote {
-    http: reqwest::Client,
+    http: HttpClient,
     addresses: Vec<Url>,
     /// The address that answered last.
     current: AtomicUsize,
@@ -149,11 +155,14 @@ impl RemoteClient {
         for address in &options.addresses {
             addresses.push(check_address(address).map_err(|why| bad(address, &why))?);
         }
-        let mut builder = http_builder(options.trusted.as_deref())?.connect_timeout(options.connect_limit);
-        if let Ok(user) = HeaderValue::from_str(&options.user) {
-            builder = builder.default_headers([(USER_HEADER, user)].into_iter().collect());
-        }
-        let http = builder.build().map_err(|error| bad("", &chain(&error)))?;
+        let (connect_limit, user) = (options.connect_limit, HeaderValue::from_str(&options.user).ok());
+        let http = HttpClient::new(options.trusted.as_deref(), move |builder| {
+            let builder = builder.connect_timeout(connect_limit);
+            match &user {
+                Some(user) => builder.default_headers([(USER_HEADER, user.clone())].into_iter().collect()),
+                None => builder,
+            }
+        })?;
         let remote = Remote {
             http,
             addresses,
@@ -213,12 +222,13 @@ impl RemoteClient {
         build: &impl Fn(&reqwest::Client, Url) -> RequestBuilder,
     ) -> Result<Response, RemoteError> {
         let url = route(base, segments);
+        let http = self.0.http.current().await;
         for again in [true, false] {
             let token = match &self.0.token {
                 Some(file) => Some(file.current().await.map_err(|why| RemoteError::Unreachable { why })?),
                 None => None,
             };
-            let mut request = build(&self.0.http, url.clone());
+            let mut request = build(&http, url.clone());
             if let Some(token) = &token {
                 request = request.header(AUTHORIZATION, token.header());
             }
@@ -291,6 +301,10 @@ pub fn http_builder(trusted: Option<&Path>) -> Result<reqwest::ClientBuilder, Re
         .user_agent(concat!("tidegate/", env!("CARGO_PKG_VERSION")));
     let Some(path) = trusted else { return Ok(builder) };
     let unusable = |why: String| RemoteSetupError::Trusted { path: path.display().to_string(), why };
+    let bytes = std::fs::metadata(path).map_err(|error| unusable(error.to_string()))?.len();
+    if bytes > CERTIFICATES_BYTES_MAX {
+        return Err(unusable(format!("it has {bytes} bytes, and {CERTIFICATES_BYTES_MAX} are the most that is read")));
+    }
     let pem = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
     let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| unusable(chain(&error)))?;
     if certificates.is_empty() {
@@ -299,15 +313,12 @@ pub fn http_builder(trusted: Option<&Path>) -> Result<reqwest::ClientBuilder, Re
     Ok(builder.tls_certs_merge(certificates))
 }
 
-/// A client of these certificates, as [`http_builder`] makes it.
+/// A client of these certificates, as [`http_builder`] makes it, which takes them in again when the file changes.
 ///
 /// # Errors
 /// The certificates can't be used.
-pub fn http_client(trusted: Option<&Path>) -> Result<reqwest::Client, RemoteSetupError> {
-    http_builder(trusted)?.build().map_err(|error| RemoteSetupError::Trusted {
-        path: trusted.map_or_else(String::new, |path| path.display().to_string()),
-        why: chain(&error),
-    })
+pub fn http_client(trusted: Option<&Path>) -> Result<HttpClient, RemoteSetupError> {
+    HttpClient::new(trusted, |builder| builder)
 }
 
 /// An address of a Tidegate process, as it is written.
