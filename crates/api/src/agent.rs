@@ -201,6 +201,31 @@ pub struct NodeRemoved {
     pub left: Vec<String>,
 }
 
+/// An agent says that a node was removed on its machine, for the audit trail. Said again until it was heard; the same list and
+/// number are the same removal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NodeRemoval {
+    /// The list that the agent's folder keeps.
+    #[schema(value_type = String)]
+    pub list: String,
+    /// Its place there, from 1.
+    pub number: u64,
+    /// What people call the agent.
+    pub agent: String,
+    /// The node.
+    pub node: String,
+    /// Where it was.
+    pub address: String,
+    /// Who removed it.
+    pub by: String,
+    /// Why.
+    pub reason: String,
+    /// Whether it was removed though it may have served.
+    pub forced: bool,
+    /// When.
+    pub at: EpochMs,
+}
+
 /// A node says to its agent where it is.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NodeAnnouncement {

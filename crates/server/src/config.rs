@@ -130,6 +130,10 @@ pub struct LimitsSection {
     pub request_seconds: Option<u64>,
     /// See [`ServerLimits::batch_keys`].
     pub batch_keys: Option<usize>,
+    /// See [`ServerLimits::connections`].
+    pub connections: Option<usize>,
+    /// See [`ServerLimits::connections_per_address`].
+    pub connections_per_address: Option<usize>,
 }
 
 /// `[[regions]]`.
@@ -199,6 +203,10 @@ pub struct ServerLimits {
     pub request_time: Duration,
     /// Keys in a batch.
     pub batch_keys: usize,
+    /// Connections at once. Further ones wait in the system's queue.
+    pub connections: usize,
+    /// Connections at once from one address beyond loopback. Further ones are closed.
+    pub connections_per_address: usize,
 }
 
 impl Default for ServerLimits {
@@ -213,6 +221,8 @@ impl Default for ServerLimits {
             watches: 256,
             request_time: Duration::from_secs(30),
             batch_keys: 10_000,
+            connections: 8_192,
+            connections_per_address: 1_024,
         }
     }
 }
@@ -232,10 +242,12 @@ impl ServerLimits {
             watches: section.watches.unwrap_or(default.watches),
             request_time: section.request_seconds.map_or(default.request_time, Duration::from_secs),
             batch_keys: section.batch_keys.unwrap_or(default.batch_keys),
+            connections: section.connections.unwrap_or(default.connections),
+            connections_per_address: section.connections_per_address.unwrap_or(default.connections_per_address),
         }
     }
 
-    fn check(&self) -> Result<(), ConfigError> {
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
         let counts = [
             ("body_bytes", self.body_bytes),
             ("manifest_bytes", self.manifest_bytes),
@@ -244,6 +256,8 @@ impl ServerLimits {
             ("uploads", self.uploads),
             ("watches", self.watches),
             ("batch_keys", self.batch_keys),
+            ("connections", self.connections),
+            ("connections_per_address", self.connections_per_address),
         ];
         for (name, value) in counts {
             if value == 0 || value > tokio::sync::Semaphore::MAX_PERMITS {
@@ -277,6 +291,12 @@ impl ServerLimits {
             ("watches", self.watches.to_string(), section.watches.is_some()),
             ("request_seconds", self.request_time.as_secs().to_string(), section.request_seconds.is_some()),
             ("batch_keys", self.batch_keys.to_string(), section.batch_keys.is_some()),
+            ("connections", self.connections.to_string(), section.connections.is_some()),
+            (
+                "connections_per_address",
+                self.connections_per_address.to_string(),
+                section.connections_per_address.is_some(),
+            ),
         ];
         rows.into_iter()
             .map(|(name, value, is_set)| {
@@ -325,13 +345,7 @@ impl ConfigFile {
     /// # Errors
     /// See [`ConfigError`].
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let failed = |reason: String| ConfigError::Read { path: path.display().to_string(), reason };
-        let length = std::fs::metadata(path).map_err(|error| failed(error.to_string()))?.len();
-        if length > FILE_BYTES_MAX {
-            return Err(failed(format!("it has {length} bytes, and a configuration has {FILE_BYTES_MAX} at most")));
-        }
-        let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
-        Self::parse(&text, &path.display().to_string())
+        Self::parse(&read_bounded(path)?, &path.display().to_string())
     }
 
     /// Parses and checks a file's text; `path` is for messages.
@@ -383,6 +397,16 @@ impl ConfigFile {
         }
         Ok(())
     }
+}
+
+/// The text of a configuration file.
+pub(crate) fn read_bounded(path: &Path) -> Result<String, ConfigError> {
+    let failed = |reason: String| ConfigError::Read { path: path.display().to_string(), reason };
+    let length = std::fs::metadata(path).map_err(|error| failed(error.to_string()))?.len();
+    if length > FILE_BYTES_MAX {
+        return Err(failed(format!("it has {length} bytes, and a configuration has {FILE_BYTES_MAX} at most")));
+    }
+    std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))
 }
 
 /// The address by which others reach a server.

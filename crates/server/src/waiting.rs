@@ -13,6 +13,7 @@ use tidegate_state::{DriverError, OpenError, State};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::config::ServerLimits;
 use crate::database;
 use crate::http::errors::ApiError;
 use crate::http::serve::{ConnectionLimits, ConnectionMetrics, Service, has_drained, serve};
@@ -43,7 +44,7 @@ pub(crate) async fn open(
     let service = Service {
         router: Router::new().route("/healthz", get(ops::health)).fallback(not_ready),
         tls,
-        limits: ConnectionLimits::default(),
+        limits: ConnectionLimits::of(&ServerLimits::from_section(&options.config.server.limits)),
         metrics: ConnectionMetrics::default(),
     };
     let mut answering = pin!(serve(meanwhile, service, closing.clone()));

@@ -4,7 +4,7 @@
 //! in is left out.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tidegate_state::{Ref, Snapshot, State, Timestamp, Transaction, TransactionError};
@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::audit::AuditRecord;
+use super::buckets::{Buckets, Who};
 use super::token::{LAST_USE, Token, TokenUse};
 
 /// A token's last use is noted this often at most.
@@ -19,6 +20,11 @@ const COARSE: Duration = Duration::from_secs(5 * 60);
 
 /// How many notes wait at most, and how many one transaction takes.
 const NOTES_MAX: usize = 256;
+
+/// How many refusals of one token are kept at once, and how many a second in the long run: whoever may ask nothing fills no
+/// trail.
+const REFUSALS_BURST: u32 = 20;
+const REFUSALS_PER_SECOND: f64 = 0.2;
 
 /// How long a failed write keeps the next one waiting.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -33,6 +39,8 @@ pub(crate) struct Clerk {
     notes: mpsc::Sender<Note>,
     /// When each token's last use was noted here.
     noted: Mutex<HashMap<String, Timestamp>>,
+    /// Refusals that are kept, by token.
+    refusals: Buckets,
 }
 
 impl Clerk {
@@ -46,7 +54,8 @@ impl Clerk {
                 () = write_all(state, received) => {}
             }
         });
-        (Self { notes, noted: Mutex::new(HashMap::new()) }, task)
+        let refusals = Buckets::new(REFUSALS_PER_SECOND, REFUSALS_BURST, Instant::now());
+        (Self { notes, noted: Mutex::new(HashMap::new()), refusals }, task)
     }
 
     /// Notes that a token was used, if that was not noted lately.
@@ -64,6 +73,11 @@ impl Clerk {
         if stored.is_none() && self.notes.try_send(Note::Used { token: token.to_owned(), at: now }).is_err() {
             noted.remove(token);
         }
+    }
+
+    /// Whether one more refusal of this token's is kept, where its role or what it is for forbids what it asks.
+    pub(super) fn has_room_for_refusal(&self, token: &str) -> bool {
+        self.refusals.take(Who::Token(token.to_owned()), Instant::now()).is_ok()
     }
 
     /// Notes what was refused. False if there was no room.

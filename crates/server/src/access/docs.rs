@@ -8,7 +8,6 @@ use tidegate_api::{Role, Setting};
 use super::config::{AccessSection, Authentication, TlsSection};
 use super::table::{Process, Rule, TABLE, Who};
 use crate::config::{LimitsSection, ServerLimits};
-use crate::http::serve::ConnectionLimits;
 
 /// Set to write the page instead of comparing it.
 const WRITE: &str = "TIDEGATE_WRITE_DOCS";
@@ -35,7 +34,8 @@ A session of the page (signing in with a token) reads what its token may read, a
 ## Routes of a server
 
 ● may ask it, ◐ may ask it about what is its own. *Open* needs no token. Routes marked ✎ go into the audit trail
-(`tidegate audit`).
+(`tidegate audit`), also where a token may not ask them: with what was to be made or changed, about twenty such entries of
+one token at once and one more every five seconds. What shows no token that holds is counted only.
 
 | route | viewer | operator | admin | team | reader | region | what is its own |
 |---|---|---|---|---|---|---|---|
@@ -62,10 +62,11 @@ const LIMITS_HEAD: &str = "
 ## Limits
 
 Each is a setting of the file that `--config` names, by this name (`server.limits.reads` is `reads` under
-`[server.limits]`). `tidegate config show` says which are in force. Agents and nodes have the defaults.
+`[server.limits]`). `tidegate config show` says which of a server are in force. Agents and nodes take such a file, too, with
+these two sections alone (`tidegate agent --config FILE`, `tidegate node --config FILE`); they have the limits that are marked.
 
-| setting | default | what it bounds |
-|---|---|---|
+| setting | default | of agents and nodes | what it bounds |
+|---|---|---|---|
 ";
 
 const LIMITS: &[(&str, &str)] = &[
@@ -78,6 +79,8 @@ const LIMITS: &[(&str, &str)] = &[
     ("server.limits.watches", "open watch streams"),
     ("server.limits.request_seconds", "seconds that a request may take; parts and watches have a limit on silence"),
     ("server.limits.batch_keys", "keys in a batch"),
+    ("server.limits.connections", "connections at once; further ones wait"),
+    ("server.limits.connections_per_address", "connections from one address beyond loopback; further ones are closed"),
     ("access.limits.requests_per_second", "requests of one token, or one address, in the long run (429 beyond)"),
     ("access.limits.requests_burst", "how many of these may come at once"),
     ("access.limits.look_ups_per_second", "look-ups of one token, or one address, in the long run"),
@@ -110,14 +113,11 @@ fn render() -> String {
     let defaults = defaults();
     for (name, meaning) in LIMITS {
         let value = defaults.get(*name).map_or("?", |setting| &setting.value);
-        let _ = writeln!(text, "| `{name}` | {value} | {meaning} |");
+        let is_everywhere =
+            name.strip_prefix("server.limits.").is_none_or(|name| crate::agent::LIMIT_NAMES.contains(&name));
+        let mark = if is_everywhere { "●" } else { "" };
+        let _ = writeln!(text, "| `{name}` | {value} | {mark} | {meaning} |");
     }
-    let ConnectionLimits { connections, connections_per_address, .. } = ConnectionLimits::default();
-    let _ = writeln!(
-        text,
-        "\nBesides, a server has at most {connections} connections, and {connections_per_address} from one address beyond \
-         loopback."
-    );
     text
 }
 

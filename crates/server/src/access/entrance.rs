@@ -33,7 +33,7 @@ pub(super) fn rule_of(rules: &[&'static Rule], method: &Method) -> Option<&'stat
     rules.iter().copied().find(|rule| rule.method.eq_ignore_ascii_case(method.as_str()))
 }
 
-/// Who asks, if they may ask now and their role may ask this. Whoever is refused has asked all the same: it counts.
+/// Who asks, if they may ask now and their role may ask this.
 pub(super) async fn identify(
     process: &impl Guarded,
     rule: &'static Rule,
@@ -42,27 +42,41 @@ pub(super) async fn identify(
     is_reading: bool,
     peer: Option<IpAddr>,
 ) -> Result<Caller, Refusal> {
+    let caller = who_asks(process, rule, is_look_up, headers, is_reading, peer).await?;
+    check_role(process, rule, &caller)?;
+    Ok(caller)
+}
+
+/// Who asks, if they may ask now. Whoever is refused has asked all the same: it counts.
+pub(super) async fn who_asks(
+    process: &impl Guarded,
+    rule: &'static Rule,
+    is_look_up: bool,
+    headers: &HeaderMap,
+    is_reading: bool,
+    peer: Option<IpAddr>,
+) -> Result<Caller, Refusal> {
     let door = process.door();
-    let Who::Roles(roles) = rule.who else { return admit(door, is_look_up, Caller::Anyone, peer) };
-    if !process.asks(rule) {
-        return admit(door, is_look_up, Caller::Anyone, peer);
-    }
-    let bearer = match process.bearer(headers, is_reading).await {
-        Ok(bearer) => bearer,
-        Err(refusal) => {
-            return Err(match peer {
+    if matches!(rule.who, Who::Roles(_)) && process.asks(rule) {
+        return match process.bearer(headers, is_reading).await {
+            Ok(bearer) => admit(door, is_look_up, Caller::Bearer(bearer), peer),
+            Err(refusal) => Err(match peer {
                 Some(peer) if refusal.is_wrong_token() => door.wrong_token(peer, refusal),
                 _ => admit(door, is_look_up, Caller::Anyone, peer).err().unwrap_or(refusal),
-            });
-        }
-    };
-    let caller = admit(door, is_look_up, Caller::Bearer(bearer.clone()), peer)?;
-    if !roles.contains(&bearer.role) {
-        let Bearer { name, role, .. } = bearer;
-        return Err(Refusal::Role { name, role, needed: roles });
+            }),
+        };
     }
-    process.used(&bearer);
-    Ok(caller)
+    admit(door, is_look_up, Caller::Anyone, peer)
+}
+
+/// Whether the role of who asks may ask this.
+pub(super) fn check_role(process: &impl Guarded, rule: &'static Rule, caller: &Caller) -> Result<(), Refusal> {
+    let (Who::Roles(roles), Some(bearer)) = (&rule.who, caller.bearer()) else { return Ok(()) };
+    if !roles.contains(&bearer.role) {
+        return Err(Refusal::Role { name: bearer.name.clone(), role: bearer.role, needed: roles });
+    }
+    process.used(bearer);
+    Ok(())
 }
 
 /// Counts the request against its caller's limit. Programs of the same machine that show no token have none: there is nobody

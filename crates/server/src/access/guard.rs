@@ -14,10 +14,10 @@ use tidegate_state::{Snapshot, TransactionError};
 use super::Door;
 use super::audit::AuditEntry;
 use super::caller::{Bearer, Caller, bearer_of, claimed_name};
-use super::entrance::{Guarded, identify, rule_of};
+use super::entrance::{Guarded, check_role, rule_of, who_asks};
 use super::refusal::Refusal;
-use super::subject::{Subject, is_of_team};
-use super::table::{CONFIRM_SET_BACK, Rule, Scope};
+use super::subject::{self, Subject, is_of_team};
+use super::table::{CONFIRM_SET_BACK, Rule};
 use super::token::Token;
 use crate::app::App;
 use crate::http::errors::ApiError;
@@ -121,7 +121,10 @@ async fn enter(gate: &Gate, rule: &'static Rule, request: Request) -> Result<(Re
     let app = &gate.app;
     let peer = request.extensions().get::<Peer>().map(|peer| peer.0.ip());
     let is_reading = request.method().is_safe();
-    let caller = identify(app, rule, gate.is_look_up, request.headers(), is_reading, peer).await?;
+    let caller = who_asks(app, rule, gate.is_look_up, request.headers(), is_reading, peer).await?;
+    if let Err(refusal) = check_role(app, rule, &caller) {
+        return Err(turned_away(app, rule, &caller, request, refusal).await);
+    }
     let is_scoped = caller.bearer().is_some_and(|bearer| matches!(bearer.role, Role::Team | Role::Region));
     let (mut parts, body) = request.into_parts();
     // What it is about decides nothing for the others, and look-ups are many.
@@ -133,8 +136,8 @@ async fn enter(gate: &Gate, rule: &'static Rule, request: Request) -> Result<(Re
         Subject::default()
     };
     let mut request = Request::from_parts(parts, body);
-    if matches!(rule.scope, Scope::NewStore | Scope::NewPush | Scope::StoreSettings) && (is_scoped || rule.recorded) {
-        let read = with_body(subject.clone(), request).await?;
+    if subject::is_in_body(rule) && (is_scoped || rule.recorded) {
+        let read = with_body(subject.clone(), rule, request).await?;
         request = read.0;
         match read.1 {
             Ok(named) => subject = named,
@@ -147,8 +150,14 @@ async fn enter(gate: &Gate, rule: &'static Rule, request: Request) -> Result<(Re
         // Another server may have made it just now. What is still not there is for the route to refuse.
         app.look_again().await;
     }
-    if let Some(bearer) = caller.bearer() {
-        subject.check(rule, bearer, &app.state().snapshot())?;
+    if let Some(bearer) = caller.bearer()
+        && let Err(refusal) = subject.check(rule, bearer, &app.state().snapshot())
+    {
+        if keeps_refusal(app, rule, &caller) {
+            let entry = entry_of(app, rule, &caller, &subject, &request);
+            note_refused(app, &entry, StatusCode::FORBIDDEN);
+        }
+        return Err(refusal.into());
     }
     if rule.recorded
         && rule.path != CONFIRM_SET_BACK
@@ -157,18 +166,56 @@ async fn enter(gate: &Gate, rule: &'static Rule, request: Request) -> Result<(Re
         // Said here for all of them, before a handler has done anything beside the state.
         return Err(Stopped::Unread(ApiError::set_back("Nothing can be changed.", why)));
     }
-    let entry = rule.recorded.then(|| {
-        let snapshot = app.state().snapshot();
-        let bearer = caller.bearer();
-        let user = bearer.map_or_else(|| claimed_name(request.headers()), |bearer| bearer.name.clone());
-        let id = request.extensions().get::<RequestId>().map_or_else(String::new, |id| id.as_str().to_owned());
-        let store = subject.store(rule, &snapshot);
-        let named = subject.named(rule);
-        Arc::new(AuditEntry::new(rule, bearer, user, id, request.uri().path(), store, named))
-    });
+    let entry = rule.recorded.then(|| Arc::new(entry_of(app, rule, &caller, &subject, &request)));
     let asked = Asked { caller, entry, rule, subject: Arc::new(subject) };
     request.extensions_mut().insert(asked.clone());
     Ok((request, asked))
+}
+
+/// The entry of the audit trail for a request.
+fn entry_of(app: &App, rule: &'static Rule, caller: &Caller, subject: &Subject, request: &Request) -> AuditEntry {
+    let snapshot = app.state().snapshot();
+    let bearer = caller.bearer();
+    let user = bearer.map_or_else(|| claimed_name(request.headers()), |bearer| bearer.name.clone());
+    let id = request.extensions().get::<RequestId>().map_or_else(String::new, |id| id.as_str().to_owned());
+    let store = subject.store(rule, &snapshot);
+    let entry = AuditEntry::new(rule, bearer, user, id, request.uri().path(), store, subject.named(rule));
+    entry.with_asked_for(subject.asked_for())
+}
+
+/// Writes down what the bearer of a token wanted to change whose role may not, as far as there is room.
+async fn turned_away(app: &App, rule: &'static Rule, caller: &Caller, request: Request, refusal: Refusal) -> Stopped {
+    if !keeps_refusal(app, rule, caller) {
+        return refusal.into();
+    }
+    let (mut parts, body) = request.into_parts();
+    let path = RawPathParams::from_request_parts(&mut parts, &()).await.ok();
+    let mut subject = Subject::of_address(path.as_ref(), &parts.uri);
+    if subject::is_in_body(rule) {
+        // Where the body can't be read, what it names is not known; that it was refused is.
+        let read = with_body(subject.clone(), rule, Request::from_parts(parts.clone(), body)).await;
+        subject = read.ok().and_then(|(_, named)| named.ok()).unwrap_or(subject);
+    }
+    let request = Request::from_parts(parts, Body::empty());
+    note_refused(app, &entry_of(app, rule, caller, &subject, &request), StatusCode::FORBIDDEN);
+    refusal.into()
+}
+
+/// Whether what this caller may not change is written down.
+fn keeps_refusal(app: &App, rule: &Rule, caller: &Caller) -> bool {
+    let Some(bearer) = caller.bearer().filter(|_| rule.recorded) else { return false };
+    let has_room = app.access().clerk.has_room_for_refusal(&bearer.token);
+    if !has_room {
+        app.access().door.metrics.left_out.inc();
+    }
+    has_room
+}
+
+fn note_refused(app: &App, entry: &AuditEntry, status: StatusCode) {
+    let record = entry.record(app.state().now(), AuditOutcome::Refused, Some(status.as_u16()));
+    if !app.access().clerk.refused(record) {
+        app.access().door.metrics.left_out.inc();
+    }
 }
 
 /// Whether a newer snapshot would make no difference. What is somebody else's is no different from what is not there, so that
@@ -192,11 +239,15 @@ impl Guarded for App {
 }
 
 /// Reads the body for what it names, and puts it back.
-async fn with_body(subject: Subject, request: Request) -> Result<(Request, Result<Subject, ApiError>), Stopped> {
+async fn with_body(
+    subject: Subject,
+    rule: &Rule,
+    request: Request,
+) -> Result<(Request, Result<Subject, ApiError>), Stopped> {
     let (parts, body) = request.into_parts();
     // Within the limits that the route has for whoever reads it.
     let bytes = read(Request::from_parts(parts.clone(), body), &()).await.map_err(Stopped::Unread)?;
-    let subject = subject.with_body(&bytes);
+    let subject = subject.with_body(rule, &bytes);
     Ok((Request::from_parts(parts, Body::from(bytes)), subject))
 }
 

@@ -29,7 +29,7 @@
 //! - A secret is compared in constant time, and whether a token exists shows in nothing but the time of a look-up in a map.
 //! - A session of the page only reads: no cookie ever authorises a change, so that no page of another site can make one.
 //! - Reading writes nothing: when a token was used last is noted every few minutes at most, beside the token.
-//! - What a refused caller does is counted, and not recorded.
+//! - Who shows no token that holds is counted, and not recorded. Of what the bearer of a token may not change a few are.
 
 mod artifacts;
 mod audit;
@@ -56,7 +56,7 @@ mod tokens;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-pub(crate) use audit::{AuditEntry, AuditRecord};
+pub(crate) use audit::{AuditEntry, AuditRecord, record_removal};
 pub(crate) use buckets::{Buckets, Who};
 pub(crate) use caller::{Bearer, Caller, bearer_of_text, claimed_name};
 pub(crate) use clerk::Clerk;

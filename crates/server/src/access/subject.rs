@@ -11,7 +11,7 @@ use tidegate_rollout::entities::{PushName, Region, Store};
 use tidegate_state::{Entity, Path as TreePath, Ref, Root, Snapshot};
 
 use super::artifacts;
-use super::audit::of_address;
+use super::audit::{Asked, asked_for, of_address};
 use super::caller::Bearer;
 use super::refusal::Refusal;
 use super::table::{Rule, Scope};
@@ -24,6 +24,8 @@ pub(super) struct Subject {
     path: Vec<(String, String)>,
     query: Parameters,
     body: Named,
+    /// What it would make, for the audit trail alone.
+    asked_for: Vec<AuditEntity>,
 }
 
 /// The parameters of the address that name something.
@@ -48,6 +50,20 @@ struct NamedSettings {
     team: Option<String>,
 }
 
+/// Whether a request's body says what it is about.
+pub(super) fn is_in_body(rule: &Rule) -> bool {
+    matches!(rule.scope, Scope::NewStore | Scope::NewPush | Scope::StoreSettings) || made_by(rule).is_some()
+}
+
+/// What a route makes of which only the body says what it is.
+fn made_by(rule: &Rule) -> Option<Asked> {
+    match (rule.method, rule.path) {
+        ("post", "/v1/tokens") => Some(Asked::Token),
+        ("post", "/v1/freezes") => Some(Asked::Freeze),
+        _ => None,
+    }
+}
+
 impl Subject {
     /// Reads what the address says. What can't be read names nothing; the route itself says so.
     pub(super) fn of_address(path: Option<&RawPathParams>, uri: &axum::http::Uri) -> Self {
@@ -57,12 +73,18 @@ impl Subject {
             path: path.map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
             query: query.map(|query| query.0).unwrap_or_default(),
             body: Named::default(),
+            asked_for: Vec::new(),
         }
     }
 
     /// Adds what the body says. A field that stands there twice is an error, here as in the route itself, so that both read
     /// the same.
-    pub(super) fn with_body(mut self, body: &Bytes) -> Result<Self, ApiError> {
+    pub(super) fn with_body(mut self, rule: &Rule, body: &Bytes) -> Result<Self, ApiError> {
+        if let Some(kind) = made_by(rule) {
+            // It decides nothing: what can't be read is for the route to refuse.
+            self.asked_for = asked_for(kind, body);
+            return Ok(self);
+        }
         self.body = parse_json(body)?;
         Ok(self)
     }
@@ -109,6 +131,11 @@ impl Subject {
     pub(super) fn named(&self, rule: &Rule) -> Vec<AuditEntity> {
         let push = self.body.id.as_deref().filter(|_| rule.scope == Scope::NewPush);
         of_address(&self.path, push)
+    }
+
+    /// What it would make that has no id in the address, for the audit trail where nothing was made.
+    pub(super) fn asked_for(&self) -> Vec<AuditEntity> {
+        self.asked_for.clone()
     }
 
     /// Whether it is about what is the bearer's.
@@ -248,7 +275,8 @@ mod tests {
 
     #[test]
     fn a_body_that_names_a_thing_twice_names_nothing() {
-        let body = |text: &'static str| Subject::default().with_body(&Bytes::from_static(text.as_bytes()));
+        let start_push = crate::access::table::rule("post", "/v1/pushes").unwrap();
+        let body = |text: &'static str| Subject::default().with_body(start_push, &Bytes::from_static(text.as_bytes()));
         assert_eq!(body(r#"{"store": "a", "id": "p"}"#).unwrap().body.store.as_deref(), Some("a"));
         assert!(body(r#"{"store": "a", "store": "b"}"#).is_err());
         assert!(body(r#"{"settings": {"team": "a", "team": "b"}}"#).is_err());

@@ -197,6 +197,7 @@ pub const TABLE: &[Rule] = &[
     shows("get", "/v1/regions/{region}/agent/watch", HOSTS_A_REGION, Scope::Region),
     shows("put", "/v1/regions/{region}/agent/reports/{store}", HOSTS_A_REGION, Scope::Region),
     shows("delete", "/v1/regions/{region}/agent/reports/{store}", HOSTS_A_REGION, Scope::Region),
+    shows("post", "/v1/regions/{region}/agent/removals", HOSTS_A_REGION, Scope::Region),
     shows("get", "/v1/regions/{region}/agent/access", HOSTS_A_REGION, Scope::Region),
     // An agent has its region's copies alone.
     shows("get", "/v1/artifacts/{artifact}/{file}", HOSTS_A_REGION, Scope::Artifact).at(SERVER_AND_AGENT),
@@ -322,6 +323,7 @@ mod tests {
                 ("get", "/v1/regions/{region}/agent/watch"),
                 ("put", "/v1/regions/{region}/agent/reports/{store}"),
                 ("delete", "/v1/regions/{region}/agent/reports/{store}"),
+                ("post", "/v1/regions/{region}/agent/removals"),
                 ("get", "/v1/regions/{region}/agent/access"),
                 ("get", "/v1/artifacts/{artifact}/{file}"),
                 ("get", "/v1/artifact-store"),

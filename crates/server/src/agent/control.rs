@@ -21,8 +21,10 @@ use tidegate_rollout::region::host::HostedRegion;
 use tidegate_rollout::region::pin::{PinRefused, PinRequest, Pins};
 use tidegate_rollout::region::remote::RemoteError;
 use tidegate_rollout::region::{RemoteClient, RemoteOptions, TokenFile};
+use tidegate_state::{Clock, SystemClock, Timestamp};
 
 use super::nodes::{Nodes, NotRemoved};
+use super::removals::{Removals, Removed};
 use super::{AgentApp, AgentStartError, LOCK_FILE, offline, secret};
 use crate::access::region::{RegionGate, Secret, region_guard};
 use crate::access::table::Process;
@@ -32,6 +34,7 @@ use crate::http::errors::{ApiError, ApiResult, NOTHING_CHANGED};
 use crate::http::extract::{Body, Path, Query};
 use crate::http::guard::{self, Hosts};
 use crate::routes::{Group, Route, Unruled, assemble};
+use crate::views::ms;
 use crate::views::region::{past_pin_view, pin_view};
 
 /// The control port's address, in the agent's data folder.
@@ -116,13 +119,14 @@ async fn take_removal(
     Path(node): Path<String>,
     Query(removal): Query<NodeRemoval>,
 ) -> ApiResult<Json<NodeRemoved>> {
-    let removed = let_go(&app.0.hosted, &app.0.nodes, &node, removal).await;
+    let removed = let_go(&app.0.hosted, &app.0.nodes, (&app.0.removals, app.0.clock.now()), &node, removal).await;
     removed.map(Json).map_err(|body| refused(*body))
 }
 
 async fn let_go(
     region: &HostedRegion,
     nodes: &Nodes,
+    (removals, now): (&Removals, Timestamp),
     node: &str,
     removal: NodeRemoval,
 ) -> Result<NodeRemoved, Box<ErrorBody>> {
@@ -135,8 +139,17 @@ async fn let_go(
         let to_do = "Start the agent with fewer of them (`--nodes`).";
         return Err(not_removed(region, node, why, NOTHING_CHANGED, to_do));
     }
-    let (taken, name, force) = (nodes.clone(), node.to_owned(), removal.force);
-    let removed = tokio::task::spawn_blocking(move || taken.remove(&name, force, Instant::now())).await;
+    let (taken, kept, order, name) = (nodes.clone(), removals.clone(), removal.clone(), node.to_owned());
+    let removed = tokio::task::spawn_blocking(move || {
+        let (address, was_heard) = taken.remove(&name, order.force, Instant::now())?;
+        let removed = Removed::new(&name, &address, ms(now));
+        let NodeRemoval { by, reason, force: forced } = order;
+        if let Err(error) = kept.add(Removed { by, reason, forced, ..removed }) {
+            tracing::error!(node = name, %error, "that the node was removed could not be kept on the disk: the audit trail will not have it");
+        }
+        Ok((address, was_heard))
+    });
+    let removed = removed.await;
     let removed =
         removed.map_err(|error| not_removed(region, node, &error.to_string(), NOTHING_CHANGED, "Try again."))?;
     let (address, was_heard) = removed.map_err(|error| match error {
@@ -165,7 +178,7 @@ async fn let_go(
         address,
         by = removal.by,
         reason = removal.reason,
-        forced = force,
+        forced = removal.force,
         "a node was removed"
     );
     Ok(NodeRemoved {
@@ -333,7 +346,8 @@ pub async fn remove_node(data: &FilePath, node: &str, removal: NodeRemoval) -> R
         }
     }
     let agent = offline(data).await?;
-    let removed = let_go(&agent.region, &agent.nodes, node, removal).await.map_err(ControlError::Refused);
+    let kept = (&agent.removals, SystemClock.now());
+    let removed = let_go(&agent.region, &agent.nodes, kept, node, removal).await.map_err(ControlError::Refused);
     agent.stop().await;
     removed
 }

@@ -10,8 +10,11 @@
 //! | `admission` | whether the control plane lets it host its region |
 //! | `nodes` | nodes that are processes of their own |
 //! | `service` | where it listens, with which certificate, and for whom |
+//! | `limits` | what it takes of those who ask, and the file that says so |
 //! | `news` | who may ask it: news of tokens |
+//! | `removals` | nodes that were removed on this machine, until the control plane has heard of it |
 //! | `secret` | secrets that are drawn at a start |
+//! | `source` | whether the artifact store that it reads from is known to be the installation's |
 //! | `control` | break glass: pins, through the running agent or on its folder |
 //! | `offline` | an agent that nobody is connected to, for orders while none runs |
 //!
@@ -39,11 +42,12 @@ use tidegate_rollout::region::{
     AgentLimits, HttpLink, HttpLinkOptions, RegionHost, RegionLink, RemoteArtifacts, RemoteClient, RemoteOptions,
     TokenFile,
 };
+use tidegate_state::Clock;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::access::config::{AccessLimits, Authentication, TlsSection};
+use crate::access::config::{Authentication, TlsSection};
 use crate::access::region::RegionGuard;
 use crate::access::{AccessMetrics, Door, Exposed, Exposure};
 use crate::config::check_region_name;
@@ -56,22 +60,30 @@ use crate::routes::Unruled;
 
 mod admission;
 mod control;
+mod limits;
 mod news;
 mod nodes;
 mod offline;
+mod removals;
 mod routes;
 pub(crate) mod secret;
 pub(crate) mod service;
+mod source;
 
 use admission::{Admission, Answer};
 #[cfg(test)]
 pub(crate) use control::routes as order_routes;
 pub use control::{ControlError, NodeRemoval, pin_version, pins, remove_node, unpin};
+#[cfg(test)]
+pub(crate) use limits::NAMES as LIMIT_NAMES;
+pub use limits::ServiceLimits;
 use nodes::Nodes;
 use offline::{AgentFile, offline};
+use removals::Removals;
 #[cfg(test)]
 pub(crate) use routes::all as routes;
 use service::{Listening, Serving};
+use source::Source;
 
 /// Where an agent listens if nobody says.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:7610";
@@ -102,6 +114,8 @@ pub struct AgentSetup {
     pub listen: SocketAddr,
     /// What makes it listen beyond loopback.
     pub exposure: Exposure,
+    /// What protects it from more than it can take.
+    pub limits: ServiceLimits,
     /// Its certificate and key; absent: it speaks plain HTTP.
     pub tls: TlsSection,
     /// Where others reach the agent, if that is not where it listens.
@@ -125,6 +139,7 @@ impl AgentSetup {
             data: data.into(),
             listen: DEFAULT_LISTEN.parse().expect("a constant address"),
             exposure: Exposure::default(),
+            limits: ServiceLimits::default(),
             tls: TlsSection::default(),
             advertise: None,
             name: None,
@@ -204,6 +219,10 @@ pub struct AgentHandle {
     controlling: JoinHandle<io::Result<()>>,
     /// Asks for news of tokens.
     following: JoinHandle<()>,
+    /// Tells of nodes that were removed.
+    reporting: JoinHandle<()>,
+    /// Asks how the artifact store is.
+    looking: JoinHandle<()>,
     /// To be asked further, if nobody has answered yet.
     admission: Option<Admission>,
     _lock: File,
@@ -230,7 +249,14 @@ struct Inner {
     /// The region's own copies, from which its nodes load.
     artifacts: ArtifactStore,
     downloads: Room,
+    /// The store that the region's artifacts come from.
+    source: Source,
+    limits: ServiceLimits,
     guard: RegionGuard,
+    /// What was removed on this machine and is still to be told.
+    removals: Removals,
+    /// The control plane's clock, as far as it is known.
+    clock: Arc<dyn Clock>,
 }
 
 /// Starts agents.
@@ -275,9 +301,13 @@ impl Agent {
         let failed = closing.clone().drop_guard();
         let (address, url) = (opened.address, opened.url());
         let router = routes::router(app.clone(), opened.hosts()).map_err(unruled)?;
-        let serving = opened.serve(router, app.0.connections.clone(), tls_metrics, &closing)?;
+        let serving = opened.serve(router, app.0.connections.clone(), tls_metrics, &setup.limits.service, &closing)?;
         let controlling = control(&setup, app.clone()).await?;
         let guard = app.0.guard.clone();
+        let told = (setup.region.clone(), setup.name.clone().unwrap_or_else(machine_name));
+        let reporting = removals::report(app.0.removals.clone(), told, client.clone(), closing.clone());
+        let reporting = tokio::spawn(reporting);
+        let looking = tokio::spawn(source::follow(app.clone(), client.clone(), closing.clone()));
         let (region, stop) = (setup.region.clone(), closing.clone());
         let following = tokio::spawn(async move {
             // Where nobody is asked for a token there is nothing to know.
@@ -287,7 +317,19 @@ impl Agent {
         });
         tracing::info!(region = setup.region, %address, data = %setup.data.display(), "the agent serves");
         failed.disarm();
-        Ok(AgentHandle { address, app, closing, url, serving, controlling, following, admission, _lock: lock })
+        Ok(AgentHandle {
+            address,
+            app,
+            closing,
+            url,
+            serving,
+            controlling,
+            following,
+            reporting,
+            looking,
+            admission,
+            _lock: lock,
+        })
     }
 }
 
@@ -328,6 +370,8 @@ impl AgentHandle {
         self.controlling.abort();
         // It ends by the token too; a panic in it was logged where it happened.
         let _ = (&mut self.following).await;
+        let _ = (&mut self.reporting).await;
+        let _ = (&mut self.looking).await;
         self.app.0.host.stop().await;
     }
 }
@@ -338,6 +382,8 @@ impl Drop for AgentHandle {
         self.serving.abort();
         self.controlling.abort();
         self.following.abort();
+        self.reporting.abort();
+        self.looking.abort();
     }
 }
 
@@ -404,11 +450,13 @@ async fn host(
     let connections = ConnectionMetrics::register(&mut metrics);
     options.metrics.register(&mut metrics);
     let clock = link.clock();
-    let door = Door::new(authentication, &AccessLimits::default(), AccessMetrics::register(&mut metrics));
+    let door = Door::new(authentication, &setup.limits.access, AccessMetrics::register(&mut metrics));
     let guard = RegionGuard::open(&setup.data, door, token, Arc::clone(&clock)).map_err(kept)?;
+    let from = Source::register(&mut metrics);
+    let removals = Removals::open(&setup.data).map_err(kept)?;
     let links = Arc::new(move |_: &str| Ok(Arc::new(link.clone()) as Arc<dyn RegionLink>));
     let region = RegionSetup { name: setup.region.clone(), nodes: setup.nodes, shares_source: false };
-    let host = RegionHost::start_linked(links, clock, options, [region]).await?;
+    let host = RegionHost::start_linked(links, Arc::clone(&clock), options, [region]).await?;
     let hosted = host.hosted(&setup.region).expect("it was started just now");
     Ok(AgentApp(Arc::new(Inner {
         region: setup.region.clone(),
@@ -420,7 +468,11 @@ async fn host(
         connections,
         nodes,
         downloads: Room::new("downloads", DOWNLOADS_MAX, Duration::MAX),
+        source: from,
+        limits: setup.limits.clone(),
         guard,
+        removals,
+        clock,
     })))
 }
 

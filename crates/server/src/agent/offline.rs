@@ -18,6 +18,7 @@ use tidegate_rollout::region::{RegionHost, RegionLink, Standing};
 use tidegate_state::SystemClock;
 
 use super::nodes::Nodes;
+use super::removals::Removals;
 use super::{AgentSetup, AgentStartError, LOCK_FILE};
 use crate::data_folder::{self, write_private};
 
@@ -70,6 +71,7 @@ pub(super) struct OfflineAgent {
     host: RegionHost,
     pub(super) region: Arc<HostedRegion>,
     pub(super) nodes: Nodes,
+    pub(super) removals: Removals,
     _lock: File,
 }
 
@@ -91,6 +93,7 @@ pub(super) async fn offline(data: &Path) -> Result<OfflineAgent, AgentStartError
     let lock = data_folder::take(data, LOCK_FILE)?;
     let nowhere = ArtifactStore::new(Arc::new(object_store::memory::InMemory::new()));
     let nodes = Nodes::open(data, http_client(file.trusted.as_deref())?, None).map_err(failed)?;
+    let removals = Removals::open(data).map_err(failed)?;
     let mut options = HostOptions::new(data.join("regions"), nowhere);
     options.token = nodes.token();
     options.more_nodes = nodes.known();
@@ -101,7 +104,7 @@ pub(super) async fn offline(data: &Path) -> Result<OfflineAgent, AgentStartError
     // It does not take long to find out that nobody is there.
     let mut standing = region.agent().standing();
     let _ = standing.wait_for(|standing| !matches!(standing, Standing::Starting)).await;
-    Ok(OfflineAgent { host, region, nodes, _lock: lock })
+    Ok(OfflineAgent { host, region, nodes, removals, _lock: lock })
 }
 
 /// A link to nobody.

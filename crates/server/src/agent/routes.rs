@@ -13,7 +13,6 @@ use tidegate_rollout::region::Standing;
 use super::{AgentApp, nodes};
 use crate::access::region::{RegionGate, region_guard};
 use crate::access::table::Process;
-use crate::config::ServerLimits;
 use crate::http::errors::{ApiError, ApiResult, NOTHING_CHANGED};
 use crate::http::extract::{Body, Path, Query};
 use crate::http::guard::{self, Hosts};
@@ -40,7 +39,7 @@ pub(crate) fn all() -> Vec<Route<AgentApp>> {
 /// A route without a rule.
 pub(super) fn router(app: AgentApp, hosts: Arc<Hosts>) -> Result<Router, Unruled> {
     let region = app.0.guard.clone();
-    let routes = assemble(Process::Agent, all(), &ServerLimits::default(), |route, rules, is_look_up| {
+    let routes = assemble(Process::Agent, all(), &app.0.limits.service, |route, rules, is_look_up| {
         let gate = RegionGate { guard: region.clone(), rules, is_look_up, secret: None };
         route.layer(from_fn_with_state(gate, region_guard))
     })?;
@@ -71,7 +70,7 @@ async fn batch(
     Body(request): Body<BatchRequest>,
 ) -> ApiResult<Response> {
     let region = own_region(&app, query.region.as_deref())?;
-    reads::check_batch(&request, ServerLimits::default().batch_keys)?;
+    reads::check_batch(&request, app.0.limits.service.batch_keys)?;
     let answer = app.0.host.read_batch(region, &store, &request.keys);
     let answer = answer.map_err(|error| reads::read_failed(&store, error, None))?;
     reads::batch_answer(&request, region, &answer)
@@ -81,8 +80,15 @@ async fn batch(
 async fn ready(State(app): State<AgentApp>) -> Response {
     let standing = app.0.hosted.agent().standing().borrow().clone();
     match &standing {
-        Standing::Hosts(_) => "ready\n".into_response(),
-        Standing::Unconfirmed { .. } => format!("ready: {}\n", standing.words()).into_response(),
+        Standing::Hosts(_) | Standing::Unconfirmed { .. } => {
+            let unconfirmed = matches!(standing, Standing::Unconfirmed { .. }).then(|| standing.words());
+            let trouble = app.0.source.trouble().map(|why| format!("{why}; the region serves what it has"));
+            let said: Vec<String> = unconfirmed.into_iter().chain(trouble).collect();
+            if said.is_empty() {
+                return "ready\n".into_response();
+            }
+            format!("ready: {}\n", said.join("; ")).into_response()
+        }
         Standing::Starting => {
             ApiError::unavailable("The agent is not ready.", format!("{}.", standing.words())).into_response()
         }

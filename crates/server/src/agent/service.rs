@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::AgentStartError;
 use crate::access::config::{Authentication, TlsSection};
 use crate::access::{Exposure, region_authentication};
+use crate::config::ServerLimits;
 use crate::http::address;
 use crate::http::guard::Hosts;
 use crate::http::serve::{ConnectionLimits, ConnectionMetrics, Service, drain, serve};
@@ -107,12 +108,13 @@ impl Opened {
         router: Router,
         metrics: ConnectionMetrics,
         tls_metrics: Option<TlsMetrics>,
+        limits: &ServerLimits,
         closing: &CancellationToken,
     ) -> Result<Serving, AgentStartError> {
         let tls = self.certificate.as_ref().map(Certificate::acceptor).transpose()?;
         let certificate = self.certificate.zip(tls_metrics);
         let certificate = certificate.map(|(kept, metrics)| tokio::spawn(kept.keep(metrics, closing.clone())));
-        let service = Service { router, tls, limits: ConnectionLimits::default(), metrics };
+        let service = Service { router, tls, limits: ConnectionLimits::of(limits), metrics };
         let serving = tokio::spawn(serve(self.listener, service, closing.clone()));
         Ok(Serving { serving, certificate })
     }

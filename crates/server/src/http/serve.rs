@@ -22,6 +22,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::converse::converse;
+use crate::config::ServerLimits;
 
 /// What protects a server from those who connect to it.
 #[derive(Clone, Copy, Debug)]
@@ -39,15 +40,22 @@ pub(crate) struct ConnectionLimits {
     pub(crate) stalled: Duration,
 }
 
-impl Default for ConnectionLimits {
-    fn default() -> Self {
+impl ConnectionLimits {
+    /// Those that can be set as they are set, and the others as they are always.
+    pub(crate) fn of(limits: &ServerLimits) -> Self {
         Self {
-            connections: 8_192,
-            connections_per_address: 1_024,
+            connections: limits.connections,
+            connections_per_address: limits.connections_per_address,
             handshake: Duration::from_secs(10),
             head: Duration::from_secs(30),
             stalled: Duration::from_secs(60),
         }
+    }
+}
+
+impl Default for ConnectionLimits {
+    fn default() -> Self {
+        Self::of(&ServerLimits::default())
     }
 }
 

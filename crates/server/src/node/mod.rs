@@ -38,11 +38,11 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::access::config::{AccessLimits, Authentication, TlsSection};
+use crate::access::config::{Authentication, TlsSection};
 use crate::access::region::RegionGuard;
 use crate::access::{AccessMetrics, Door, Exposure};
 use crate::agent::service::{Listening, Serving};
-use crate::agent::{AgentStartError, secret, unruled};
+use crate::agent::{AgentStartError, ServiceLimits, secret, unruled};
 use crate::data_folder::{self, write_private};
 use crate::http::metrics::HttpMetrics;
 use crate::http::serve::ConnectionMetrics;
@@ -80,6 +80,8 @@ pub struct NodeSetup {
     pub listen: SocketAddr,
     /// What makes it listen beyond loopback.
     pub exposure: Exposure,
+    /// What protects it from more than it can take.
+    pub limits: ServiceLimits,
     /// Its certificate and key; absent: it speaks plain HTTP.
     pub tls: TlsSection,
     /// Where the agent and others reach the node, if that is not where it listens.
@@ -98,6 +100,7 @@ impl NodeSetup {
             data: data.into(),
             listen: DEFAULT_LISTEN.parse().expect("a constant address"),
             exposure: Exposure::default(),
+            limits: ServiceLimits::default(),
             tls: TlsSection::default(),
             advertise: None,
             name: name.into(),
@@ -140,6 +143,7 @@ struct Inner {
     metrics: MetricsRegistry,
     http: HttpMetrics,
     connections: ConnectionMetrics,
+    limits: ServiceLimits,
     guard: RegionGuard,
     closing: CancellationToken,
     /// Steps that go on.
@@ -186,7 +190,7 @@ impl Node {
         let failed = closing.clone().drop_guard();
         let (address, url) = (opened.address, opened.url());
         let router = routes::router(app.clone(), opened.hosts()).map_err(unruled)?;
-        let serving = opened.serve(router, app.0.connections.clone(), tls_metrics, &closing)?;
+        let serving = opened.serve(router, app.0.connections.clone(), tls_metrics, &setup.limits.service, &closing)?;
         let (told, removed) = watch::channel(None);
         let announcing = announce(app.clone(), client, advertised, setup.data.join(REGION_FILE), told);
         let announcing = tokio::spawn(announcing);
@@ -268,7 +272,7 @@ async fn open(
     let region = std::fs::read_to_string(setup.data.join(REGION_FILE)).ok();
     let http = HttpMetrics::register(&mut metrics);
     let connections = ConnectionMetrics::register(&mut metrics);
-    let door = Door::new(authentication, &AccessLimits::default(), AccessMetrics::register(&mut metrics));
+    let door = Door::new(authentication, &setup.limits.access, AccessMetrics::register(&mut metrics));
     let guard = RegionGuard::open(&setup.data, door, token, Arc::new(SystemClock)).map_err(kept)?;
     let app = NodeApp(Arc::new(Inner {
         name: setup.name.clone(),
@@ -281,6 +285,7 @@ async fn open(
         metrics,
         http,
         connections,
+        limits: setup.limits.clone(),
         guard,
         closing: CancellationToken::new(),
         steps: TaskTracker::new(),

@@ -22,7 +22,6 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::NodeApp;
 use crate::access::region::{RegionGate, Secret, region_guard};
 use crate::access::table::Process;
-use crate::config::ServerLimits;
 use crate::http::errors::{ApiError, ApiResult, NOTHING_CHANGED};
 use crate::http::extract::{Body, Path};
 use crate::http::guard::{self, Hosts};
@@ -56,7 +55,7 @@ pub(super) fn router(app: NodeApp, hosts: Arc<Hosts>) -> Result<Router, Unruled>
         whose: "that the node has told its agent",
         what_to_do: "Start the node with the address of the agent that hosts the region.",
     };
-    let routes = assemble(Process::Node, all(), &ServerLimits::default(), |route, rules, is_look_up| {
+    let routes = assemble(Process::Node, all(), &app.0.limits.service, |route, rules, is_look_up| {
         let gate = RegionGate { guard: region.clone(), rules, is_look_up, secret: Some(secret.clone()) };
         route.layer(from_fn_with_state(gate, region_guard))
     })?;
@@ -195,7 +194,7 @@ async fn batch(
     Path(store): Path<String>,
     Body(request): Body<BatchRequest>,
 ) -> ApiResult<Response> {
-    reads::check_batch(&request, ServerLimits::default().batch_keys)?;
+    reads::check_batch(&request, app.0.limits.service.batch_keys)?;
     let answer = app.0.engine.read_batch(&store, &request.keys).map_err(|error| app.not_read(&store, error))?;
     let answer = ReadBatchAnswer { values: answer.values, version: answer.version, node: app.0.name.as_str().into() };
     reads::batch_answer(&request, &app.region(), &answer)

@@ -7,18 +7,18 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde::Deserialize;
-use tidegate_api::agent::RegionAccess;
+use tidegate_api::agent::{NodeRemoval, RegionAccess};
 use tidegate_api::{ErrorBody, HostClaim, HostGrant, code};
 use tidegate_rollout::entities::{Region, Report};
 use tidegate_rollout::region::hosting::Holder;
 use tidegate_rollout::region::link::wire::WireItem;
 use tidegate_rollout::region::link::{AssignmentWatch, LinkError, LinkItem, Position, StateWatch};
 use tidegate_rollout::region::{RegionLink, StateLink};
-use tidegate_state::{Epoch, Ref, Revision};
+use tidegate_state::{Epoch, Ref, Revision, TransactionError, WriteError};
 use uuid::Uuid;
 
 use super::watch::{Cut, Sender, gone, stream};
-use crate::access::{Asked, to_region};
+use crate::access::{Asked, record_removal, to_region};
 use crate::app::App;
 use crate::http::errors::{ApiError, ApiResult, NOTHING_CHANGED};
 use crate::http::extract::{Actor, Body, Path, Query};
@@ -107,6 +107,35 @@ pub(crate) async fn remove_report(
 ) -> ApiResult<StatusCode> {
     let removed = link(&app, &actor, &region)?.report(query.holder(), &store, None).await;
     removed.map(|()| StatusCode::NO_CONTENT).map_err(|error| refused(&region, error))
+}
+
+/// Takes note of a node that was removed on its agent's machine, in the audit trail. The same one again is the same entry.
+#[utoipa::path(post, path = "/v1/regions/{region}/agent/removals", tag = "agents",
+    request_body = NodeRemoval,
+    params(("region" = String, Path, description = "The region's name")),
+    responses((status = 204, description = "It is in the audit trail"), (status = 404, body = ErrorBody),
+        (status = 422, body = ErrorBody)))]
+pub(crate) async fn removal(
+    State(app): State<App>,
+    actor: Actor,
+    Path(region): Path<String>,
+    Body(removal): Body<NodeRemoval>,
+) -> ApiResult<StatusCode> {
+    let list: Uuid = removal.list.parse().map_err(|_| {
+        ApiError::invalid("The removal is not taken.", "`list` is no UUID.", "Send what the agent's folder keeps.")
+    })?;
+    let Ok(place) = Ref::<Region>::root(region.as_str()) else { return Err(region_unknown(&app, &region)) };
+    let by = actor.clone();
+    let write = app.state().transaction().attributes(actor.attributes()).write(move |transaction| {
+        record_removal(transaction, &place, (list, &removal), (by.caller().bearer(), &by.request))
+    });
+    let is_known = write.await.map_err(|error: WriteError<TransactionError>| {
+        ApiError::unavailable("The removal can't be kept now.", format!("{error}."))
+    })?;
+    if !is_known.value {
+        return Err(region_unknown(&app, &region));
+    }
+    Ok(StatusCode::NO_CONTENT)
 }
 
 #[derive(Deserialize)]

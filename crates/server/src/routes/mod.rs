@@ -81,6 +81,7 @@ pub(crate) fn all() -> Vec<Route<App>> {
         Route::new("/v1/regions/{region}/agent/reports/{store}", Requests)
             .on("put", agent::report)
             .on("delete", agent::remove_report),
+        Route::new("/v1/regions/{region}/agent/removals", Requests).on("post", agent::removal),
         Route::new("/v1/regions/{region}/agent/access", Requests).on("get", agent::access),
         Route::new("/v1/artifacts/{artifact}/{file}", Free).on("get", artifacts::file),
         Route::new("/v1/freezes", Requests).on("get", freezes::list).on("post", freezes::set),

@@ -62,6 +62,7 @@ use crate::access::table::{Who, rule};
         agent::watch,
         agent::report,
         agent::remove_report,
+        agent::removal,
         agent::access,
         artifacts::file,
         freezes::list,

@@ -169,7 +169,7 @@ async fn open(
         tasks.push(tokio::spawn(work::begin_later(begin, app.clone(), Arc::clone(&hooks), options.clone())));
     }
     let router = routes::router(app.clone()).map_err(|unruled| StartError::Prepare(unruled.to_string()))?;
-    let limits = ConnectionLimits::default();
+    let limits = ConnectionLimits::of(&ServerLimits::from_section(&options.config.server.limits));
     let service = Service { router, tls, limits, metrics: connection_metrics };
     let serving = tokio::spawn(serve(listener, service, closing));
     failed.disarm();

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use tidegate_client::AuditQuery;
 use tidegate_client::api::PushStatus;
 use tidegate_rollout::entities::SourceStore;
+use tidegate_server::agent::{Agent, AgentSetup};
+use tidegate_server::config::RegionSection;
 use tidegate_server::{Options, Server, StartError};
 use tidegate_state::{Ref, TransactionError};
 
@@ -103,6 +105,49 @@ async fn a_server_whose_state_becomes_that_of_another_installation_writes_nothin
     world.put_all("p1", &built).await;
     world.client.complete_push("p1", &built.manifest).await.unwrap();
     world.until("p1", |state| state.status == PushStatus::Completed).await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_says_that_the_store_it_reads_from_lost_its_mark_and_serves_on() {
+    let world = World::start_with(|options| {
+        options.config.regions = vec![RegionSection { agent: true, ..RegionSection::new("b") }];
+    })
+    .await;
+    world.store().await;
+    let mut setup = AgentSetup::new("b", vec![world.url()], world.folder.path().join("agent"));
+    setup.listen = "127.0.0.1:0".parse().unwrap();
+    let agent = Agent::start(setup).await.unwrap();
+    let pushed = world.push("p1", &world.rows("one.csv", 10, "x")).await;
+    assert_eq!(pushed.state.status, PushStatus::Completed);
+    let mark = mark(&world).await;
+    let content = std::fs::read(&mark).unwrap();
+    let http = reqwest::Client::new();
+    let until_ready = async |holds: fn(&str) -> bool| {
+        let said = async {
+            loop {
+                let (status, said) = world.raw(http.get(format!("{}/readyz", agent.url()))).await;
+                assert_eq!(status, 200, "{said}");
+                let said = said.as_str().unwrap().to_owned();
+                if holds(&said) {
+                    return said;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(LIMIT, said).await.expect("the agent does not say so")
+    };
+    until_ready(|said| said == "ready\n").await;
+    std::fs::remove_file(&mark).unwrap();
+    let said = until_ready(|said| said.contains("artifact store")).await;
+    assert!(said.contains("file://") && said.contains("it has no `probe/"), "{said}");
+    let (_, metrics) = world.raw(http.get(format!("{}/metrics", agent.url()))).await;
+    assert!(metrics.as_str().unwrap().contains("artifact_store_matches 0"), "{metrics}");
+    let read = tidegate_client::Client::new(&agent.url()).unwrap().get("s", "k1", None).await.unwrap();
+    assert_eq!((read.version, read.region.as_deref()), (1, Some("b")));
+    std::fs::write(&mark, content).unwrap();
+    until_ready(|said| said == "ready\n").await;
+    agent.shutdown().await;
     world.end().await;
 }
 

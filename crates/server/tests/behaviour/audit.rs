@@ -1,6 +1,6 @@
 //! The audit trail: who changed what.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tidegate_client::AuditQuery;
@@ -70,7 +70,7 @@ async fn a_change_is_in_the_trail_with_who_made_it_whatever_the_caller_says() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_refused_is_kept_and_who_was_not_let_in_is_counted_alone() {
+async fn what_was_refused_is_kept_and_who_shows_no_token_is_counted_alone() {
     let world = World::guarded().await;
     let operator = world.client_with(&world.token("the operator", Role::Operator, None).await.secret);
     let viewer = world.client_with(&world.token("the viewer", Role::Viewer, None).await.secret);
@@ -91,10 +91,84 @@ async fn what_was_refused_is_kept_and_who_was_not_let_in_is_counted_alone() {
     let entries = tokio::time::timeout(LIMIT, both).await.unwrap();
     assert_eq!((entries[0].outcome, entries[0].status), (AuditOutcome::Refused, Some(409)));
     assert_eq!(entries[1].outcome, AuditOutcome::Done);
-    let query = AuditQuery { user: Some("the viewer".to_owned()), ..AuditQuery::default() };
-    assert!(world.client.audit(&query).await.unwrap().entries.is_empty());
+    let entries = refused(&world, "the viewer", 1).await;
+    assert_eq!((entries[0].status, entries[0].store.as_deref()), (Some(403), Some("s")));
+    let before = world.client.audit(&AuditQuery::default()).await.unwrap().entries.len();
+    let nobody = reqwest::Client::new().post(format!("{}/v1/stores", world.url())).json(&store("s"));
+    assert_eq!(world.raw(nobody).await.0, 401);
+    assert_eq!(world.client.audit(&AuditQuery::default()).await.unwrap().entries.len(), before);
     let metrics = world.client.metrics().await.unwrap();
     assert!(metrics.contains("access_refused_total{reason=\"role\"} 1"), "{metrics}");
+    world.end().await;
+}
+
+/// The entries of a user of whom everything was refused, once there are so many: they are noted behind the answers.
+async fn refused(world: &World, user: &str, count: usize) -> Vec<AuditView> {
+    let query = AuditQuery { user: Some(user.to_owned()), ..AuditQuery::default() };
+    let all = async {
+        loop {
+            let page = world.client.audit(&query).await.unwrap();
+            if page.entries.len() >= count {
+                return page.entries;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let entries = tokio::time::timeout(LIMIT, all).await.unwrap();
+    assert!(
+        entries.len() == count && entries.iter().all(|entry| entry.outcome == AuditOutcome::Refused),
+        "{entries:#?}"
+    );
+    entries
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_token_or_freeze_is_named_and_whoever_may_ask_nothing_does_not_fill_the_trail() {
+    let world = World::guarded().await;
+    let token = world.token("the viewer", Role::Viewer, None).await;
+    let secret = format!("tg_{}_{}", "0a".repeat(8), "0b".repeat(32));
+    let http = reqwest::Client::new();
+    let ask = async |path: &str, body: serde_json::Value, shown: &str| {
+        world.raw(http.post(format!("{}{path}", world.url())).bearer_auth(shown).json(&body)).await.0
+    };
+    let region = serde_json::json!({"name": format!("mine {secret}"), "role": "region", "region": "b"});
+    assert_eq!(ask("/v1/tokens", region, &token.secret).await, 403);
+    let freeze = |scope: serde_json::Value| serde_json::json!({"id": "f", "scope": scope, "reason": "r"});
+    assert_eq!(ask("/v1/freezes", freeze(serde_json::json!({"store": "s"})), &token.secret).await, 403);
+    assert_eq!(ask("/v1/freezes", freeze(serde_json::json!({"region": "b"})), &token.secret).await, 403);
+    let entries = refused(&world, "the viewer", 3).await;
+    assert!(entries.iter().all(|entry| entry.status == Some(403)), "{entries:#?}");
+    let scopes: BTreeSet<(&str, Option<&str>)> = entries
+        .iter()
+        .filter(|entry| entry.operation == "freeze")
+        .map(|entry| the(entry, "freeze", "f"))
+        .map(|freeze| (values(freeze, "scope").1.unwrap(), freeze.store.as_deref()))
+        .collect();
+    assert_eq!(scopes, [("region b", None), ("store s", Some("s"))].into());
+    let named = &entries.iter().find(|entry| entry.operation == "create token").unwrap().entities[0];
+    assert_eq!((named.kind.as_str(), named.change), ("token", AuditChange::Named));
+    assert!(named.name.as_ref().unwrap().starts_with("mine tg_"), "{named:?}");
+    assert_eq!((values(named, "role"), values(named, "region")), ((None, Some("region")), (None, Some("b"))));
+    assert!(!format!("{entries:?}").contains(&"0b".repeat(32)), "{entries:#?}");
+    // Asked for a region, the trail has both.
+    let of_b = AuditQuery { region: Some("b".to_owned()), ..AuditQuery::default() };
+    assert_eq!(world.client.audit(&of_b).await.unwrap().entries.len(), 2);
+    // What is refused of whom may do it is named as well.
+    let admin = world.token("an admin", Role::Admin, None).await;
+    let same = serde_json::json!({"name": "the viewer", "role": "viewer", "team": "t"});
+    assert_eq!(ask("/v1/tokens", same, &admin.secret).await, 422);
+    let entries = refused(&world, "an admin", 1).await;
+    assert_eq!(entries[0].entities[0].name.as_deref(), Some("the viewer"));
+
+    // After a while nothing more of one token is kept, and it is said how much is not.
+    for _ in 0..40 {
+        assert_eq!(ask("/v1/tokens", serde_json::json!({"name": "x", "role": "admin"}), &token.secret).await, 403);
+    }
+    let many = AuditQuery { user: Some("the viewer".to_owned()), limit: Some(1000), ..AuditQuery::default() };
+    let kept = world.client.audit(&many).await.unwrap().entries.len();
+    assert!(kept < 40, "{kept}");
+    let metrics = world.client.metrics().await.unwrap();
+    assert!(metrics.contains("access_audit_left_out_total") && !metrics.contains("access_audit_left_out_total 0"));
     world.end().await;
 }
 

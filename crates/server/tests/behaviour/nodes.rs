@@ -15,9 +15,9 @@ use axum::routing::get;
 use parking_lot::Mutex;
 use serde_json::Value;
 use tempfile::TempDir;
-use tidegate_client::Client;
-use tidegate_client::api::PushStatus;
 use tidegate_client::api::manifest::Manifest;
+use tidegate_client::api::{AuditChange, AuditView, PushStatus};
+use tidegate_client::{AuditQuery, Client};
 use tidegate_dataset::Cancel;
 use tidegate_dataset::artifact::{ArtifactStore, FileRange};
 use tidegate_dataset::index::{IndexBuilder, IndexCompression};
@@ -316,6 +316,7 @@ async fn r12_a_node_joins_its_region_serves_on_by_itself_and_catches_up() {
     // It serves on without its agent, and the agent without it.
     agent.shutdown().await;
     until_version("it serves on", &node.url(), 2).await;
+    let before = node.address();
     node.shutdown().await;
     let agent = start_agent(&world, "agent-1", Some(token_file)).await;
     push("p3", "z").await;
@@ -332,12 +333,105 @@ async fn r12_a_node_joins_its_region_serves_on_by_itself_and_catches_up() {
     waited.await.expect("the node that is gone is named");
     // Back, at another place, it catches up.
     setup.agent = agent.url();
+    let _taken = std::net::TcpListener::bind(before).unwrap();
     let node = Node::start(setup).await.unwrap();
     until_version("it has caught up", &node.url(), 3).await;
+    let shown = tokio::time::timeout(LIMIT, async {
+        loop {
+            let host = world.client.region("b").await.unwrap().host.unwrap();
+            if host.nodes.iter().any(|shown| shown.name == "n-1" && shown.address == Some(node.url())) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    shown.await.expect("it is shown where it is now");
+    assert_ne!(node.address(), before);
     node.shutdown().await;
     stranger.shutdown().await;
     agent.shutdown().await;
     world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn c19_a_node_that_is_removed_with_the_control_plane_gone_is_in_the_audit_trail_once_with_its_time() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let settle = |options: &mut tidegate_server::Options| {
+        options.listen = Some(SocketAddr::from(([127, 0, 0, 1], port)));
+        options.config.regions = vec![RegionSection { agent: true, ..RegionSection::new("b") }];
+    };
+    let mut world = World::start_with(settle).await;
+    let agent = start_agent(&world, "agent-1", None).await;
+    let data = world.folder.path().join("agent-1");
+    let mut nodes = Vec::new();
+    for name in ["n-1", "n-2"] {
+        nodes.push(start_node(name, &agent.url(), world.folder.path().join(name)).await);
+    }
+    until_left(&world, &["b-1", "n-1", "n-2"]).await;
+    world.server.take().unwrap().shutdown().await;
+    let before = now_ms();
+    remove_node(&data, "n-1", removal(true)).await.unwrap();
+    agent.shutdown().await;
+    // Where no agent runs, the order is carried out on its folder, and told by the next one.
+    remove_node(&data, "n-2", removal(true)).await.unwrap();
+    let after = now_ms();
+
+    let mut options = crate::world::options(world.folder.path());
+    settle(&mut options);
+    let server = tidegate_server::Server::start(options).await.unwrap();
+    world.client = Client::new(&server.url()).unwrap();
+    world.server = Some(server);
+    let up_again = now_ms();
+    let agent = start_agent(&world, "agent-1", None).await;
+    let query = AuditQuery { region: Some("b".to_owned()), ..AuditQuery::default() };
+    let removals = async || -> Vec<AuditView> {
+        let entries = world.client.audit(&query).await.unwrap().entries;
+        entries.into_iter().filter(|entry| entry.operation == "remove node").collect()
+    };
+    let told = tokio::time::timeout(LIMIT, async {
+        loop {
+            let entries = removals().await;
+            if entries.len() >= 2 {
+                return entries;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    let told = told.await.expect("both are reported");
+    // The newest first.
+    for (entry, node) in told.iter().zip(["n-2", "n-1"]) {
+        assert_eq!((entry.user.as_str(), entry.reason.as_deref()), ("me", Some("its machine has burned down")));
+        assert!((before..=after).contains(&entry.at), "{before} {after} {entry:#?}");
+        let removed = &entry.entities[0];
+        assert_eq!((removed.kind.as_str(), removed.id.as_str()), ("node", node));
+        assert_eq!(removed.change, AuditChange::Removed);
+        let field = |name: &str| removed.fields.iter().find(|field| field.field == name).unwrap();
+        assert_eq!(field("region").before.as_deref(), Some("b"));
+        let reported_at: u64 = field("reported_at").after.as_ref().unwrap().parse().unwrap();
+        assert!(reported_at >= up_again, "{reported_at} {up_again}");
+    }
+    // Once, also where it was told twice: the agent may not have heard that it was.
+    let list: Value = serde_json::from_slice(&std::fs::read(data.join("removals.json")).unwrap()).unwrap();
+    let again = serde_json::json!({
+        "list": list["id"], "number": 2, "agent": "agent-1", "node": "n-2", "address": "http://127.0.0.1:1",
+        "by": "me", "reason": "again", "forced": true, "at": before,
+    });
+    let http = reqwest::Client::new();
+    let url = format!("{}/v1/regions/b/agent/removals", world.url());
+    assert_eq!(world.raw(http.post(&url).json(&again)).await.0, 204);
+    assert_eq!(removals().await, told);
+    let nowhere = url.replace("/b/", "/nowhere/");
+    assert_eq!(world.raw(http.post(&nowhere).json(&again)).await.0, 404);
+    for node in nodes {
+        node.shutdown().await;
+    }
+    agent.shutdown().await;
+    world.end().await;
+}
+
+fn now_ms() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    u64::try_from(now.as_millis()).unwrap()
 }
 
 /// A region with an agent that has one node, and one beside it, both of which have to hold what is pushed.

@@ -8,7 +8,7 @@ use tidegate_client::api::{PushStatus, Role, StoreCreate, StorePatch, code};
 use tidegate_server::Server;
 use tidegate_server::access::config::Authentication;
 use tidegate_server::access::table::{Process, Rule, Scope, TABLE, Who};
-use tidegate_server::agent::{Agent, AgentHandle, AgentSetup};
+use tidegate_server::agent::{Agent, AgentHandle, AgentSetup, ServiceLimits};
 use tidegate_server::config::RegionSection;
 use tidegate_server::node::{Node, NodeHandle, NodeSetup};
 
@@ -33,6 +33,11 @@ fn regions() -> Vec<RegionSection> {
 
 impl Guarded {
     async fn start() -> Self {
+        Self::start_with(ServiceLimits::default()).await
+    }
+
+    /// With these limits of agent and node.
+    async fn start_with(limits: ServiceLimits) -> Self {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let world = World::guarded_with(|options| {
             options.listen = Some(SocketAddr::from(([127, 0, 0, 1], port)));
@@ -40,9 +45,10 @@ impl Guarded {
         })
         .await;
         let token = world.file("region.token", &world.token("agent", Role::Region, Some("b")).await.secret);
-        let (agent_setup, node_setup) = setups(&world, token);
+        let (mut agent_setup, node_setup) = setups(&world, token);
+        agent_setup.limits = limits.clone();
         let agent = Agent::start(agent_setup.clone()).await.unwrap();
-        let node_setup = NodeSetup { agent: agent.url(), ..node_setup };
+        let node_setup = NodeSetup { agent: agent.url(), limits, ..node_setup };
         let node = Node::start(node_setup.clone()).await.unwrap();
         Self { world, agent_setup, agent, node_setup, node }
     }
@@ -296,6 +302,47 @@ async fn requests_within_a_region_have_the_limits_of_a_server() {
     let address = "http://127.0.0.1:1/".to_owned() + &"x".repeat(300);
     let (status, _) = guarded.world.raw(announced.json(&serde_json::json!({"address": address, "secret": "s"}))).await;
     assert_eq!(status, 422);
+    guarded.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_within_a_region_have_the_limits_that_their_file_sets() {
+    let file = "[server.limits]\nbody_bytes = 2000\nbatch_keys = 3\nrequest_seconds = 1\nconnections = 2\n\
+                [access.limits]\nlook_ups_per_second = 1\nlook_ups_burst = 2\n";
+    let guarded = Guarded::start_with(ServiceLimits::parse(file, "agent.toml").unwrap()).await;
+    let reader = guarded.world.token("reader", Role::Reader, None).await.secret;
+    let batcher = guarded.world.token("batcher", Role::Reader, None).await.secret;
+    // Clients that keep no connection: there are two of them at once.
+    let http = || reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap();
+    for url in [guarded.agent.url(), guarded.node.url()] {
+        let batch = |keys: Vec<String>| {
+            let body = serde_json::json!({ "keys": keys });
+            http().post(format!("{url}/v1/stores/s/keys:batch")).bearer_auth(&batcher).json(&body)
+        };
+        let keys = |count: usize| (0..count).map(|key| key.to_string()).collect::<Vec<_>>();
+        until("the token is known", async || guarded.world.raw(batch(keys(3))).await.0 == 404).await;
+        for too_large in [keys(4), vec!["x".repeat(3000)]] {
+            // A pause for a rate of one a second.
+            until("it is refused as too large", async || guarded.world.raw(batch(too_large.clone())).await.0 == 413)
+                .await;
+        }
+        // Of many at once two are looked up, and perhaps one for each second that passes.
+        until("the reader is known", async || get(&url, "s", Some(&reader)).await.0 == 404).await;
+        let mut refused = 0;
+        for _ in 0..20 {
+            refused += usize::from(get(&url, "s", Some(&reader)).await.0 == 429);
+        }
+        assert!(refused > 0, "{url}");
+    }
+    // Of connections that say nothing two are taken; whoever comes then waits until one of them ends, for lack of a request.
+    let address = guarded.agent.address();
+    let idle = [std::net::TcpStream::connect(address).unwrap(), std::net::TcpStream::connect(address).unwrap()];
+    let third = http().get(format!("{}/healthz", guarded.agent.url())).send();
+    let mut third = tokio::spawn(third);
+    assert!(tokio::time::timeout(Duration::from_millis(300), &mut third).await.is_err(), "it is not taken");
+    drop(idle);
+    let answered = tokio::time::timeout(LIMIT, third).await.unwrap().unwrap().unwrap();
+    assert_eq!(answered.status().as_u16(), 200);
     guarded.end().await;
 }
 

@@ -55,9 +55,12 @@ pub(crate) struct AgentRunArguments {
     /// region's, and who reads for one that may read at a server.
     #[arg(long, env = "TIDEGATE_TOKEN_FILE", value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
-    /// Certificates (PEM) to trust beside those of the machine.
+    /// Certificates (PEM) to trust beside those of the machine. Read again when the file changes.
     #[arg(long, env = "TIDEGATE_CA_FILE", value_name = "FILE")]
     pub(crate) ca_file: Option<PathBuf>,
+    /// Its limits (TOML): `[server.limits]` and `[access.limits]`, as of a server.
+    #[arg(long, env = "TIDEGATE_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
     /// Where the agent keeps everything.
     #[arg(long, env = "TIDEGATE_DATA", value_name = "DIR", required = true)]
     pub(crate) data: PathBuf,
@@ -136,9 +139,12 @@ pub(crate) struct NodeArguments {
     /// A file with a token of the region. It is read again when it changes. With one the node asks who reads for a token, too.
     #[arg(long, env = "TIDEGATE_TOKEN_FILE", value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
-    /// Certificates (PEM) to trust beside those of the machine.
+    /// Certificates (PEM) to trust beside those of the machine. Read again when the file changes.
     #[arg(long, env = "TIDEGATE_CA_FILE", value_name = "FILE")]
     pub(crate) ca_file: Option<PathBuf>,
+    /// Its limits (TOML): `[server.limits]` and `[access.limits]`, as of a server.
+    #[arg(long, env = "TIDEGATE_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
     /// Where the node keeps everything.
     #[arg(long, env = "TIDEGATE_DATA", value_name = "DIR")]
     pub(crate) data: PathBuf,

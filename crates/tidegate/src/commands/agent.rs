@@ -1,12 +1,14 @@
 //! `tidegate agent`, and `agent pin|unpin|pins`.
 
+use std::path::Path;
+
 use tidegate_api::PinView;
 use tidegate_api::agent::{NodeRemoved, PinAnswer, PinOrder, StorePins};
 use tidegate_rollout::region::remote::RemoteSetupError;
 use tidegate_server::access::Exposure;
 use tidegate_server::access::config::TlsSection;
 use tidegate_server::agent::{
-    Agent, AgentSetup, AgentStartError, ControlError, NodeRemoval, pin_version, pins, remove_node, unpin,
+    Agent, AgentSetup, AgentStartError, ControlError, NodeRemoval, ServiceLimits, pin_version, pins, remove_node, unpin,
 };
 
 use super::local_user;
@@ -66,6 +68,7 @@ async fn start(
     setup.name = arguments.name;
     setup.nodes = arguments.nodes;
     setup.lease = arguments.lease;
+    setup.limits = limits(arguments.config.as_deref())?;
     let region = setup.region.clone();
     let agent = Agent::start(setup).await?;
     if output.is_json() {
@@ -87,6 +90,19 @@ async fn start(
         Some(refused) => Err(refused.into()),
         None => Ok(()),
     }
+}
+
+/// The limits of an agent or a node.
+pub(super) fn limits(file: Option<&Path>) -> Result<ServiceLimits, Failure> {
+    let Some(file) = file else { return Ok(ServiceLimits::default()) };
+    ServiceLimits::read(file).map_err(|error| {
+        Failure::new(
+            "the process did not start",
+            error.to_string(),
+            "Nothing was changed.",
+            "Mend the file that --config names; docs/access.md has the limits that an agent or a node takes.",
+        )
+    })
 }
 
 /// What an agent or a node is told of how to listen.

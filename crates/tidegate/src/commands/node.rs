@@ -2,7 +2,7 @@
 
 use tidegate_server::node::{Node, NodeSetup};
 
-use super::agent::service;
+use super::agent::{limits, service};
 use super::server::stop_signal;
 use crate::arguments::NodeArguments;
 use crate::exit::Exit;
@@ -17,6 +17,7 @@ pub(super) async fn run(arguments: NodeArguments, parent: &Parent, output: Outpu
     setup.listen = arguments.listen;
     (setup.exposure, setup.tls) = service(arguments.service);
     setup.advertise = arguments.advertise;
+    setup.limits = limits(arguments.config.as_deref())?;
     let name = setup.name.clone();
     let node = Node::start(setup).await?;
     if output.is_json() {

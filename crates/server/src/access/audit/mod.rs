@@ -1,15 +1,17 @@
 //! The audit trail: who changed what, and through which token.
 //!
 //! An entry is written in the transaction of the change itself, so that there is none without the other. Where a change is
-//! not a transaction of the server's own, the entry follows it before the answer. What was refused for a reason of its own, or
-//! failed, is kept too, as far as there is room; what was not let in at all is counted only.
+//! not a transaction of the server's own, the entry follows it before the answer. What was refused, or failed, is kept too, as
+//! far as there is room, also where the bearer of a token may not ask it; who shows no token that holds is counted only.
 //!
 //! An entry names what was made and changed, field by field, as far as it is small and no secret: read from the transaction
 //! itself (`made`). No secret is in it: of tokens there are id and name, and what may hold a secret is said to be other than
 //! before, without its values (`scrub`).
 
+mod asked;
 mod made;
 mod operation;
+mod removal;
 mod scrub;
 
 use std::sync::Arc;
@@ -158,7 +160,9 @@ impl AuditRecord {
     }
 }
 
+pub(super) use asked::{Asked, asked_for};
 pub(super) use made::of_address;
+pub(crate) use removal::record_removal;
 
 /// The entry of a request that is under way.
 #[derive(Debug)]
@@ -172,6 +176,8 @@ pub(crate) struct AuditEntry {
     store: Option<String>,
     /// What the request names, beside the store.
     named: Vec<AuditEntity>,
+    /// What it would make, if that is not in its address.
+    asked_for: Vec<AuditEntity>,
     is_with_change: AtomicBool,
 }
 
@@ -195,13 +201,20 @@ impl AuditEntry {
             // A longer name is no store's; what was asked for is in the target.
             store: store.filter(|store| store.len() <= tidegate_state::ID_BYTES_MAX),
             named,
+            asked_for: Vec::new(),
             is_with_change: AtomicBool::new(false),
         }
     }
 
+    /// With what the request would make, which is kept where nothing was made.
+    pub(super) fn with_asked_for(self, asked_for: Vec<AuditEntity>) -> Self {
+        Self { asked_for, ..self }
+    }
+
     /// What is kept of it where no transaction of its own says what became of it.
     pub(super) fn record(&self, at: Timestamp, outcome: AuditOutcome, status: Option<u16>) -> AuditRecord {
-        self.record_of(at, outcome, status, Made::named(&self.named))
+        let beside: &[AuditEntity] = if outcome == AuditOutcome::Done { &[] } else { &self.asked_for };
+        self.record_of(at, outcome, status, Made::named(&[&self.named, beside].concat()))
     }
 
     fn record_of(&self, at: Timestamp, outcome: AuditOutcome, status: Option<u16>, made: Made) -> AuditRecord {

@@ -11,6 +11,9 @@ pub(super) fn words(route: &str, target: &str) -> String {
     }
 }
 
+/// What was done on an agent's machine, and reported later.
+pub(super) const NODE_REMOVED: &str = "tidegate agent remove-node";
+
 const QUEUE: &str = "POST /v1/queue/{request}/{action}";
 
 const OPERATIONS: &[(&str, &str)] = &[
@@ -38,6 +41,7 @@ const OPERATIONS: &[(&str, &str)] = &[
     ("POST /v1/tokens", "create token"),
     ("DELETE /v1/tokens/{token}", "revoke token"),
     ("tidegate restore", "restore backup"),
+    (NODE_REMOVED, "remove node"),
     ("tidegate server --adopt-artifact-store", "adopt artifact store"),
 ];
 
