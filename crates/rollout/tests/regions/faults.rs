@@ -51,6 +51,25 @@ async fn r12_a_node_that_is_down_is_not_needed_where_two_are_enough() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r12_a_node_that_is_needed_and_has_died_is_named_at_once_and_the_others_load() {
+    let mut world = World::serving(2, &[1], 1).await;
+    world.add_version(2, 200, 4).await;
+    for step in [On::Observe, On::Capacity] {
+        world.nodes[1].always(step, retry("connection refused"));
+    }
+    assign(&world, &[1, 2], Some(1));
+    // The clock stands still: no look that is due anyway finds it.
+    world.until("it is named", |world| world.report().lagging_nodes == ["node-2"]).await;
+    world
+        .until_later("the other one has the version", |world| {
+            world.report().versions.get(&2).is_some_and(|held| held.nodes == 1)
+        })
+        .await;
+    world.nodes[1].well_again();
+    world.until_later("both have it", |world| world.status(2) == Some(IngestionStatus::Completed)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn r12_a_node_whose_digest_differs_never_counts_and_never_serves() {
     let world = three_nodes_of_which_two_are_enough().await;
     world.nodes[2].always(On::Verify, Fault::Digest("another".to_owned()));

@@ -294,6 +294,7 @@ impl StoreTask {
                 let had_given_up = before.as_ref().is_some_and(|trouble| trouble.given_up);
                 // A damaged source may be put right: that too is tried a few times before it counts.
                 let bounded = error.kind() == FatalKind::DigestMismatch;
+                let is_unanswered = task == VersionTask::CheckCapacity && matches!(error, EngineError::Retry { .. });
                 let trouble = self.trouble(before.as_ref(), error, bounded);
                 let step = match task {
                     VersionTask::ReadManifest => "manifest",
@@ -304,6 +305,10 @@ impl StoreTask {
                 self.count_failure(step, &trouble, trouble.given_up && !had_given_up);
                 if let Some(version) = self.view.versions.get_mut(&number) {
                     version.trouble.insert(task, trouble);
+                }
+                if is_unanswered {
+                    // A node did not answer. Once that is seen it is left out, and the others go on without it.
+                    self.look_again();
                 }
             }
         }
