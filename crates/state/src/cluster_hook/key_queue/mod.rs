@@ -352,6 +352,18 @@ impl<P: Clone> SlotQueue<P> {
         self.isolated
     }
 
+    /// Whether something of the key waits for an item to be durable: its next request, mostly.
+    pub(crate) fn awaits(&self, ticket: Ticket) -> bool {
+        let Some(key) = self.keys.get(ticket.key as usize).and_then(Option::as_ref) else { return false };
+        match (ticket.kind, &key.phase) {
+            (TicketKind::Side, _) => false,
+            (TicketKind::Phase, Phase::Settling { then: Then::Finish { covered }, .. }) => {
+                key.queue.len() > *covered || !key.deferred.is_empty()
+            }
+            (TicketKind::Phase | TicketKind::Park, _) => true,
+        }
+    }
+
     /// Whether the token's run counter is used up: the slot is to be leased anew.
     pub(crate) fn is_worn_out(&self) -> bool {
         self.counter >= RUNS_MAX

@@ -378,6 +378,32 @@ fn k30_an_interrupted_run_counts_no_attempt() {
 }
 
 #[test]
+fn k31_what_a_key_waits_for_is_told_from_what_nobody_does() {
+    let awaited = |bench: &Bench| -> Vec<bool> {
+        let tickets = bench.out.iter().filter_map(|command| match command {
+            Command::Settle { ticket, .. } => Some(*ticket),
+            Command::Cancel { .. } => None,
+        });
+        tickets.map(|ticket| bench.queue.awaits(ticket)).collect()
+    };
+    let mut bench = Bench::new(Delivery::EveryChange);
+    bench.request(1, "x");
+    bench.request(2, "x");
+    for (run, is_awaited) in [(RunEnd::Done, true), (failed(), true)] {
+        let started = bench.start().unwrap();
+        bench.end(&started, run);
+        assert_eq!(awaited(&bench), [is_awaited]);
+        bench.store();
+    }
+    bench.queue.wake(NOW.after(Duration::from_secs(9)));
+    let last = bench.start().unwrap();
+    bench.end(&last, RunEnd::Done);
+    assert_eq!(awaited(&bench), [false], "nothing comes after it");
+    bench.request(3, "x");
+    assert_eq!(awaited(&bench), [true], "now something does");
+}
+
+#[test]
 fn k42_delays_grow_with_jitter_to_their_cap_and_stay_there() {
     let policy = policy(None);
     let delays: Vec<u128> = (1..=6).map(|failed| policy.delay(failed, 0.0).as_millis()).collect();

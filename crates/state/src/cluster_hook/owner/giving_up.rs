@@ -34,6 +34,7 @@ impl Owner {
             None => {
                 slot.stopping = Some((reason, Instant::now()));
                 slot.last_raise = false;
+                self.settlements.hurry();
             }
         }
     }

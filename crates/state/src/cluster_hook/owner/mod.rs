@@ -73,72 +73,20 @@ pub(crate) struct Declared {
 pub(crate) enum Event {
     Order(Order),
     Ended(Vec<Ended>),
-    Polled {
-        hook: HookNumber,
-        slowest: Duration,
-    },
-    Committed {
-        slot: SlotId,
-        token: SlotToken,
-        key: KeyIndex,
-        run: u32,
-        retry_at: Option<Timestamp>,
-        end: CommitEnd,
-    },
-    Settled {
-        tags: Vec<settle::Tag>,
-        results: Option<Vec<Settled>>,
-        lingered: bool,
-    },
-    /// A batch of settlements has been on its way for long.
-    SettlementLingers,
-    Heartbeat {
-        server: ServerId,
-        sent: Instant,
-        until: Timestamp,
-        draining: bool,
-        result: Result<(), DriverError>,
-    },
-    Joined {
-        server: ServerId,
-        sent: Instant,
-        until: Timestamp,
-        result: Result<(), DriverError>,
-    },
-    Lapsed {
-        server: ServerId,
-    },
-    View {
-        server: ServerId,
-        servers: Vec<ServerRow>,
-        slots: Vec<SlotRow>,
-        taken: bool,
-    },
-    ViewFailed {
-        taken: bool,
-    },
-    Page {
-        load: u64,
-        exceptions: Option<Vec<Exception>>,
-        pending: Pending,
-    },
-    LoadFailed {
-        load: u64,
-    },
-    RereadPage {
-        hook: HookNumber,
-        pending: Pending,
-    },
-    RereadFailed {
-        hook: HookNumber,
-    },
-    Released {
-        fences: Vec<Fence>,
-        result: Result<(), DriverError>,
-    },
-    CaughtUp {
-        hook: HookNumber,
-    },
+    Polled { hook: HookNumber, slowest: Duration },
+    Committed { slot: SlotId, token: SlotToken, key: KeyIndex, run: u32, retry_at: Option<Timestamp>, end: CommitEnd },
+    Settled { tags: Vec<settle::Tag>, results: Option<Vec<Settled>> },
+    Heartbeat { server: ServerId, sent: Instant, until: Timestamp, draining: bool, result: Result<(), DriverError> },
+    Joined { server: ServerId, sent: Instant, until: Timestamp, result: Result<(), DriverError> },
+    Lapsed { server: ServerId },
+    View { server: ServerId, servers: Vec<ServerRow>, slots: Vec<SlotRow>, taken: bool },
+    ViewFailed { taken: bool },
+    Page { load: u64, exceptions: Option<Vec<Exception>>, pending: Pending },
+    LoadFailed { load: u64 },
+    RereadPage { hook: HookNumber, pending: Pending },
+    RereadFailed { hook: HookNumber },
+    Released { fences: Vec<Fence>, result: Result<(), DriverError> },
+    CaughtUp { hook: HookNumber },
     Left,
 }
 
@@ -365,6 +313,13 @@ impl Owner {
                     None => std::future::pending().await,
                 }
             };
+            let settlement_due = self.settlements.next_due();
+            let settlement_wait = async {
+                match settlement_due {
+                    Some(due) => tokio::time::sleep_until(due.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 () = stop.cancelled() => break,
                 _ = self.events.recv_many(&mut events, EVENTS_AT_ONCE) => {}
@@ -372,6 +327,7 @@ impl Owner {
                     intake_open = taken > 0;
                 }
                 () = clock_wait => self.clock_wait = None,
+                () = settlement_wait => {}
                 _ = tick.tick() => self.tick(),
             }
             // Whatever else is there already goes along in the same round.
@@ -430,8 +386,7 @@ impl Owner {
             Event::Committed { slot, token, key, run, retry_at, end } => {
                 self.committed(slot, token, key, run, retry_at, end);
             }
-            Event::Settled { tags, results, lingered } => self.settled(tags, results.as_deref(), lingered),
-            Event::SettlementLingers => self.settlements.lingers(),
+            Event::Settled { tags, results } => self.settled(tags, results.as_deref()),
             Event::Heartbeat { server, sent, until, draining, result } => {
                 self.heartbeat_answered(server, sent, until, draining, result);
             }

@@ -3,9 +3,13 @@
 //! Invariant: of one request nothing is sent before what was sent of it earlier is durable, so that batches may overtake
 //! each other; what a batch cuts off from a key's items waits for that batch. A batch that could not be stored is sent again
 //! until it is, or until its slots are lost, or given up since it can't be stored at all.
+//!
+//! A transaction costs the database as much as forty receipts. So where runs end thick and fast, what nothing waits for gets
+//! company for a few milliseconds; what something waits for goes as soon as the batch before has arrived, and where runs end
+//! now and then, everything does.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Event, Owner};
 use crate::cluster_hook::key_queue::{Command, Item, Ticket};
@@ -20,10 +24,11 @@ use crate::testing::points::Pass;
 const ITEMS_AT_ONCE: usize = 2_000;
 /// How many batches are on their way at once.
 const BATCHES: usize = 4;
-/// So many items go beside a batch that is on its way; fewer wait for its end, and get company: a transaction costs the
-/// database as much as forty receipts.
-const BESIDE_MIN: usize = 256;
-/// How long they wait at most. A batch that takes longer, or can't be stored, holds nobody up.
+/// So many items are a batch of their own, whatever is on its way.
+const FULL: usize = 256;
+/// A batch of so many says that runs end thick and fast: what comes next gets company.
+const THICK: usize = 16;
+/// How long items wait for company at most, also behind a batch that lingers or can't be stored.
 const COMPANY: Duration = Duration::from_millis(5);
 /// So many items not yet durable stop further starts.
 const ITEMS_MAX: usize = 16_000;
@@ -61,9 +66,13 @@ enum TagKind {
 #[derive(Default)]
 pub(super) struct Settlements {
     items: Vec<(Settle, Tag)>,
+    /// When those that wait go, however few they are; none where none waits.
+    due: Option<Instant>,
+    /// Something waits for one of them to be durable.
+    awaited: bool,
+    /// The last batch was a large one.
+    thick: bool,
     in_flight: usize,
-    /// How many of those have been on their way for so long that nobody waits for them.
-    lingering: usize,
     unstored: usize,
     next: Next,
 }
@@ -71,7 +80,7 @@ pub(super) struct Settlements {
 /// When the next batch may go.
 #[derive(Default, Clone, Copy, PartialEq, Eq)]
 enum Next {
-    /// Beside those that are on their way, once it is large enough or these linger.
+    /// Beside those that are on their way.
     #[default]
     Beside,
     /// When none is on its way: the last one ends amid a key's items, which become durable in their order.
@@ -79,6 +88,13 @@ enum Next {
 }
 
 impl Settlements {
+    fn push(&mut self, item: (Settle, Tag), awaited: bool, now: Instant) {
+        self.due = self.due.or(Some(now + COMPANY));
+        self.awaited |= awaited;
+        self.unstored += 1;
+        self.items.push(item);
+    }
+
     /// What waits of a slot is not sent any more.
     pub(super) fn forget(&mut self, fence: Fence) {
         let before = self.items.len();
@@ -86,37 +102,50 @@ impl Settlements {
         self.unstored = self.unstored.saturating_sub(before - self.items.len());
     }
 
-    /// The next batch, if one may go now.
-    fn next_batch(&mut self) -> Option<Vec<(Settle, Tag)>> {
-        let room = match self.next {
-            Next::Beside => {
-                let is_worth_it = self.in_flight == self.lingering || self.items.len() >= BESIDE_MIN;
-                is_worth_it && self.in_flight < BATCHES
-            }
+    /// Something waits for all that there is.
+    pub(super) fn hurry(&mut self) {
+        self.awaited = true;
+    }
+
+    /// Whether there is room for a batch on its way.
+    fn has_room(&self) -> bool {
+        match self.next {
+            Next::Beside => self.in_flight < BATCHES,
             Next::After => self.in_flight == 0,
-        };
-        if !room || self.items.is_empty() {
+        }
+    }
+
+    /// Whether those that wait are to go now, where there is room.
+    fn is_worth_it(&self, now: Instant) -> bool {
+        let goes_alone = self.in_flight == 0 && (self.awaited || !self.thick);
+        goes_alone || self.items.len() >= FULL || self.due.is_some_and(|due| now >= due) || self.next == Next::After
+    }
+
+    /// When the next batch goes, if no event lets it go before.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.due.filter(|_| self.has_room() && !self.items.is_empty())
+    }
+
+    /// The next batch, if one may go now.
+    fn next_batch(&mut self, now: Instant) -> Option<Vec<(Settle, Tag)>> {
+        if self.items.is_empty() || !self.has_room() || !self.is_worth_it(now) {
             return None;
         }
         let rest = self.items.split_off(self.items.len().min(ITEMS_AT_ONCE));
         let batch = std::mem::replace(&mut self.items, rest);
         let cut = batch.last().zip(self.items.first()).is_some_and(|((_, last), (_, next))| last.is_of_key_of(next));
         self.next = if cut { Next::After } else { Next::Beside };
+        self.thick = batch.len() >= THICK;
+        if self.items.is_empty() {
+            (self.due, self.awaited) = (None, false);
+        }
         self.in_flight += 1;
         Some(batch)
     }
 
-    /// A batch is on its way for long.
-    pub(super) fn lingers(&mut self) {
-        self.lingering += 1;
-    }
-
     /// A batch is not on its way any more.
-    fn arrived(&mut self, lingered: bool) {
+    fn arrived(&mut self) {
         self.in_flight = self.in_flight.saturating_sub(1);
-        if lingered {
-            self.lingering = self.lingering.saturating_sub(1);
-        }
     }
 
     pub(super) fn is_full(&self) -> bool {
@@ -150,9 +179,9 @@ impl Owner {
             self.core.metrics.hooks.dead_letters.get_or_create(&label).inc();
             tracing::warn!(hook = %hook.declared.name, %request, ?error, "a request is a dead letter now");
         }
+        let awaited = slot.stopping.is_some() || slot.queue().is_some_and(|queue| queue.awaits(ticket));
         let settle = stored_form(fence, item);
-        self.settlements.items.push((settle, Tag { fence, kind: TagKind::Queue(ticket) }));
-        self.settlements.unstored += 1;
+        self.settlements.push((settle, Tag { fence, kind: TagKind::Queue(ticket) }), awaited, Instant::now());
     }
 
     /// What is left in a slot of an old layout goes to the slots of the next one.
@@ -160,14 +189,13 @@ impl Owner {
         let Some(slot) = self.slots.get_mut(&id) else { return };
         let fence = slot.fence;
         slot.outstanding += items.len();
-        self.settlements.unstored += items.len();
-        let tag = Tag { fence, kind: TagKind::Handed };
+        let (tag, now) = (Tag { fence, kind: TagKind::Handed }, Instant::now());
         for (next, item) in items {
             let mut settle = stored_form(fence, item);
             if let Settle::Exception { exception, .. } = &mut settle {
                 exception.slot = next;
             }
-            self.settlements.items.push((settle, tag));
+            self.settlements.push((settle, tag), true, now);
         }
     }
 
@@ -189,7 +217,7 @@ impl Owner {
 
     /// Sends what waits, as far as a batch may go.
     pub(super) fn flush_settlements(&mut self) {
-        while let Some(items) = self.settlements.next_batch() {
+        while let Some(items) = self.settlements.next_batch(Instant::now()) {
             self.send(items, false);
         }
     }
@@ -198,18 +226,7 @@ impl Owner {
         let (items, tags): (Vec<Settle>, Vec<Tag>) = items.into_iter().unzip();
         let (core, sender) = (self.core.clone(), self.sender.clone());
         self.spawn(async move {
-            let mut lingered = false;
-            let mut stored = std::pin::pin!(store(&core, &items, watermarks));
-            let stored = tokio::select! {
-                biased;
-                stored = &mut stored => stored,
-                () = tokio::time::sleep(COMPANY), if !watermarks => {
-                    lingered = true;
-                    let _ = sender.send(Event::SettlementLingers);
-                    stored.await
-                }
-            };
-            let results = match stored {
+            let results = match store(&core, &items, watermarks).await {
                 Stored::Answered(results) => Some(results),
                 Stored::GivenUp => None,
                 Stored::Closed => return,
@@ -217,15 +234,15 @@ impl Owner {
             if let Some(results) = &results {
                 core.options.recorder.settled(&core.server, &items, results);
             }
-            let _ = sender.send(Event::Settled { tags, results, lingered });
+            let _ = sender.send(Event::Settled { tags, results });
         });
     }
 
     /// A batch was stored, but for what its tokens no longer hold for; without results it can't be stored at all.
-    pub(super) fn settled(&mut self, tags: Vec<Tag>, results: Option<&[Settled]>, lingered: bool) {
+    pub(super) fn settled(&mut self, tags: Vec<Tag>, results: Option<&[Settled]>) {
         let only_watermarks = tags.iter().all(|tag| matches!(tag.kind, TagKind::Watermark));
         if !only_watermarks {
-            self.settlements.arrived(lingered);
+            self.settlements.arrived();
         }
         self.settlements.unstored = self.settlements.unstored.saturating_sub(tags.len());
         let Some(results) = results else {

@@ -441,12 +441,13 @@ pub async fn n09_a_slow_hook_delays_nobody(case: Case) {
     let _handle = state.local_hook("slow", Scope::collection::<Counter>(), slow).await.unwrap();
     let mut quick = Calls::of(state, "quick", Scope::collection::<Counter>()).await;
     let counter: Ref<Counter> = Ref::root(case.id("n")).unwrap();
-    let many: i64 = 3_000;
+    let (writing, each): (i64, i64) = (25, 400);
+    let many = writing * each;
     let mut writers = tokio::task::JoinSet::new();
-    for _ in 0..30 {
+    for _ in 0..writing {
         let (state, target) = (cluster.server(0).clone(), counter.clone());
         writers.spawn(async move {
-            for _ in 0..many / 30 {
+            for _ in 0..each {
                 let target = target.clone();
                 let write = move |tx: &mut Transaction| {
                     let n = tx.get(&target)?.map_or(0, |counter| counter.n);

@@ -39,20 +39,33 @@ fn receipts(keys: &[(&str, usize)]) -> Vec<(Settle, Tag)> {
 }
 
 fn settlements(keys: &[(&str, usize)]) -> Settlements {
-    let items = receipts(keys);
-    Settlements { unstored: items.len(), items, ..Settlements::default() }
+    let mut settlements = Settlements::default();
+    come(&mut settlements, keys, Instant::now());
+    settlements
+}
+
+/// They come at this time, and nothing waits for them.
+fn come(settlements: &mut Settlements, keys: &[(&str, usize)], now: Instant) {
+    for item in receipts(keys) {
+        settlements.push(item, false, now);
+    }
+}
+
+fn next_size(settlements: &mut Settlements, now: Instant) -> Option<usize> {
+    settlements.next_batch(now).map(|batch| batch.len())
 }
 
 #[test]
 fn k15_receipts_that_are_cut_off_from_their_key_s_others_wait_until_those_are_durable() {
+    let now = Instant::now();
     let mut settlements = settlements(&[("a", 100), ("b", ITEMS_AT_ONCE), ("c", ITEMS_AT_ONCE)]);
     let sizes: Vec<Option<usize>> = (0..6)
         .map(|_| {
-            let batch = settlements.next_batch();
-            if batch.is_none() {
-                settlements.in_flight -= 1;
+            let size = next_size(&mut settlements, now);
+            if size.is_none() {
+                settlements.arrived();
             }
-            batch.map(|batch| batch.len())
+            size
         })
         .collect();
     assert_eq!(sizes, [Some(ITEMS_AT_ONCE), None, Some(ITEMS_AT_ONCE), None, Some(100), None]);
@@ -60,50 +73,78 @@ fn k15_receipts_that_are_cut_off_from_their_key_s_others_wait_until_those_are_du
 
 #[test]
 fn k31_batches_that_end_between_keys_go_beside_each_other() {
+    let now = Instant::now();
     let names: Vec<String> = (0..=BATCHES).map(|number| format!("k{number}")).collect();
     let mut keys: Vec<(&str, usize)> = names.iter().map(|name| (name.as_str(), ITEMS_AT_ONCE)).collect();
-    keys[BATCHES].1 = BESIDE_MIN;
+    keys[BATCHES].1 = FULL;
     let mut settlements = settlements(&keys);
     for _ in 0..BATCHES {
-        assert_eq!(settlements.next_batch().map(|batch| batch.len()), Some(ITEMS_AT_ONCE));
+        assert_eq!(next_size(&mut settlements, now), Some(ITEMS_AT_ONCE));
     }
-    assert!(settlements.next_batch().is_none(), "so many are on their way at once");
-    settlements.in_flight -= 1;
-    assert_eq!(settlements.next_batch().map(|batch| batch.len()), Some(BESIDE_MIN));
+    assert_eq!(next_size(&mut settlements, now + COMPANY), None, "so many are on their way at once");
+    assert_eq!(settlements.next_due(), None, "no time lets it go then");
+    settlements.arrived();
+    assert_eq!(next_size(&mut settlements, now), Some(FULL));
 }
 
 #[test]
-fn k31_few_receipts_wait_for_the_batch_that_is_on_its_way_unless_it_lingers() {
-    // Given a batch that is on its way.
+fn k31_receipts_that_come_now_and_then_go_at_once_and_wait_for_what_is_on_its_way_for_a_moment_only() {
+    let now = Instant::now();
     let mut settlements = settlements(&[("a", 1)]);
-    assert_eq!(settlements.next_batch().map(|batch| batch.len()), Some(1));
-    // When a few more receipts come, then they wait, and go together as soon as it has arrived.
-    settlements.items = receipts(&[("b", 1), ("c", 1)]);
-    assert!(settlements.next_batch().is_none());
-    settlements.arrived(false);
-    assert_eq!(settlements.next_batch().map(|batch| batch.len()), Some(2));
-    // Nor do they wait for one that takes long, also when another one has arrived since.
-    settlements.lingers();
-    settlements.items = receipts(&[("d", 1)]);
-    assert_eq!(settlements.next_batch().map(|batch| batch.len()), Some(1));
-    settlements.items = receipts(&[("e", 1)]);
-    assert!(settlements.next_batch().is_none());
-    settlements.arrived(false);
-    assert_eq!(settlements.next_batch().map(|batch| batch.len()), Some(1));
-    settlements.arrived(true);
-    settlements.arrived(false);
-    // Many never wait.
-    settlements.items = receipts(&[("f", 1)]);
-    assert_eq!(settlements.next_batch().map(|batch| batch.len()), Some(1));
-    settlements.items = receipts(&[("g", BESIDE_MIN)]);
-    assert_eq!(settlements.next_batch().map(|batch| batch.len()), Some(BESIDE_MIN));
+    assert_eq!(next_size(&mut settlements, now), Some(1));
+    come(&mut settlements, &[("b", 1)], now);
+    come(&mut settlements, &[("c", 1)], now + COMPANY / 2);
+    // As soon as the one before has arrived.
+    assert_eq!(next_size(&mut settlements, now), None);
+    settlements.arrived();
+    assert_eq!(next_size(&mut settlements, now), Some(2));
+    // Or beside it, where it lingers.
+    come(&mut settlements, &[("d", 1)], now);
+    assert_eq!(settlements.next_due(), Some(now + COMPANY));
+    assert_eq!(next_size(&mut settlements, now + COMPANY), Some(1));
+    assert_eq!(settlements.next_due(), None);
+}
+
+#[test]
+fn k31_where_runs_end_thick_and_fast_receipts_get_company_unless_something_waits_for_them() {
+    // Given a batch that was a large one, and has arrived.
+    let now = Instant::now();
+    let thick = |now| {
+        let mut settlements = settlements(&[("a", THICK)]);
+        assert_eq!(next_size(&mut settlements, now), Some(THICK));
+        settlements.arrived();
+        settlements
+    };
+    // When a few come, then they wait for more, from the first of them on.
+    let mut paced = thick(now);
+    come(&mut paced, &[("b", 1)], now);
+    come(&mut paced, &[("c", 1)], now + COMPANY / 2);
+    assert_eq!(next_size(&mut paced, now + COMPANY / 2), None);
+    assert_eq!(next_size(&mut paced, now + COMPANY), Some(2));
+    // They were few: the next one goes at once again.
+    paced.arrived();
+    come(&mut paced, &[("d", 1)], now);
+    assert_eq!(next_size(&mut paced, now), Some(1));
+    // When something waits for one of them, or there are many, they do not wait.
+    let mut awaited = thick(now);
+    come(&mut awaited, &[("b", 1)], now);
+    awaited.push(receipts(&[("c", 1)]).remove(0), true, now);
+    assert_eq!(next_size(&mut awaited, now), Some(2));
+    let mut full = thick(now);
+    come(&mut full, &[("b", FULL)], now);
+    assert_eq!(next_size(&mut full, now), Some(FULL));
+    // When a slot is given up, everything goes.
+    let mut given_up = thick(now);
+    come(&mut given_up, &[("b", 1)], now);
+    given_up.hurry();
+    assert_eq!(next_size(&mut given_up, now), Some(1));
 }
 
 #[tokio::test]
 async fn k44_a_slot_of_which_nothing_can_be_stored_is_released_for_others() {
     let mut bench = Bench::new().await;
     let tag = Tag { fence: bench.fence, kind: TagKind::Watermark };
-    bench.owner.settled(vec![tag, tag], None, false);
+    bench.owner.settled(vec![tag, tag], None);
     let row = bench.until_given_up().await;
     assert_eq!(row.owner, None, "its lease goes on with the server's");
 }
