@@ -413,8 +413,11 @@ impl World {
             panic!("the feed has ended");
         };
         if tokio::time::timeout(LIMIT, wait).await.is_err() {
-            let pushes: Vec<_> = state.snapshot().all::<Push>().map(|push| format!("{push:?}")).collect();
-            panic!("does not come: {what}\n{}", pushes.join("\n"));
+            let snapshot = state.snapshot();
+            let mut told: Vec<_> = snapshot.all::<Push>().map(|push| format!("{push:?}")).collect();
+            told.extend(snapshot.all::<Assignment>().map(|assignment| format!("{assignment:?}")));
+            told.extend(snapshot.all::<Report>().map(|report| format!("{report:?}")));
+            panic!("does not come: {what}\n{}", told.join("\n"));
         }
     }
 
