@@ -3,6 +3,7 @@
 //! Leases are by the store's clock, which a case steps: each step waits until every server whose lease holds has renewed it,
 //! however long its store takes for that. Servers share nothing but their store.
 
+mod all_died;
 mod believing;
 mod caps;
 mod compaction;
@@ -25,6 +26,7 @@ mod versions;
 mod waiting;
 mod watermarks;
 
+pub use all_died::*;
 pub use believing::*;
 pub use caps::*;
 pub use compaction::*;
