@@ -92,6 +92,7 @@ pub async fn k29_slots_pass_on_until_who_takes_them_is_busy(case: Case) {
     first.until("its room is taken", |probe| probe.seen().len() == 2).await;
     world.register(1, &registration, 2, &second).await;
     second.until("its room is taken, too", |probe| probe.seen().len() == 2).await;
+    world.spread("hook", 2).await;
     world.step(Duration::from_secs(4)).await;
     let spread = || async { world.cluster.server(2).cluster().await.unwrap().spread("hook") };
     let before = spread().await;
