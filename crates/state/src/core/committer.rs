@@ -196,6 +196,11 @@ impl Committer {
             return Err(Setback::Behind);
         }
         core.apply(&mut head, &begun.rows)?;
+        let head_under_lock = begun.rows.last().map_or(after, |row| row.revision);
+        if head.snapshot.revision() > head_under_lock {
+            // The tail has brought what others have committed since: the lock was lost.
+            return Err(Setback::Behind);
+        }
         drop(reads);
         self.resolve(&mut head);
         self.drain();

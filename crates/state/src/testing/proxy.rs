@@ -103,6 +103,13 @@ impl Proxy {
         });
     }
 
+    /// How many bytes still get through this way before it falls silent; none where that was not asked for.
+    #[must_use]
+    pub fn left(&self, direction: Direction) -> Option<usize> {
+        let mut weather = *self.weather.borrow();
+        *weather.left(direction).0
+    }
+
     /// Waits until it has fallen silent this way.
     pub async fn fallen_silent(&self, direction: Direction) {
         // The sender is in the proxy, so the wait only ends by the condition.
@@ -232,9 +239,12 @@ mod tests {
         proxy.resume();
         client.read_exact(&mut answer).await.unwrap();
         assert_eq!(&answer, b"two");
+        assert_eq!(proxy.left(Direction::Upstream), None);
         proxy.silence_after(Direction::Upstream, 2);
+        assert_eq!(proxy.left(Direction::Upstream), Some(2));
         client.write_all(b"red").await.unwrap();
         proxy.fallen_silent(Direction::Upstream).await;
+        assert_eq!(proxy.left(Direction::Upstream), Some(0));
         client.read_exact(&mut answer[..2]).await.unwrap();
         proxy.resume();
         client.read_exact(&mut answer[2..]).await.unwrap();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use rand::{RngExt, SeedableRng};
+use rand::RngExt;
 use tidegate_state::driver::postgres::PostgresStore;
 use tidegate_state::testing::linter::lint;
 use tidegate_state::testing::points::name as point;
@@ -15,13 +15,6 @@ use tokio_postgres::NoTls;
 
 use super::processes::{Process, initial, raise_pair};
 use super::support::*;
-
-fn random() -> rand::rngs::StdRng {
-    let seed = std::env::var("TIDEGATE_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(rand::random);
-    // Shown only when the case fails.
-    println!("seed: TIDEGATE_SEED={seed}");
-    rand::rngs::StdRng::seed_from_u64(seed)
-}
 
 /// D4: a process is killed at each step of the migration and of the writing of the initial state. The next start finds nothing
 /// or all of it, completes, and has one initial state.

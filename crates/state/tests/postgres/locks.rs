@@ -86,6 +86,26 @@ async fn d32_a_holder_that_is_cut_off_is_thrown_out() {
     agree_and_close(&direct, vec![cut_off, beside]).await;
 }
 
+/// D32: the holder of the write lock stands still, is thrown out, and its tail has brought what others have committed since when
+/// it goes on: its transaction runs again at the head, and is not refused.
+async fn d32_a_holder_that_was_thrown_out_and_has_caught_up_writes_all_the_same() {
+    let schema = shared().fresh_schema();
+    let store = store(&shared().url(), &schema);
+    let (held, points) = open(&store, "held").await;
+    let (beside, _) = open(&store, "beside").await;
+    for _ in 0..2 {
+        let hold = points.hold(point::COMMIT_LOCKED);
+        let writer = held.clone();
+        let writing = tokio::spawn(async move { increment(&writer, "n").await });
+        hold.reached().await;
+        let written = increment(&beside, "n").await.unwrap();
+        arrives(&held, written.revision).await;
+        hold.release();
+        assert_eq!(writing.await.unwrap().unwrap().value, written.value + 1, "it ran at the head");
+    }
+    agree_and_close(&store, vec![held, beside]).await;
+}
+
 /// D32: a lock limit that is not well below the lease is refused at the start.
 async fn d32_a_lock_limit_near_the_lease_is_refused() {
     let schema = shared().fresh_schema();
@@ -100,5 +120,6 @@ async fn d32_a_lock_limit_near_the_lease_is_refused() {
 super::with_postgres! {
     d15_revisions_come_in_order_when_a_holder_commits_is_cut_or_thrown_out,
     d32_a_holder_that_is_cut_off_is_thrown_out,
+    d32_a_holder_that_was_thrown_out_and_has_caught_up_writes_all_the_same,
     d32_a_lock_limit_near_the_lease_is_refused,
 }

@@ -113,6 +113,7 @@ impl Process {
                 if let Some(rest) = said.strip_prefix(answer) {
                     return rest.trim().to_owned();
                 }
+                assert!(!said.starts_with("failed"), "the process said {said:?}, and not {answer:?}");
             }
             panic!("the process ended and did not say {answer:?}");
         };
@@ -208,6 +209,8 @@ async fn serves_as_a_process() {
     options.lease = LEASE;
     options.poll = POLL;
     options.write_limit = LIMIT;
+    // It may be stopped amid a closure, too.
+    options.transaction_budget = LIMIT;
     options.entities_behind = std::time::Duration::from_millis(100);
     options.points = points.clone();
     let store = PostgresStore::new(&url, super::support::options(&schema)).unwrap();

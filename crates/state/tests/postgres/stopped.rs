@@ -1,17 +1,21 @@
-//! D32: a process is stopped while it holds the write lock, and goes on later.
+//! D32: a process is stopped while it holds the write lock, wherever it is in what it sends or is told, and goes on later.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use rand::RngExt;
 use tidegate_state::driver::postgres::PostgresStore;
 use tidegate_state::testing::points::name as point;
-use tidegate_state::testing::proxy::Proxy;
+use tidegate_state::testing::proxy::{Direction, Proxy};
 use tidegate_state::{ClusterHook, HookHandle, Outcome, Registration, Run, State, WaitForHooks};
 
-use super::processes::Process;
+use super::processes::{Process, put_large};
 use super::support::*;
+
+/// Nearly as much as an entity can hold: more than the system's buffers take of a statement at once.
+const LARGE: usize = 7 << 20;
 
 /// How much longer than the lock limit others may wait for a holder that was stopped: one commit, and a busy machine.
 const SLACK: Duration = Duration::from_secs(5);
@@ -58,13 +62,27 @@ impl World {
         let joined = *member.borrow();
         let started = Instant::now();
         for _ in 0..3 {
-            let written = increment(&self.beside, "beside").await.unwrap();
+            let written = increment(&self.beside, "beside").await;
+            let written = written.unwrap_or_else(|error| panic!("{what}: {error}"));
             self.written += 1;
             assert_eq!(written.value, self.written);
         }
         let waited = started.elapsed();
         assert!(waited < LOCK_LIMIT + SLACK, "{what}: others waited {waited:?} for the lock");
         assert!(joined.is_some() && joined == *member.borrow(), "{what}: no lease of theirs runs out");
+    }
+
+    /// The process does as it is told, and is stopped when it has sent so many bytes from a point on.
+    async fn is_stopped_after(&mut self, order: &str, place: &str, bytes: usize) {
+        self.process.does(&format!("hold {place}")).await;
+        self.process.order(order);
+        self.process.does(&format!("reached {place}")).await;
+        self.proxy.silence_after(Direction::Upstream, bytes);
+        // Not waited for: should so many bytes be enough, what it says then would be passed over.
+        self.process.order(&format!("release {place}"));
+        self.proxy.fallen_silent(Direction::Upstream).await;
+        self.process.stop();
+        self.others_write(&format!("{order}: {bytes} bytes after {place}")).await;
     }
 
     /// The process goes on, and what it was at is done once.
@@ -101,6 +119,91 @@ async fn d32_a_holder_that_is_stopped_between_two_statements_is_thrown_out() {
     world.finish(2).await;
 }
 
+/// D32: it is stopped with a part of what it sends on its way: of the round trip that takes the lock, of the one that commits,
+/// each with any number of bytes; of a statement as long as they come.
+async fn d32_a_holder_that_is_stopped_with_half_of_a_statement_sent_is_thrown_out() {
+    let mut random = random();
+    let mut world = World::open().await;
+    let mut by_the_process = 0;
+    for (place, step) in [(point::COMMIT_BEFORE_LOCK, 20..150), (point::COMMIT_BEFORE_COMMIT, 60..250)] {
+        let mut bytes = 1;
+        for _ in 0..5 {
+            by_the_process += 1;
+            world.is_stopped_after("increment stopped", place, bytes).await;
+            assert_eq!(world.goes_on().await, by_the_process.to_string(), "{bytes} bytes after {place}: one effect");
+            bytes += random.random_range(step.clone());
+        }
+    }
+    world.is_stopped_after(&format!("large stopped {LARGE}"), point::COMMIT_BEFORE_COMMIT, LARGE / 2).await;
+    let next = world.beside.snapshot().revision().next();
+    assert_eq!(world.goes_on().await, next.to_string(), "a large statement: one effect");
+    world.beside.flush_within(LIMIT).await.unwrap();
+    assert_eq!(world.beside.snapshot().revision(), next);
+    world.finish(by_the_process).await;
+}
+
+/// D32: it is stopped with the lock taken and all of a statement sent but its last bytes, so that the database has read what to
+/// run and not that it is to run it, or that it is over: none of its own limits ends that, and those who wait do.
+async fn d32_a_holder_that_is_stopped_at_the_end_of_a_statement_is_thrown_out() {
+    const ALL: usize = 1 << 20;
+    // Of what says that a statement is to run, 10 bytes long, and that it is over, 5 bytes long.
+    const LACKING: [usize; 3] = [3, 8, 14];
+    let mut world = World::open().await;
+    let (before, locked) = (point::COMMIT_BEFORE_LOCK, point::COMMIT_LOCKED);
+    let mut round_trip = ALL;
+    let mut by_the_process = 0;
+    // The least of a few: other connections send now and then, too.
+    for _ in 0..4 {
+        by_the_process += 1;
+        world.process.does(&format!("hold {before}")).await;
+        world.process.does(&format!("hold {locked}")).await;
+        world.process.order("increment stopped");
+        world.process.does(&format!("reached {before}")).await;
+        world.proxy.silence_after(Direction::Upstream, ALL);
+        world.process.does(&format!("release {before}")).await;
+        world.process.does(&format!("reached {locked}")).await;
+        round_trip = round_trip.min(ALL - world.proxy.left(Direction::Upstream).unwrap());
+        world.process.order(&format!("release {locked}"));
+        assert_eq!(world.goes_on().await, by_the_process.to_string());
+    }
+    for lacking in LACKING {
+        by_the_process += 1;
+        world.is_stopped_after("increment stopped", before, round_trip - lacking).await;
+        assert_eq!(world.goes_on().await, by_the_process.to_string(), "{lacking} bytes are lacking: one effect");
+    }
+    world.finish(by_the_process).await;
+}
+
+/// D32: it is stopped in the middle of an answer that is larger than what buffers on the way take, with the lock taken: of what
+/// others have committed since it last looked.
+async fn d32_a_holder_that_is_stopped_amid_a_large_answer_is_thrown_out() {
+    let mut world = World::open().await;
+    for (round, share) in [(1, 4), (2, 2)] {
+        let tail = point::TAIL_BEFORE_APPLY;
+        let place = point::COMMIT_BEFORE_LOCK;
+        world.process.does(&format!("hold {place}")).await;
+        world.process.order("increment stopped");
+        world.process.does(&format!("reached {place}")).await;
+        world.process.does(&format!("hold {tail}")).await;
+        for part in 0..4 {
+            put_large(&world.beside, &format!("{round}-{part}"), LARGE).await.unwrap();
+        }
+        // The tail has its own answer by now, and takes nothing of it in.
+        world.process.does(&format!("reached {tail}")).await;
+        world.proxy.silence_after(Direction::Downstream, LARGE / share);
+        world.process.does(&format!("release {place}")).await;
+        world.proxy.fallen_silent(Direction::Downstream).await;
+        world.process.stop();
+        world.others_write(&format!("a {share}th of a large answer")).await;
+        world.process.order(&format!("release {tail}"));
+        assert_eq!(world.goes_on().await, round.to_string(), "one effect");
+    }
+    world.finish(2).await;
+}
+
 super::with_postgres! {
+    d32_a_holder_that_is_stopped_amid_a_large_answer_is_thrown_out,
+    d32_a_holder_that_is_stopped_at_the_end_of_a_statement_is_thrown_out,
     d32_a_holder_that_is_stopped_between_two_statements_is_thrown_out,
+    d32_a_holder_that_is_stopped_with_half_of_a_statement_sent_is_thrown_out,
 }

@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use rand::SeedableRng;
 use serde::{Deserialize, Serialize};
 use tidegate_state::driver::postgres::{PostgresOptions, PostgresStore};
 use tidegate_state::testing::linter::lint;
@@ -80,6 +81,14 @@ pub(crate) async fn open_with(
     options.entities_behind = Duration::from_millis(100);
     options.points = points.clone();
     (State::open(store.driver(), configure(options)).await.unwrap(), points)
+}
+
+/// Where a case draws from.
+pub(crate) fn random() -> rand::rngs::StdRng {
+    let seed = std::env::var("TIDEGATE_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(rand::random);
+    // Shown only when the case fails.
+    println!("seed: TIDEGATE_SEED={seed}");
+    rand::rngs::StdRng::seed_from_u64(seed)
 }
 
 pub(crate) type Written<T> = Result<Committed<T>, WriteError<TransactionError>>;

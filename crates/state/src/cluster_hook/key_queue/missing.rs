@@ -49,25 +49,31 @@ impl<P: Clone> SlotQueue<P> {
             .iter()
             .enumerate()
             .filter_map(|(index, key)| {
-                let key = key.as_ref()?;
+                let key = key.as_ref().filter(|key| key.can_be_cut())?;
                 let other = wanted.is_none_or(|wanted| wanted as usize != index);
-                Some((other && self.is_at_rest(key) && key.queue.len() > 1, key.queue.len(), index))
+                Some((other && self.is_at_rest(key), key.queue.len(), index))
             })
             .max();
         let Some((blocked, length, index)) = longest else { return false };
         if !blocked && length <= SHORT.max(own + 1) {
             return false;
         }
-        let key = self.keys[index].as_mut().expect("found among live keys");
+        self.cut(index_from(index), length / 2)
+    }
+
+    /// Leaves what a key has beyond so many requests in the log, or all but the first where that waits or is dead. Says
+    /// whether there was something.
+    fn cut(&mut self, index: KeyIndex, most: usize) -> bool {
+        let key = self.keys[index as usize].as_mut().expect("found among live keys");
         let kept = match key.phase {
-            Phase::Running { covered, .. } => covered.max(length / 2),
+            Phase::Running { covered, .. } => covered.max(most),
             Phase::Settling { then: Then::Finish { covered } | Then::HoldDead { covered }, .. }
-            | Phase::Settling { then: Then::HoldUntil { covered, .. }, .. } => covered.max(length / 2),
+            | Phase::Settling { then: Then::HoldUntil { covered, .. }, .. } => covered.max(most),
             Phase::Until { .. } | Phase::Dead => 1,
-            Phase::Settling { then: Then::Ready { .. }, .. } | Phase::Idle | Phase::Ready => length / 2,
+            Phase::Settling { then: Then::Ready { .. }, .. } | Phase::Idle | Phase::Ready => most,
         };
         let mut cut = false;
-        while key.queue.len() > kept.max(1) && key.queue.back().is_some_and(|last| !last.stored && !last.parking) {
+        while key.queue.len() > kept.max(1) && key.can_be_cut() {
             let Some(entry) = key.queue.pop_back() else { break };
             self.total -= 1;
             self.open.remove(&entry.id);
@@ -233,8 +239,18 @@ impl<P: Clone> SlotQueue<P> {
         self.park(self.position, most, out);
     }
 
-    /// Sets how many requests are kept in memory.
+    /// Sets how many requests are kept in memory. What is there beyond that is left in the log, but for a few of each key.
     pub(crate) fn set_bound(&mut self, bound: usize) {
         self.bound = bound.max(1);
+        let mut most = self.keys.iter().flatten().map(|key| key.queue.len()).max().unwrap_or(0);
+        // The longest first. Key by key until there is room would look through all of them with each.
+        while self.total > self.bound && most > SHORT {
+            most = SHORT.max(most / 2);
+            for index in 0..self.keys.len() {
+                if self.total > self.bound && self.keys[index].as_ref().is_some_and(|key| key.queue.len() > most) {
+                    self.cut(index_from(index), most);
+                }
+            }
+        }
     }
 }

@@ -227,6 +227,11 @@ impl<P> Key<P> {
     fn is_blocked(&self) -> bool {
         matches!(self.phase, Phase::Until { .. } | Phase::Dead)
     }
+
+    /// Its last request is neither its only one nor copied out of the log, so that leaving it there makes room.
+    fn can_be_cut(&self) -> bool {
+        self.queue.len() > 1 && self.queue.back().is_some_and(|last| !last.stored && !last.parking)
+    }
 }
 
 #[derive(Debug, Clone)]

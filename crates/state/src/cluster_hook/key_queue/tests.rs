@@ -557,6 +557,66 @@ fn k50_keys_take_turns_and_one_with_many_requests_is_cut_to_make_room() {
 }
 
 #[test]
+fn k50_a_dead_letter_with_copies_behind_it_does_not_keep_the_longest_key_from_being_cut() {
+    let mut bench = Bench::bounded(Delivery::EveryChange, 10);
+    bench.queue.retry.attempts = Some(1);
+    for revision in 1..=3 {
+        bench.request(revision, "dead");
+    }
+    bench.run(failed());
+    bench.queue.park(Revision(3), 10, &mut bench.out);
+    bench.store();
+    for revision in 4..=30 {
+        bench.request(revision, "many");
+    }
+    bench.request(31, "other");
+    assert_eq!(bench.names(), [("many".to_owned(), 4), ("other".to_owned(), 31)]);
+}
+
+#[test]
+fn k50_with_a_lower_bound_what_is_beyond_it_is_left_in_the_log_and_read_again() {
+    for delivery in [Delivery::EveryChange, Delivery::LatestState] {
+        let mut bench = Bench::bounded(delivery, 1_000);
+        let mut log = Vec::new();
+        for revision in 1..=600 {
+            let key = if revision % 100 == 0 { format!("other-{revision}") } else { "many".to_owned() };
+            bench.request(revision, &key);
+            log.push((revision, key));
+        }
+        bench.queue.set_bound(50);
+        assert!(bench.queue.len() <= 50, "{} in memory", bench.queue.len());
+        let mut ran: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+        let mut finished = HashSet::new();
+        loop {
+            if let Some(run) = bench.start() {
+                ran.entry(run.name.to_string()).or_default().push(run.request.revision.0);
+                bench.end(&run, RunEnd::Done);
+                finished.extend(bench.store().into_iter().map(|item| match item {
+                    Item::Receipt { request, .. } => request,
+                    Item::Exception { request, .. } => panic!("an exception of {request}"),
+                }));
+            } else if let Some(after) = bench.queue.wants_reread() {
+                bench.queue.reread_begins();
+                for (revision, key) in log.iter().filter(|(revision, _)| *revision > after.0) {
+                    bench.queue.reread(id(*revision), key, *revision, &finished, &mut bench.out);
+                }
+                bench.queue.reread_ends(Revision(600));
+            } else {
+                break;
+            }
+            assert!(bench.queue.len() <= 50, "{} in memory", bench.queue.len());
+        }
+        assert_eq!(finished.len(), 600);
+        assert_eq!(ran.len(), 7, "{:?}", ran.keys());
+        for (key, revisions) in ran {
+            assert!(revisions.is_sorted(), "{key}: {revisions:?}");
+            let last = log.iter().rfind(|(_, of)| *of == key).map(|(revision, _)| *revision);
+            assert_eq!(revisions.last().copied(), last, "{key}");
+        }
+    }
+}
+
+#[test]
 fn k15_a_change_that_did_not_fit_revives_a_dead_key_and_brings_a_waiting_one_forward() {
     for end in [failed(), RunEnd::RetryAt(NOW.after(Duration::from_secs(3_600)))] {
         let mut bench = Bench::bounded(Delivery::LatestState, 3);
@@ -778,6 +838,7 @@ enum Step {
     Wake,
     Reread,
     Act { target: u64, action: u8 },
+    Bound { to: usize },
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -792,6 +853,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::Wake),
         2 => Just(Step::Reread),
         1 => (1_u64..200, 0_u8..3).prop_map(|(target, action)| Step::Act { target, action }),
+        1 => (1_usize..20).prop_map(|to| Step::Bound { to }),
     ];
     proptest::collection::vec(step, 1..250)
 }
@@ -864,6 +926,7 @@ impl Model {
 
 fn history(delivery: Delivery, bound: usize, steps: Vec<Step>) -> Result<(), TestCaseError> {
     let mut bench = Bench::bounded(delivery, bound);
+    let mut highest_bound = bound;
     let mut model = Model::default();
     let mut revision = 0_u64;
     let mut waiting: VecDeque<(Item<u64>, Ticket)> = VecDeque::new();
@@ -960,6 +1023,10 @@ fn history(delivery: Delivery, bound: usize, steps: Vec<Step>) -> Result<(), Tes
                 }
             }
             Step::Park => bench.queue.park(Revision(revision), 3, &mut bench.out),
+            Step::Bound { to } => {
+                bench.queue.set_bound(to);
+                highest_bound = highest_bound.max(to);
+            }
             Step::Wake => {
                 bench.now = bench.now.after(Duration::from_secs(10));
                 bench.queue.wake(bench.now);
@@ -1016,7 +1083,7 @@ fn history(delivery: Delivery, bound: usize, steps: Vec<Step>) -> Result<(), Tes
             .range(..id(watermark.0 + 1))
             .find(|(id, _)| !model.receipts.contains_key(id) && !model.exceptions.contains(id));
         prop_assert!(below.is_none(), "the watermark {} is above {:?}", watermark, below);
-        prop_assert!(bench.queue.len() <= bound, "{} in memory", bench.queue.len());
+        prop_assert!(bench.queue.len() <= highest_bound, "{} in memory", bench.queue.len());
     }
     // Whatever is left comes to its end in time.
     for _ in 0..10_000 {

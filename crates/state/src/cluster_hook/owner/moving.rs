@@ -132,8 +132,12 @@ impl Owner {
         }
         let bound = self.memory_per_slot();
         for slot in self.slots.values_mut() {
-            if let Some(queue) = slot.queue_mut() {
-                queue.set_bound(bound);
+            // Those too that are only about to be filled: they were made one by one, each with a larger share.
+            match &mut slot.state {
+                SlotState::Loading { queue, .. } | SlotState::Active(queue) | SlotState::Skipped(queue) => {
+                    queue.set_bound(bound);
+                }
+                SlotState::Releasing | SlotState::Permit => {}
             }
         }
         for (hook, rows) in loads {

@@ -17,7 +17,7 @@ use futures::FutureExt;
 use futures::future::MaybeDone;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_postgres::error::{DbError, Severity};
+use tokio_postgres::error::{DbError, Severity, SqlState};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{AsyncMessage, Client, Error, NoTls, Row, SimpleQueryMessage, Statement};
 use tokio_util::sync::CancellationToken;
@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::super::DriverError;
 use super::Shared;
 use super::errors::{connect_failed, statement_failed};
+use super::stalled::end_stalled;
 
 /// The oldest server that has what is used here, as `server_version_num`.
 const SERVER_VERSION_MIN: u32 = 150_000;
@@ -94,6 +95,7 @@ pub(super) type Answer = Result<Vec<Row>, Error>;
 type Step = MaybeDone<Pin<Box<dyn Future<Output = Answer> + Send>>>;
 
 pub(super) struct Connection {
+    shared: Arc<Shared>,
     client: Arc<Client>,
     statements: Mutex<HashMap<Arc<str>, Statement>>,
     /// Held while statements are put on the wire, never over an await.
@@ -161,6 +163,7 @@ impl Connection {
             }
         };
         let connection = Arc::new(Connection {
+            shared: shared.clone(),
             client: Arc::new(client),
             statements: Mutex::default(),
             order: Mutex::default(),
@@ -303,6 +306,9 @@ impl Connection {
                 if answers.iter().any(|answer| answer.as_ref().is_err_and(has_ended)) {
                     self.break_off();
                 }
+                if answers.iter().any(|answer| answer.as_ref().is_err_and(has_waited_in_vain)) {
+                    end_stalled(&self.shared).await;
+                }
                 Ok(answers)
             }
             Err(_) => {
@@ -379,6 +385,11 @@ impl From<Failed> for DriverError {
 fn has_ended(error: &Error) -> bool {
     let is_fatal = |error: &DbError| matches!(error.parsed_severity(), Some(Severity::Fatal | Severity::Panic));
     error.is_closed() || error.as_db_error().is_some_and(is_fatal)
+}
+
+/// Whether an error says that a lock was waited for, for longer than a holder that does as it should can keep it.
+fn has_waited_in_vain(error: &Error) -> bool {
+    error.code().is_some_and(|code| *code == SqlState::LOCK_NOT_AVAILABLE)
 }
 
 /// Carries a connection's traffic until it ends, is given up, or is broken off.

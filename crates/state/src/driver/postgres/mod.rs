@@ -60,14 +60,14 @@
 //! | `tidegate-upkeep` | entities written behind, compaction, pruning |
 //! | `tidegate-watch` | LISTEN, and heartbeats: nothing that could wait for a lock |
 //!
-//! A start makes one more for a moment (`tidegate-open`). A pooler between has to be in session mode.
+//! A start makes one more for a moment (`tidegate-open`), and so does who has waited for a lock in vain. A pooler between has to be in session mode.
 //!
 //! # Limits
 //!
 //! | limit | what it is for |
 //! |---|---|
 //! | [`PostgresOptions::lock_limit`] | a server that is stopped or cut off in mid-transaction is thrown out after it (`idle_in_transaction_session_timeout`, `tcp_user_timeout`, `client_connection_check_interval`), and its locks with it. A lease has to be [`super::LEASES_PER_LOCK_LIMIT`] times as long |
-//! | twice that and a second | `lock_timeout`: how long others wait for such locks; longer than the holder can last |
+//! | twice that and a second | `lock_timeout`: how long others wait for such locks; longer than the holder can last. Only one that is stopped with a part of a statement sent lasts longer, since no limit of the database's runs then: who has waited for so long ends its session (`pg_terminate_backend`, as the same user) |
 //! | [`PostgresOptions::answer_limit`] | `statement_timeout`, and after it this side gives a connection up on which packets vanish |
 //! | [`PostgresOptions::connect_limit`] | making a connection |
 //! | [`PostgresOptions::keepalive`] | how often a silent connection is asked whether it is there, by both sides |
@@ -94,6 +94,7 @@ mod schema;
 mod session;
 mod settlement;
 mod slots;
+mod stalled;
 mod stored;
 mod target;
 #[cfg(test)]

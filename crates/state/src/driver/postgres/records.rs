@@ -400,7 +400,7 @@ pub(super) fn read_id(row: &Row) -> RecordId {
 }
 
 /// The statement of a page. Both ends of the range are of one index, so a page costs what its rows cost, wherever it lies.
-fn page_call(kinds: &Kinds, query: &RecordQuery) -> Result<Call, DriverError> {
+pub(super) fn page_call(kinds: &Kinds, query: &RecordQuery) -> Result<Call, DriverError> {
     let number = i32::try_from(kinds.declared.index_of(query)?).unwrap_or(i32::MAX);
     let kind = kinds.numbers.get(&query.kind).copied().unwrap_or_default();
     let prefix = query.prefix.clone().into_bytes();

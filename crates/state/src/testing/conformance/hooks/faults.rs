@@ -7,7 +7,7 @@ use crate::cluster_hook::points;
 use crate::driver::SettleFault;
 use crate::testing::history::HistoryEvent;
 use crate::testing::points::name as point;
-use crate::{Outcome, QueueFilter, RequestState, Timestamp, Transaction, TransactionError, slot_index};
+use crate::{Outcome, QueueFilter, RequestState, Transaction, TransactionError, slot_index};
 
 use super::super::within;
 use super::Case;
@@ -342,116 +342,4 @@ pub async fn k45_a_completion_and_a_take_over_do_not_cross(case: Case) {
         drop((heartbeat, lapse));
         world.finish().await;
     }
-}
-
-/// K46: everything is as it was after all servers died.
-pub async fn k46_everything_is_as_it_was_after_all_servers_died(case: Case) {
-    let mut world = World::new(&case, 2).await;
-    let answers = |run: &crate::Run| match plain_key(run.key().as_str()) {
-        "waits" => Outcome::RetryAt(Timestamp(run.now().0 + 3_600_000)),
-        "backs-off" | "dead" | "dead-discarded" => Outcome::fail("as the test wants it"),
-        _ => counted(run),
-    };
-    let probe = Probe::answering(answers);
-    let registration = per_store("hook").attempts(3).backoff(Duration::from_secs(60), Duration::from_secs(60)).slots(4);
-    world.register(0, &registration, 3, &probe).await;
-    for key in ["done", "waits", "dead", "dead-discarded"] {
-        world.set(1, key, 1).await;
-    }
-    probe.until("first attempts", |probe| probe.seen().len() == 4).await;
-    let queue_of = |server: usize| {
-        let state = world.cluster.server(server).clone();
-        async move { state.queue().list(QueueFilter::all()).await.unwrap() }
-    };
-    let letters = ["dead", "dead-discarded"];
-    for attempts in 2..=3 {
-        // A backoff is counted from when the failure is seen, so the clock waits for that.
-        world
-            .eventually("what failed backs off", || async {
-                let list = queue_of(1).await;
-                let failed = |key: &str, times: usize| {
-                    list.iter().any(|entry| {
-                        let backs_off = matches!(entry.state, RequestState::BackingOff(_));
-                        plain_key(&entry.key) == key && backs_off && entry.attempts as usize == times
-                    })
-                };
-                letters.iter().all(|key| failed(key, attempts - 1)) && (attempts == 2 || failed("backs-off", 1))
-            })
-            .await;
-        world.step(Duration::from_secs(61)).await;
-        for key in letters {
-            probe.started(key, attempts).await;
-        }
-        if attempts == 2 {
-            world.set(1, "backs-off", 1).await;
-            probe.started("backs-off", 1).await;
-        }
-    }
-    probe.started("backs-off", 2).await;
-    world.set(1, "dead", 2).await;
-    world
-        .eventually("two letters are dead, and the third request has failed twice", || async {
-            let list = queue_of(1).await;
-            list.iter().filter(|entry| entry.state == RequestState::Dead).count() == 2
-                && list.iter().any(|entry| plain_key(&entry.key) == "backs-off" && entry.attempts == 2)
-        })
-        .await;
-    let letter = queue_of(1).await.into_iter().find(|entry| plain_key(&entry.key) == "dead-discarded").unwrap().request;
-    world.cluster.server(1).queue().discard(letter, "operator").await.unwrap();
-    world.eventually("it is gone", || async { !queue_of(1).await.iter().any(|entry| entry.request == letter) }).await;
-    // Two run, one has run and is not acknowledged; one waits for room, of which one is cancelled.
-    probe.hold("running");
-    probe.hold("running-too");
-    world.set(1, "running", 1).await;
-    world.set(1, "running-too", 1).await;
-    probe.started("running", 1).await;
-    probe.started("running-too", 1).await;
-    let completion = world.cluster.points(0).hold(points::RUN_BEFORE_COMPLETION);
-    world.set(1, "run", 1).await;
-    completion.reached().await;
-    world.set(1, "queued", 1).await;
-    world.set(1, "running", 2).await;
-    let second =
-        queue_of(1).await.into_iter().filter(|entry| plain_key(&entry.key) == "running").nth(1).unwrap().request;
-    world.cluster.server(1).queue().cancel(second, "operator").await.unwrap();
-    world
-        .eventually("it is cancelled", || async { !queue_of(1).await.iter().any(|entry| entry.request == second) })
-        .await;
-    let facts = |entries: Vec<crate::QueueEntry>| {
-        let mut facts: Vec<_> = entries
-            .into_iter()
-            .filter(|entry| ["waits", "backs-off", "dead"].contains(&plain_key(&entry.key)))
-            .map(|entry| (entry.key.clone(), entry.request, format!("{:?}", entry.state), entry.attempts, entry.error))
-            .collect();
-        facts.sort();
-        facts
-    };
-    let before = facts(queue_of(1).await);
-    assert_eq!(before.len(), 4, "{before:#?}");
-    world.kill(0);
-    world.kill(1);
-    drop(completion);
-    world.cluster.advance(Duration::from_secs(11));
-    world.restart(1).await;
-    let after_all = Probe::answering(answers);
-    world.register(1, &registration, 8, &after_all).await;
-    for key in ["running", "running-too", "run"] {
-        after_all.started(key, 1).await;
-    }
-    world
-        .eventually("what could run is done", || async {
-            let left = world.cluster.server(1).queue().list(QueueFilter::all()).await.unwrap();
-            left.iter().all(|entry| ["waits", "backs-off", "dead"].contains(&plain_key(&entry.key)))
-        })
-        .await;
-    let after = facts(world.cluster.server(1).queue().list(QueueFilter::all()).await.unwrap());
-    assert_eq!(before, after);
-    let ran: std::collections::BTreeSet<String> = after_all.seen().into_iter().map(|seen| seen.key).collect();
-    let may_run: std::collections::BTreeSet<String> =
-        ["running", "running-too", "run", "queued"].into_iter().map(str::to_owned).collect();
-    assert!(ran.is_subset(&may_run), "{ran:?}");
-    for key in ["running", "running-too", "run"] {
-        assert_eq!(count_of(&world, 1, key).await, 1, "{key}");
-    }
-    world.finish_waiting().await;
 }

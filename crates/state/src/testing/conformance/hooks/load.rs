@@ -66,11 +66,47 @@ pub async fn k29_slots_leave_a_server_without_room_for_one_that_has_it(case: Cas
         tokio::time::sleep(Duration::from_millis(150)).await;
     }
     world.eventually("the idle server runs what waited", || async { idle.seen().len() >= can_go }).await;
+    world.none_came_back();
     assert_eq!(busy.seen().len(), 2, "none of its runs was interrupted");
     for key in 0..24 {
         busy.release(&format!("k{key}"));
     }
     world.hooks_finish(2).await;
+    world.finish().await;
+}
+
+/// K29: a server without room gives slots to one that has some until that one is busy too; from then on all stay where they
+/// are, however long keys wait.
+pub async fn k29_slots_pass_on_until_who_takes_them_is_busy(case: Case) {
+    let mut world = World::new(&case, 3).await;
+    let (first, second) = (Probe::new(), Probe::new());
+    let registration = per_store("hook").slots(8);
+    world.register(0, &registration, 2, &first).await;
+    world.spread("hook", 1).await;
+    let keys: Vec<String> = (0..40).map(|key| format!("k{key}")).collect();
+    for key in &keys {
+        first.hold(key);
+        second.hold(key);
+        world.set(2, key, 1).await;
+    }
+    first.until("its room is taken", |probe| probe.seen().len() == 2).await;
+    world.register(1, &registration, 2, &second).await;
+    second.until("its room is taken, too", |probe| probe.seen().len() == 2).await;
+    world.spread("hook", 2).await;
+    world.step(Duration::from_secs(4)).await;
+    let spread = || async { world.cluster.server(2).cluster().await.unwrap().spread("hook") };
+    let before = spread().await;
+    // Longer than a server that had no room is taken to be short of it.
+    world.step(Duration::from_secs(40)).await;
+    assert_eq!(spread().await, before, "both are busy");
+    assert_eq!((first.seen().len(), second.seen().len()), (2, 2));
+    world.none_came_back();
+    for key in &keys {
+        first.release(key);
+        second.release(key);
+    }
+    assert!(world.hooks_finish(2).await.finished);
+    assert_eq!(first.seen().len() + second.seen().len(), keys.len(), "each once");
     world.finish().await;
 }
 

@@ -3,11 +3,13 @@
 //! Leases are by the store's clock, which a case steps: each step waits until every server whose lease holds has renewed it,
 //! however long its store takes for that. Servers share nothing but their store.
 
+mod all_died;
 mod believing;
 mod caps;
 mod compaction;
 mod completion;
 mod delivery;
+mod fairness;
 mod faults;
 mod joining;
 mod lapsed;
@@ -16,6 +18,7 @@ mod linter;
 mod load;
 mod moving;
 mod operators;
+mod passing;
 mod registrations;
 mod restored;
 mod starting;
@@ -25,11 +28,13 @@ mod versions;
 mod waiting;
 mod watermarks;
 
+pub use all_died::*;
 pub use believing::*;
 pub use caps::*;
 pub use compaction::*;
 pub use completion::*;
 pub use delivery::*;
+pub use fairness::*;
 pub use faults::*;
 pub use joining::*;
 pub use lapsed::*;
@@ -38,6 +43,7 @@ pub use linter::*;
 pub use load::*;
 pub use moving::*;
 pub use operators::*;
+pub use passing::*;
 pub use registrations::*;
 pub use restored::*;
 pub use starting::*;

@@ -1,6 +1,6 @@
 //! A cluster whose runs are written down, and steps of its clock that no live lease misses.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -169,6 +169,17 @@ impl World {
             }
             assert!(tokio::time::Instant::now() < deadline, "slots of {hook} are spread {spread:?}");
             tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// So far no server has leased a slot again that it had given away: none goes to and fro.
+    pub(crate) fn none_came_back(&self) {
+        let mut leased = HashSet::new();
+        for line in self.recorder.lines() {
+            if let HistoryEvent::SlotLeased { fence, .. } = line.event {
+                let is_first = leased.insert((line.server.clone(), fence.slot));
+                assert!(is_first, "{:?} came back to {}", fence.slot, line.server);
+            }
         }
     }
 
