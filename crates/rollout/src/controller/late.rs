@@ -12,6 +12,7 @@ impl Planner {
         if busy {
             return;
         }
+        self.recall_from_what_was_taken_back();
         self.invite();
         let ids: Vec<String> = self
             .view
@@ -66,37 +67,48 @@ impl Planner {
         let ids: Vec<String> = self.view.pushes.keys().cloned().collect();
         for id in ids {
             self.with_push(&id, |step| {
-                let now = step.now();
-                let names: Vec<String> = step
-                    .facts
-                    .push
-                    .regions
-                    .iter()
-                    .filter(|(_, region)| region.late && !region.state.is_at_rest() && !region.state.is_told_to_serve())
-                    .map(|(name, _)| name.clone())
-                    .collect();
-                for name in names {
-                    let reason = "a newer push takes it along".to_owned();
-                    step.set_region(&name, RegionState::LeftOut { reason, since: now });
-                    step.forget_version_in(&name);
-                }
+                let names = step.catching_up(|_, region| !region.state.is_told_to_serve());
+                step.leave_out(names, "a newer push takes it along");
+            });
+        }
+    }
+
+    /// What was rolled back everywhere is nothing to catch up with any more, nor is it where a region was told back from it.
+    fn recall_from_what_was_taken_back(&mut self) {
+        let taken_back = |number: &u64| self.view.versions.get(number).is_some_and(|it| it.rolled_back.is_some());
+        let pushes = self.view.pushes.iter().filter(|(_, facts)| taken_back(&facts.push.version));
+        let ids: Vec<String> = pushes.map(|(id, _)| id.clone()).collect();
+        for id in ids {
+            self.with_push(&id, |step| {
+                let number = step.facts.push.version;
+                let serves = |name: &str| step.planner.view.regions.get(name).and_then(|facts| facts.serve());
+                let names =
+                    step.catching_up(|name, region| !region.state.is_told_to_serve() || serves(name) != Some(number));
+                step.leave_out(names, &format!("version {number} was rolled back"));
             });
         }
     }
 }
 
 impl PushStep<'_> {
+    /// The late regions that are on their way, and of which something holds.
+    fn catching_up(&self, holds: impl Fn(&str, &RegionPush) -> bool) -> Vec<String> {
+        let on_their_way =
+            self.facts.push.regions.iter().filter(|(_, region)| region.late && !region.state.is_at_rest());
+        on_their_way.filter(|(name, region)| holds(name, region)).map(|(name, _)| name.clone()).collect()
+    }
+
+    fn leave_out(&mut self, names: Vec<String>, reason: &str) {
+        let since = self.now();
+        for name in names {
+            self.set_region(&name, RegionState::LeftOut { reason: reason.to_owned(), since });
+            self.forget_version_in(&name);
+        }
+    }
+
     fn late_regions(&mut self) {
         debug_assert!(matches!(self.facts.push.state, PushState::Ended { .. }));
-        let names: Vec<String> = self
-            .facts
-            .push
-            .regions
-            .iter()
-            .filter(|(_, region)| region.late && !region.state.is_at_rest())
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in names {
+        for name in self.catching_up(|_, _| true) {
             match self.region(&name) {
                 // What a gate refuses concerns this region alone: all others have served the version for a while.
                 Some(refusal) if refusal.verdict == Verdict::Rollback => self.turn_back(&name),

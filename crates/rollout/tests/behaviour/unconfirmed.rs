@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use tidegate_rollout::entities::RegionState;
+
 use crate::world::World;
 
 #[tokio::test]
@@ -26,6 +28,36 @@ async fn a_region_that_does_not_come_back_holds_up_no_rollback_of_what_it_never_
     world.hold.lock().silent.clear();
     world.nudge().await;
     world.serves("s", &[Some(1); 3]).await;
+}
+
+#[tokio::test]
+async fn b9_a_region_that_catches_up_with_what_is_taken_back_stops_there_and_never_serves_it() {
+    // Given a region that was left out, is available again, and is on its way to version 2, from version 1.
+    let world = World::serving(false).await;
+    world.hold.lock().silent.insert("c".into());
+    world.push("p", "s").await;
+    world.serves("s", &[Some(2), Some(2), Some(1)]).await;
+    world.operations().mark_region("c", false, "eve", "power").await.unwrap();
+    world.ended("p").await;
+    world.operations().mark_region("c", true, "eve", "").await.unwrap();
+    world.until("p", |push| push.regions["c"].late && !push.regions["c"].state.is_at_rest()).await;
+    // When that is rolled back elsewhere.
+    let told = world.operations().roll_back_store("s", None, None, "ada", "bad").await.unwrap();
+    assert_eq!(told, BTreeMap::from([("a".to_owned(), 1), ("b".to_owned(), 1)]));
+    // Then it is not told to serve it, when it is there again.
+    world.hold.lock().silent.clear();
+    world.nudge().await;
+    world.serves("s", &[Some(1); 3]).await;
+    world
+        .until("p", |push| match &push.regions["c"].state {
+            RegionState::LeftOut { reason, .. } => reason.contains("version 2 was rolled back"),
+            _ => false,
+        })
+        .await;
+    assert_eq!(*world.served.lock()[&("c".to_owned(), "s".to_owned())], [None, Some(1)]);
+    // The next version it gets with the others.
+    world.push("q", "s").await;
+    world.serves("s", &[Some(3); 3]).await;
 }
 
 #[tokio::test]
