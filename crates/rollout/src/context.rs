@@ -127,11 +127,8 @@ fn is_awaited(gate: &Gate, push: &Push, request: &CallRequest) -> bool {
     if request.mode == Mode::Observe || request.function.outcomes() == Outcomes::None {
         return true;
     }
-    let late = request
-        .region
-        .as_ref()
-        .and_then(|region| push.regions.get(region))
-        .is_some_and(|region| region.late && !region.state.is_at_rest());
+    let late =
+        request.region.as_ref().and_then(|region| push.regions.get(region)).is_some_and(RegionPush::is_catching_up);
     let goes_on = match &push.state {
         PushState::Queued | PushState::Running(Phase::GoingBack(_)) => false,
         PushState::Running(_) => true,

@@ -37,6 +37,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tidegate_api::{Setting, SettingOrigin};
 
@@ -353,8 +354,7 @@ impl ConfigFile {
     /// # Errors
     /// See [`ConfigError`].
     pub fn parse(text: &str, path: &str) -> Result<Self, ConfigError> {
-        let file: Self = toml::from_str(text)
-            .map_err(|error| ConfigError::Parse { path: path.to_owned(), reason: error.to_string() })?;
+        let file: Self = from_toml(text, path)?;
         file.check()?;
         Ok(file)
     }
@@ -407,6 +407,11 @@ pub(crate) fn read_bounded(path: &Path) -> Result<String, ConfigError> {
         return Err(failed(format!("it has {length} bytes, and a configuration has {FILE_BYTES_MAX} at most")));
     }
     std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))
+}
+
+/// What the text of such a file says; `path` is for messages.
+pub(crate) fn from_toml<T: DeserializeOwned>(text: &str, path: &str) -> Result<T, ConfigError> {
+    toml::from_str(text).map_err(|error| ConfigError::Parse { path: path.to_owned(), reason: error.to_string() })
 }
 
 /// The address by which others reach a server.

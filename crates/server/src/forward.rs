@@ -192,10 +192,16 @@ impl Forwarder {
     }
 
     async fn ask(&self, app: &App, there: &Elsewhere, read: Read<'_>, origin: &Origin) -> ApiResult<Response> {
-        let mut permit = Some(self.room.enter()?);
+        let permit = self.room.enter()?;
+        let answer = self.ask_around(app, there, read, origin).await?;
+        Ok(answer.into_response(permit))
+    }
+
+    /// What whoever hosts the region answers, or somebody else in its stead.
+    async fn ask_around(&self, app: &App, there: &Elsewhere, read: Read<'_>, origin: &Origin) -> ApiResult<Answer> {
         let address = there.address.as_deref().unwrap_or_default();
         let answer = match self.ask_at(app, there, (address, there.is_server, LIMIT), read, origin).await {
-            Ok(answer) if !answer.can_be_better() => return Ok(answer.into_response(permit.take())),
+            Ok(answer) if !answer.can_be_better() => return Ok(answer),
             asked => asked,
         };
         if is_to_be_served(app, there, read.store()) {
@@ -206,11 +212,11 @@ impl Forwarder {
                     && !of_other.can_be_better()
                 {
                     self.answered_by_others.inc();
-                    return Ok(of_other.into_response(permit.take()));
+                    return Ok(of_other);
                 }
             }
         }
-        answer.map(|answer| answer.into_response(permit.take()))
+        answer
     }
 
     /// Who else may answer, in the order in which they are asked.
@@ -340,7 +346,7 @@ impl Answer {
     }
 
     /// The answer; the room that the read takes is held until it was sent.
-    fn into_response(self, permit: Option<OwnedSemaphorePermit>) -> Response {
+    fn into_response(self, permit: OwnedSemaphorePermit) -> Response {
         let body = match self.said {
             Said::Refused { text, .. } => Body::from(text),
             Said::Read(response) => Body::from_stream(response.bytes_stream().map(move |chunk| {

@@ -9,7 +9,7 @@ use tidegate_state::{Entity, Ref, Root, Snapshot, Transaction, TransactionError}
 use super::plan::{Plan, Write};
 use super::view::{GateFacts, HookSettings, PushFacts, PushView, RegionFacts};
 use crate::entities::{
-    AgentHeartbeat, Assignment, Call, Freeze, Garbage, Gate, Push, PushClient, PushName, PushState, Region,
+    AgentHeartbeat, Assignment, Call, Freeze, Garbage, Gate, Push, PushClient, PushName, PushState, Region, RegionPush,
     RegisteredSchema, Report, Store, Uptime, UptimeMark, Version, WrapUp,
 };
 
@@ -109,7 +109,7 @@ pub fn gather(source: &impl Source, registry: &Registry, name: &str) -> Result<O
 /// A push that is over needs its gates no more.
 fn needs_gates(push: &Push) -> bool {
     let over = matches!(push.state, PushState::Ended { wrap_up: WrapUp::Done, .. });
-    !over || push.regions.values().any(|region| region.late && !region.state.is_at_rest())
+    !over || push.regions.values().any(RegionPush::is_catching_up)
 }
 
 /// All gates of a push, however long ago it ended.

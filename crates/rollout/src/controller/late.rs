@@ -12,13 +12,12 @@ impl Planner {
         if busy {
             return;
         }
-        self.recall_from_what_was_taken_back();
         self.invite();
         let ids: Vec<String> = self
             .view
             .pushes
             .iter()
-            .filter(|(_, facts)| facts.push.regions.values().any(|region| region.late && !region.state.is_at_rest()))
+            .filter(|(_, facts)| facts.push.regions.values().any(RegionPush::is_catching_up))
             .map(|(id, _)| id.clone())
             .collect();
         for id in ids {
@@ -72,29 +71,12 @@ impl Planner {
             });
         }
     }
-
-    /// What was rolled back everywhere is nothing to catch up with any more, nor is it where a region was told back from it.
-    fn recall_from_what_was_taken_back(&mut self) {
-        let taken_back = |number: &u64| self.view.versions.get(number).is_some_and(|it| it.rolled_back.is_some());
-        let pushes = self.view.pushes.iter().filter(|(_, facts)| taken_back(&facts.push.version));
-        let ids: Vec<String> = pushes.map(|(id, _)| id.clone()).collect();
-        for id in ids {
-            self.with_push(&id, |step| {
-                let number = step.facts.push.version;
-                let serves = |name: &str| step.planner.view.regions.get(name).and_then(|facts| facts.serve());
-                let names =
-                    step.catching_up(|name, region| !region.state.is_told_to_serve() || serves(name) != Some(number));
-                step.leave_out(names, &format!("version {number} was rolled back"));
-            });
-        }
-    }
 }
 
 impl PushStep<'_> {
     /// The late regions that are on their way, and of which something holds.
     fn catching_up(&self, holds: impl Fn(&str, &RegionPush) -> bool) -> Vec<String> {
-        let on_their_way =
-            self.facts.push.regions.iter().filter(|(_, region)| region.late && !region.state.is_at_rest());
+        let on_their_way = self.facts.push.regions.iter().filter(|(_, region)| region.is_catching_up());
         on_their_way.filter(|(name, region)| holds(name, region)).map(|(name, _)| name.clone()).collect()
     }
 
@@ -106,8 +88,20 @@ impl PushStep<'_> {
         }
     }
 
+    /// What was rolled back everywhere is nothing to catch up with any more, nor is it where a region was told back from it.
+    fn recall_from_what_was_taken_back(&mut self) {
+        let number = self.facts.push.version;
+        if self.planner.view.versions.get(&number).is_none_or(|version| version.rolled_back.is_none()) {
+            return;
+        }
+        let serves = |name: &str| self.planner.view.regions.get(name).and_then(|facts| facts.serve());
+        let names = self.catching_up(|name, region| !region.state.is_told_to_serve() || serves(name) != Some(number));
+        self.leave_out(names, &format!("version {number} was rolled back"));
+    }
+
     fn late_regions(&mut self) {
         debug_assert!(matches!(self.facts.push.state, PushState::Ended { .. }));
+        self.recall_from_what_was_taken_back();
         for name in self.catching_up(|_, _| true) {
             match self.region(&name) {
                 // What a gate refuses concerns this region alone: all others have served the version for a while.

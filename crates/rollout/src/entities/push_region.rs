@@ -30,6 +30,12 @@ impl RegionPush {
         RegionPush { previous, state: RegionState::Waiting, reached: BTreeMap::new(), late: false }
     }
 
+    /// Whether it joined after the push had ended, and is still on its way.
+    #[must_use]
+    pub fn is_catching_up(&self) -> bool {
+        self.late && !self.state.is_at_rest()
+    }
+
     /// Notes that a milestone was reached, if it was not before.
     pub fn reach(&mut self, milestone: Milestone, at: Timestamp) {
         self.reached.entry(milestone).or_insert(at);

@@ -4,7 +4,9 @@ use tidegate_lifecycle::{Function, FunctionScope, Outcomes};
 use tidegate_state::{Ref, Transaction, TransactionError};
 
 use super::{OperationError, Operations, OperatorAction, check_reason, push_of, step, store_of};
-use crate::entities::{Gate, IngestionStatus, Kill, Override, Phase, Push, PushState, Region, RegionState, Report};
+use crate::entities::{
+    Gate, IngestionStatus, Kill, Override, Phase, Push, PushState, Region, RegionPush, RegionState, Report,
+};
 
 impl Operations {
     /// Kills a push. It reads KILLED when this returns; regions follow when they can.
@@ -48,10 +50,8 @@ impl Operations {
         self.write(move |transaction, registry| {
             check_reason(&reason)?;
             let (store, place, mut push) = push_of(transaction, &id)?;
-            let late = region
-                .as_ref()
-                .and_then(|region| push.regions.get(region))
-                .is_some_and(|region| region.late && !region.state.is_at_rest());
+            let late =
+                region.as_ref().and_then(|region| push.regions.get(region)).is_some_and(RegionPush::is_catching_up);
             if !late {
                 refuse_ended(&id, &push)?;
             }

@@ -33,20 +33,6 @@ pub(super) fn rule_of(rules: &[&'static Rule], method: &Method) -> Option<&'stat
     rules.iter().copied().find(|rule| rule.method.eq_ignore_ascii_case(method.as_str()))
 }
 
-/// Who asks, if they may ask now and their role may ask this.
-pub(super) async fn identify(
-    process: &impl Guarded,
-    rule: &'static Rule,
-    is_look_up: bool,
-    headers: &HeaderMap,
-    is_reading: bool,
-    peer: Option<IpAddr>,
-) -> Result<Caller, Refusal> {
-    let caller = who_asks(process, rule, is_look_up, headers, is_reading, peer).await?;
-    check_role(process, rule, &caller)?;
-    Ok(caller)
-}
-
 /// Who asks, if they may ask now. Whoever is refused has asked all the same: it counts.
 pub(super) async fn who_asks(
     process: &impl Guarded,

@@ -12,7 +12,7 @@ use tidegate_api::{AuditOutcome, Role};
 use tidegate_state::{Snapshot, TransactionError};
 
 use super::Door;
-use super::audit::AuditEntry;
+use super::audit::{AuditEntry, AuditRecord};
 use super::caller::{Bearer, Caller, bearer_of, claimed_name};
 use super::entrance::{Guarded, check_role, rule_of, who_asks};
 use super::refusal::Refusal;
@@ -126,16 +126,13 @@ async fn enter(gate: &Gate, rule: &'static Rule, request: Request) -> Result<(Re
         return Err(turned_away(app, rule, &caller, request, refusal).await);
     }
     let is_scoped = caller.bearer().is_some_and(|bearer| matches!(bearer.role, Role::Team | Role::Region));
-    let (mut parts, body) = request.into_parts();
     // What it is about decides nothing for the others, and look-ups are many.
     let is_looked_for = app.is_shared() && !gate.is_look_up;
-    let mut subject = if is_scoped || rule.recorded || is_looked_for {
-        let path = RawPathParams::from_request_parts(&mut parts, &()).await.ok();
-        Subject::of_address(path.as_ref(), &parts.uri)
+    let (mut subject, mut request) = if is_scoped || rule.recorded || is_looked_for {
+        by_address(request).await
     } else {
-        Subject::default()
+        (Subject::default(), request)
     };
-    let mut request = Request::from_parts(parts, body);
     if subject::is_in_body(rule) && (is_scoped || rule.recorded) {
         let read = with_body(subject.clone(), rule, request).await?;
         request = read.0;
@@ -154,8 +151,7 @@ async fn enter(gate: &Gate, rule: &'static Rule, request: Request) -> Result<(Re
         && let Err(refusal) = subject.check(rule, bearer, &app.state().snapshot())
     {
         if keeps_refusal(app, rule, &caller) {
-            let entry = entry_of(app, rule, &caller, &subject, &request);
-            note_refused(app, &entry, StatusCode::FORBIDDEN);
+            note_refused(app, &entry_of(app, rule, &caller, &subject, &request));
         }
         return Err(refusal.into());
     }
@@ -188,16 +184,15 @@ async fn turned_away(app: &App, rule: &'static Rule, caller: &Caller, request: R
     if !keeps_refusal(app, rule, caller) {
         return refusal.into();
     }
-    let (mut parts, body) = request.into_parts();
-    let path = RawPathParams::from_request_parts(&mut parts, &()).await.ok();
-    let mut subject = Subject::of_address(path.as_ref(), &parts.uri);
+    let (mut subject, request) = by_address(request).await;
+    let (parts, body) = request.into_parts();
     if subject::is_in_body(rule) {
         // Where the body can't be read, what it names is not known; that it was refused is.
         let read = with_body(subject.clone(), rule, Request::from_parts(parts.clone(), body)).await;
         subject = read.ok().and_then(|(_, named)| named.ok()).unwrap_or(subject);
     }
     let request = Request::from_parts(parts, Body::empty());
-    note_refused(app, &entry_of(app, rule, caller, &subject, &request), StatusCode::FORBIDDEN);
+    note_refused(app, &entry_of(app, rule, caller, &subject, &request));
     refusal.into()
 }
 
@@ -211,8 +206,13 @@ fn keeps_refusal(app: &App, rule: &Rule, caller: &Caller) -> bool {
     has_room
 }
 
-fn note_refused(app: &App, entry: &AuditEntry, status: StatusCode) {
-    let record = entry.record(app.state().now(), AuditOutcome::Refused, Some(status.as_u16()));
+/// Writes down what its bearer may not change.
+fn note_refused(app: &App, entry: &AuditEntry) {
+    keep(app, entry.record(app.state().now(), AuditOutcome::Refused, Some(StatusCode::FORBIDDEN.as_u16())));
+}
+
+/// Writes down what came to nothing, as far as there is room.
+fn keep(app: &App, record: AuditRecord) {
     if !app.access().clerk.refused(record) {
         app.access().door.metrics.left_out.inc();
     }
@@ -236,6 +236,13 @@ impl Guarded for App {
     fn used(&self, bearer: &Bearer) {
         self.access().clerk.used(&bearer.token, &self.state().snapshot(), self.state().now());
     }
+}
+
+/// What a request is about, as far as its address says.
+async fn by_address(request: Request) -> (Subject, Request) {
+    let (mut parts, body) = request.into_parts();
+    let path = RawPathParams::from_request_parts(&mut parts, &()).await.ok();
+    (Subject::of_address(path.as_ref(), &parts.uri), Request::from_parts(parts, body))
 }
 
 /// Reads the body for what it names, and puts it back.
@@ -264,9 +271,7 @@ async fn record(app: &App, asked: &Asked, response: Response) -> Response {
     };
     let record = entry.record(app.state().now(), outcome, Some(status.as_u16()));
     if outcome != AuditOutcome::Done {
-        if !app.access().clerk.refused(record) {
-            app.access().door.metrics.left_out.inc();
-        }
+        keep(app, record);
         return response;
     }
     if !entry.is_with_change() {

@@ -28,7 +28,7 @@ use tokio::sync::{Notify, watch};
 
 use super::Door;
 use super::caller::{Bearer, presented};
-use super::entrance::{Guarded, identify, rule_of};
+use super::entrance::{Guarded, check_role, rule_of, who_asks};
 use super::refusal::Refusal;
 use super::table::{Rule, Scope, Who};
 use super::token::SecretDigest;
@@ -276,7 +276,8 @@ pub(crate) async fn region_guard(State(gate): State<RegionGate>, request: Reques
 async fn enter(gate: &RegionGate, rule: &'static Rule, request: Request) -> Result<Request, Refusal> {
     let peer: Option<IpAddr> = request.extensions().get::<Peer>().map(|peer| peer.0.ip());
     let is_reading = request.method().is_safe();
-    let caller = identify(&gate.guard, rule, gate.is_look_up, request.headers(), is_reading, peer).await?;
+    let caller = who_asks(&gate.guard, rule, gate.is_look_up, request.headers(), is_reading, peer).await?;
+    check_role(&gate.guard, rule, &caller)?;
     if rule.who == Who::Secret {
         check_secret(gate.secret.as_ref(), request.headers())?;
     }

@@ -142,9 +142,9 @@ async fn let_go(
     let (taken, kept, order, name) = (nodes.clone(), removals.clone(), removal.clone(), node.to_owned());
     let removed = tokio::task::spawn_blocking(move || {
         let (address, was_heard) = taken.remove(&name, order.force, Instant::now())?;
-        let removed = Removed::new(&name, &address, ms(now));
         let NodeRemoval { by, reason, force: forced } = order;
-        if let Err(error) = kept.add(Removed { by, reason, forced, ..removed }) {
+        let removed = Removed { node: name.clone(), address: address.clone(), by, reason, forced, at: ms(now) };
+        if let Err(error) = kept.add(removed) {
             tracing::error!(node = name, %error, "that the node was removed could not be kept on the disk: the audit trail will not have it");
         }
         Ok((address, was_heard))

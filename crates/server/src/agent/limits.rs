@@ -17,7 +17,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::access::config::{AccessLimits, AccessLimitsSection, AccessSection};
-use crate::config::{ConfigError, LimitsSection, ServerLimits, read_bounded};
+use crate::config::{ConfigError, LimitsSection, ServerLimits, from_toml, read_bounded};
 
 /// What protects an agent or a node. Without a file it has a server's defaults.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -79,8 +79,7 @@ impl ServiceLimits {
     /// # Errors
     /// See [`ConfigError`].
     pub fn parse(text: &str, path: &str) -> Result<Self, ConfigError> {
-        let file: File = toml::from_str(text)
-            .map_err(|error| ConfigError::Parse { path: path.to_owned(), reason: error.to_string() })?;
+        let file: File = from_toml(text, path)?;
         let Limits { body_bytes, requests, reads, request_seconds, batch_keys, connections, connections_per_address } =
             file.server.limits;
         let section = LimitsSection {

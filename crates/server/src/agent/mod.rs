@@ -44,7 +44,7 @@ use tidegate_rollout::region::{
 };
 use tidegate_state::Clock;
 use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::access::config::{Authentication, TlsSection};
@@ -217,12 +217,8 @@ pub struct AgentHandle {
     url: String,
     serving: Serving,
     controlling: JoinHandle<io::Result<()>>,
-    /// Asks for news of tokens.
-    following: JoinHandle<()>,
-    /// Tells of nodes that were removed.
-    reporting: JoinHandle<()>,
-    /// Asks how the artifact store is.
-    looking: JoinHandle<()>,
+    /// What it asks and tells the control plane besides hosting the region. Ended with the handle.
+    asking: JoinSet<()>,
     /// To be asked further, if nobody has answered yet.
     admission: Option<Admission>,
     _lock: File,
@@ -303,33 +299,19 @@ impl Agent {
         let router = routes::router(app.clone(), opened.hosts()).map_err(unruled)?;
         let serving = opened.serve(router, app.0.connections.clone(), tls_metrics, &setup.limits.service, &closing)?;
         let controlling = control(&setup, app.clone()).await?;
-        let guard = app.0.guard.clone();
+        let mut asking = JoinSet::new();
         let told = (setup.region.clone(), setup.name.clone().unwrap_or_else(machine_name));
-        let reporting = removals::report(app.0.removals.clone(), told, client.clone(), closing.clone());
-        let reporting = tokio::spawn(reporting);
-        let looking = tokio::spawn(source::follow(app.clone(), client.clone(), closing.clone()));
-        let (region, stop) = (setup.region.clone(), closing.clone());
-        let following = tokio::spawn(async move {
-            // Where nobody is asked for a token there is nothing to know.
-            if guard.is_needed() {
-                news::follow(guard, region, client, stop).await;
-            }
-        });
+        let (reporting, stop) = (removals::report(app.0.removals.clone(), told, client.clone()), closing.clone());
+        asking.spawn(async move { _ = stop.run_until_cancelled(reporting).await });
+        let (looking, stop) = (source::follow(app.clone(), client.clone()), closing.clone());
+        asking.spawn(async move { _ = stop.run_until_cancelled(looking).await });
+        // Where nobody is asked for a token there is nothing to know.
+        if app.0.guard.is_needed() {
+            asking.spawn(news::follow(app.0.guard.clone(), setup.region.clone(), client, closing.clone()));
+        }
         tracing::info!(region = setup.region, %address, data = %setup.data.display(), "the agent serves");
         failed.disarm();
-        Ok(AgentHandle {
-            address,
-            app,
-            closing,
-            url,
-            serving,
-            controlling,
-            following,
-            reporting,
-            looking,
-            admission,
-            _lock: lock,
-        })
+        Ok(AgentHandle { address, app, closing, url, serving, controlling, asking, admission, _lock: lock })
     }
 }
 
@@ -368,10 +350,8 @@ impl AgentHandle {
         self.closing.cancel();
         self.serving.end().await;
         self.controlling.abort();
-        // It ends by the token too; a panic in it was logged where it happened.
-        let _ = (&mut self.following).await;
-        let _ = (&mut self.reporting).await;
-        let _ = (&mut self.looking).await;
+        // They end by the token too; a panic in one was logged where it happened.
+        while self.asking.join_next().await.is_some() {}
         self.app.0.host.stop().await;
     }
 }
@@ -381,9 +361,6 @@ impl Drop for AgentHandle {
         self.closing.cancel();
         self.serving.abort();
         self.controlling.abort();
-        self.following.abort();
-        self.reporting.abort();
-        self.looking.abort();
     }
 }
 

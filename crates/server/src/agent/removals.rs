@@ -4,7 +4,7 @@
 //! agent's folder, and told, oldest first, until it is heard. A number goes with each, so that one that is told twice is heard
 //! once.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,7 +17,6 @@ use tidegate_rollout::region::RemoteClient;
 use tidegate_rollout::region::agent::random_jitter;
 use tidegate_rollout::region::remote::RemoteError;
 use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::data_folder::write_private;
@@ -48,15 +47,13 @@ struct List {
     id: Uuid,
     /// The number of the last one that was ever removed.
     last: u64,
-    waiting: VecDeque<Removed>,
+    /// By number.
+    waiting: BTreeMap<u64, Removed>,
 }
 
 /// A removal, as it is kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Removed {
-    /// Its place in the list, once it is there.
-    #[serde(default)]
-    pub(super) number: u64,
     pub(super) node: String,
     pub(super) address: String,
     pub(super) by: String,
@@ -64,13 +61,6 @@ pub(super) struct Removed {
     pub(super) forced: bool,
     /// When, in epoch milliseconds.
     pub(super) at: u64,
-}
-
-impl Removed {
-    pub(super) fn new(node: &str, address: &str, at: u64) -> Self {
-        let (node, address) = (node.to_owned(), address.to_owned());
-        Self { number: 0, node, address, by: String::new(), reason: String::new(), forced: false, at }
-    }
 }
 
 impl Removals {
@@ -84,7 +74,7 @@ impl Removals {
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .map_err(|error| io::Error::other(format!("{}: {error}", file.display())))?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                List { id: Uuid::new_v4(), last: 0, waiting: VecDeque::new() }
+                List { id: Uuid::new_v4(), last: 0, waiting: BTreeMap::new() }
             }
             Err(error) => return Err(error),
         };
@@ -99,9 +89,9 @@ impl Removals {
         let mut list = self.0.list.lock();
         let mut next = list.clone();
         next.last += 1;
-        next.waiting.push_back(Removed { number: next.last, ..removed });
+        next.waiting.insert(next.last, removed);
         while next.waiting.len() > WAITING_MAX {
-            let lost = next.waiting.pop_front();
+            let lost = next.waiting.pop_first();
             tracing::error!(
                 ?lost,
                 "too many removed nodes wait to be reported; the audit trail will not have this one"
@@ -114,17 +104,17 @@ impl Removals {
         Ok(())
     }
 
-    /// The oldest that is to be told, with the list that it is in.
-    fn first(&self) -> Option<(Uuid, Removed)> {
+    /// The oldest that is to be told, with the list that it is in and its number there.
+    fn first(&self) -> Option<(Uuid, u64, Removed)> {
         let list = self.0.list.lock();
-        list.waiting.front().map(|removed| (list.id, removed.clone()))
+        list.waiting.first_key_value().map(|(number, removed)| (list.id, *number, removed.clone()))
     }
 
     /// This one was heard. Blocks.
     fn heard(&self, number: u64) -> io::Result<()> {
         let mut list = self.0.list.lock();
         let mut next = list.clone();
-        next.waiting.retain(|removed| removed.number > number);
+        next.waiting.retain(|of_other, _| *of_other > number);
         // Were it told again after a restart, it would be heard as the same one.
         let saved = self.save(&next);
         *list = next;
@@ -136,32 +126,18 @@ impl Removals {
     }
 }
 
-/// Tells the control plane of each, until the agent stops.
-pub(super) async fn report(
-    removals: Removals,
-    (region, agent): (String, String),
-    client: RemoteClient,
-    closing: CancellationToken,
-) {
-    tokio::select! {
-        biased;
-        () = closing.cancelled() => {}
-        () = report_all(removals, &region, &agent, client) => {}
-    }
-}
-
-async fn report_all(removals: Removals, region: &str, agent: &str, client: RemoteClient) {
+/// Tells the control plane of each, and waits for more.
+pub(super) async fn report(removals: Removals, (region, agent): (String, String), client: RemoteClient) {
     let jitter = random_jitter();
-    let segments = ["v1", "regions", region, "agent", "removals"];
+    let segments = ["v1", "regions", &region, "agent", "removals"];
     let mut failures = 0_u32;
     loop {
-        let Some((list, removed)) = removals.first() else {
+        let Some((list, number, removed)) = removals.first() else {
             removals.0.more.notified().await;
             continue;
         };
-        let number = removed.number;
-        let Removed { node, address, by, reason, forced, at, .. } = removed;
-        let (list, agent) = (list.to_string(), agent.to_owned());
+        let Removed { node, address, by, reason, forced, at } = removed;
+        let (list, agent) = (list.to_string(), agent.clone());
         let removal = NodeRemoval { list, number, agent, node, address, by, reason, forced, at };
         match client.done(&segments, |http, url| http.post(url).json(&removal)).await {
             Ok(()) => {
@@ -196,26 +172,31 @@ async fn report_all(removals: Removals, region: &str, agent: &str, client: Remot
 mod tests {
     use super::*;
 
+    fn removed(node: &str, at: u64) -> Removed {
+        let [node, address, by, reason] = [node, "http://127.0.0.1:1", "", ""].map(str::to_owned);
+        Removed { node, address, by, reason, forced: false, at }
+    }
+
     #[test]
     fn what_was_removed_is_kept_until_it_was_heard_and_no_number_comes_twice() {
         let folder = tempfile::tempdir().unwrap();
         let removals = Removals::open(folder.path()).unwrap();
         for node in ["m", "n"] {
-            removals.add(Removed::new(node, "http://127.0.0.1:1", 7)).unwrap();
+            removals.add(removed(node, 7)).unwrap();
         }
-        let (id, first) = removals.first().unwrap();
-        assert_eq!((first.number, first.node.as_str()), (1, "m"));
+        let (id, number, first) = removals.first().unwrap();
+        assert_eq!((number, first.node.as_str()), (1, "m"));
         // Also over a restart; and what was told twice was heard once.
         let removals = Removals::open(folder.path()).unwrap();
-        assert_eq!(removals.first().unwrap(), (id, first));
+        assert_eq!(removals.first().unwrap(), (id, 1, first));
         removals.heard(1).unwrap();
         removals.heard(1).unwrap();
-        assert_eq!(removals.first().unwrap().1.node, "n");
+        assert_eq!(removals.first().unwrap().2.node, "n");
         removals.heard(2).unwrap();
         let removals = Removals::open(folder.path()).unwrap();
         assert_eq!(removals.first(), None);
-        removals.add(Removed::new("o", "http://127.0.0.1:1", 8)).unwrap();
-        let (again, third) = removals.first().unwrap();
-        assert_eq!((again, third.number), (id, 3));
+        removals.add(removed("o", 8)).unwrap();
+        let (again, third, _) = removals.first().unwrap();
+        assert_eq!((again, third), (id, 3));
     }
 }

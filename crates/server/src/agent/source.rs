@@ -12,7 +12,6 @@ use prometheus_client::registry::Registry;
 use tidegate_api::ArtifactStoreView;
 use tidegate_rollout::region::RemoteClient;
 use tidegate_rollout::region::agent::random_jitter;
-use tokio_util::sync::CancellationToken;
 
 /// How often it is asked for.
 const EVERY: Duration = Duration::from_secs(15);
@@ -34,10 +33,10 @@ struct Known {
     trouble: Option<String>,
 }
 
-impl Known {
-    /// What is known after this was heard. Pure. The same store has the same mark as long as it is the installation's; where
-    /// another one is named without trouble, the installation itself has become another, and it is the one to read from.
-    fn next(&self, heard: &ArtifactStoreView) -> Self {
+impl From<&ArtifactStoreView> for Known {
+    /// The same store has the same mark as long as it is the installation's; where another one is named without trouble, the
+    /// installation itself has become another, and it is the one to read from.
+    fn from(heard: &ArtifactStoreView) -> Self {
         let trouble = heard.trouble.as_ref().map(|why| format!("the servers' artifact store {}: {why}", heard.name));
         Known { probe: Some(heard.probe.clone()), trouble }
     }
@@ -62,7 +61,7 @@ impl Source {
 
     fn hear(&self, heard: &ArtifactStoreView) {
         let mut known = self.known.lock();
-        let next = known.next(heard);
+        let next = Known::from(heard);
         if known.trouble != next.trouble {
             match &next.trouble {
                 Some(why) => tracing::error!(
@@ -87,16 +86,11 @@ impl Source {
     }
 }
 
-/// Asks the servers again and again, until the agent stops.
-pub(super) async fn follow(app: super::AgentApp, client: RemoteClient, closing: CancellationToken) {
+/// Asks the servers again and again.
+pub(super) async fn follow(app: super::AgentApp, client: RemoteClient) {
     let jitter = random_jitter();
     loop {
-        let asked = client.json::<ArtifactStoreView>(&["v1", "artifact-store"], |http, url| http.get(url));
-        let heard = tokio::select! {
-            biased;
-            () = closing.cancelled() => return,
-            heard = asked => heard,
-        };
+        let heard = client.json::<ArtifactStoreView>(&["v1", "artifact-store"], |http, url| http.get(url)).await;
         let source = &app.0.source;
         let every = match heard {
             Ok(heard) => {
@@ -109,11 +103,7 @@ pub(super) async fn follow(app: super::AgentApp, client: RemoteClient, closing: 
                 EVERY_IN_TROUBLE
             }
         };
-        tokio::select! {
-            biased;
-            () = closing.cancelled() => return,
-            () = tokio::time::sleep(every.mul_f64(0.75 + 0.5 * jitter())) => {}
-        }
+        tokio::time::sleep(every.mul_f64(0.75 + 0.5 * jitter())).await;
     }
 }
 

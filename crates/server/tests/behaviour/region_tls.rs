@@ -7,10 +7,10 @@ use std::time::Duration;
 use tidegate_client::api::{PushStatus, Role};
 use tidegate_client::{Client, Options as ClientOptions, Token};
 use tidegate_server::access::Exposure;
-use tidegate_server::access::config::Authentication;
-use tidegate_server::agent::{Agent, AgentSetup, AgentStartError};
+use tidegate_server::access::config::{Authentication, TlsSection};
+use tidegate_server::agent::{Agent, AgentHandle, AgentSetup, AgentStartError};
 use tidegate_server::config::RegionSection;
-use tidegate_server::node::{Node, NodeSetup};
+use tidegate_server::node::{Node, NodeHandle, NodeSetup};
 
 use crate::certificates::{Authority, section, write};
 use crate::world::{LIMIT, World};
@@ -32,6 +32,36 @@ async fn until(what: &str, holds: impl AsyncFn() -> bool) {
     waited.await.unwrap_or_else(|_| panic!("waited in vain until {what}"));
 }
 
+/// A server, an agent of region `b` and a node, each of which trusts what this file says. The test trusts another.
+async fn start_all(tls: &TlsSection, trusted: &Path, by_the_test: &Path) -> (World, AgentHandle, NodeHandle) {
+    let mut world = World::start_with(|options| {
+        options.config.access.authentication = Some(Authentication::Required);
+        options.config.tls = tls.clone();
+        options.config.server.ca_file = Some(trusted.to_owned());
+        options.config.regions =
+            vec![RegionSection { agent: true, nodes: 2, enough: Some(2), ..RegionSection::new("b") }];
+    })
+    .await;
+    let admin = world.server.as_mut().unwrap().take_first_token().unwrap();
+    world.client = client(&world.url(), by_the_test, &admin);
+    let token = world.token("agent", Role::Region, Some("b")).await.secret;
+    let token_file = world.file("region.token", &token);
+    let mut setup = AgentSetup::new("b", vec![world.url()], world.folder.path().join("agent"));
+    setup.listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    setup.nodes = 1;
+    setup.token_file = Some(token_file.clone());
+    setup.trusted = Some(trusted.to_owned());
+    setup.tls = tls.clone();
+    let agent = Agent::start(setup).await.unwrap();
+    let mut setup = NodeSetup::new("n-1", agent.url(), world.folder.path().join("node"));
+    setup.listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    setup.token_file = Some(token_file);
+    setup.trusted = Some(trusted.to_owned());
+    setup.tls = tls.clone();
+    let node = Node::start(setup).await.unwrap();
+    (world, agent, node)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn c8_server_agent_and_node_speak_tls_to_one_another_and_take_new_certificates() {
     let folder = tempfile::tempdir().unwrap();
@@ -42,32 +72,8 @@ async fn c8_server_agent_and_node_speak_tls_to_one_another_and_take_new_certific
     let pem = [&authority, &later].map(|authority| std::fs::read_to_string(&authority.file).unwrap()).concat();
     std::fs::write(&both, pem).unwrap();
     let tls = section(folder.path());
-    let mut world = World::start_with(|options| {
-        options.config.access.authentication = Some(Authentication::Required);
-        options.config.tls = tls.clone();
-        options.config.server.ca_file = Some(both.clone());
-        options.config.regions =
-            vec![RegionSection { agent: true, nodes: 2, enough: Some(2), ..RegionSection::new("b") }];
-    })
-    .await;
-    let admin = world.server.as_mut().unwrap().take_first_token().unwrap();
-    world.client = client(&world.url(), &both, &admin);
-    let token = world.token("agent", Role::Region, Some("b")).await.secret;
-    let token_file = world.file("region.token", &token);
-    let mut setup = AgentSetup::new("b", vec![world.url()], world.folder.path().join("agent"));
-    setup.listen = SocketAddr::from(([127, 0, 0, 1], 0));
-    setup.nodes = 1;
-    setup.token_file = Some(token_file.clone());
-    setup.trusted = Some(both.clone());
-    setup.tls = tls.clone();
-    let agent = Agent::start(setup).await.unwrap();
+    let (world, agent, node) = start_all(&tls, &both, &both).await;
     assert!(agent.url().starts_with("https://"));
-    let mut setup = NodeSetup::new("n-1", agent.url(), world.folder.path().join("node"));
-    setup.listen = SocketAddr::from(([127, 0, 0, 1], 0));
-    setup.token_file = Some(token_file);
-    setup.trusted = Some(both.clone());
-    setup.tls = tls;
-    let node = Node::start(setup).await.unwrap();
     until("the node has joined", async || {
         world.client.region("b").await.unwrap().host.is_some_and(|host| host.nodes.len() == 2)
     })
@@ -112,31 +118,7 @@ async fn c8_another_authority_is_trusted_as_soon_as_the_file_says_so_without_a_r
         std::fs::rename(&new, &trusted).unwrap();
     };
     let tls = section(folder.path());
-    let mut world = World::start_with(|options| {
-        options.config.access.authentication = Some(Authentication::Required);
-        options.config.tls = tls.clone();
-        options.config.server.ca_file = Some(trusted.clone());
-        options.config.regions =
-            vec![RegionSection { agent: true, nodes: 2, enough: Some(2), ..RegionSection::new("b") }];
-    })
-    .await;
-    let admin = world.server.as_mut().unwrap().take_first_token().unwrap();
-    world.client = client(&world.url(), &right.file, &admin);
-    let token = world.token("agent", Role::Region, Some("b")).await.secret;
-    let token_file = world.file("region.token", &token);
-    let mut setup = AgentSetup::new("b", vec![world.url()], world.folder.path().join("agent"));
-    setup.listen = SocketAddr::from(([127, 0, 0, 1], 0));
-    setup.nodes = 1;
-    setup.token_file = Some(token_file.clone());
-    setup.trusted = Some(trusted.clone());
-    setup.tls = tls.clone();
-    let agent = Agent::start(setup).await.unwrap();
-    let mut setup = NodeSetup::new("n-1", agent.url(), world.folder.path().join("node"));
-    setup.listen = SocketAddr::from(([127, 0, 0, 1], 0));
-    setup.token_file = Some(token_file);
-    setup.trusted = Some(trusted.clone());
-    setup.tls = tls;
-    let node = Node::start(setup).await.unwrap();
+    let (world, agent, node) = start_all(&tls, &trusted, &right.file).await;
     let words = || agent.region().agent().standing().borrow().words();
     until("the agent does not trust the server", async || words().contains("certificate")).await;
     // What can't be used is no reason to end, and nothing is trusted for it.

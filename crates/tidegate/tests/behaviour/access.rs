@@ -9,7 +9,6 @@ use crate::process::{PATIENCE, Server, describe, tidegate, write_csv};
 
 const REQUIRED: &str = "[access]\nauthentication = \"required\"\n";
 
-/// The token that the first start prints, on a line of its own.
 /// The tokens that the server has printed since it was first started. It says them as soon as it serves, or a moment later.
 fn printed_tokens(server: &Server) -> Vec<String> {
     let deadline = Instant::now() + PATIENCE;

@@ -72,7 +72,7 @@ pub fn decide(
 ) -> Result<RegionHosting, ClaimRefused> {
     let agent = check(claim)?;
     let lease = Duration::from_millis(claim.lease_ms).clamp(LEASE_MIN, LEASE_MAX);
-    let granted = |token: u64, since: Timestamp| RegionHosting {
+    let granted = |token: u64, since: Timestamp, before: Vec<String>| RegionHosting {
         agent,
         name: claim.name.clone(),
         address: claim.address.clone(),
@@ -86,22 +86,22 @@ pub fn decide(
             .iter()
             .map(|node| RegionHostNode { name: node.name.clone(), address: node.address.clone() })
             .collect(),
-        before: Vec::new(),
+        before,
     };
     let above = |token: u64| token.saturating_add(1).max(u64::try_from(now.0).unwrap_or(0));
     let Some(current) = current else {
-        return Ok(granted(above(0), now));
+        return Ok(granted(above(0), now, Vec::new()));
     };
     let same = current.agent == agent;
     // Nobody has taken it since: a lease that ran out while its holder could not be heard goes on.
     if same && claim.token == Some(current.token) {
-        return Ok(RegionHosting { before: current.before.clone(), ..granted(current.token, current.since) });
+        return Ok(granted(current.token, current.since, current.before.clone()));
     }
     if same && claim.starting {
-        return Ok(RegionHosting { before: current.before.clone(), ..granted(above(current.token), current.since) });
+        return Ok(granted(above(current.token), current.since, current.before.clone()));
     }
     if current.has_lapsed(now) {
-        return Ok(RegionHosting { before: answers(current), ..granted(above(current.token), now) });
+        return Ok(granted(above(current.token), now, answers(current)));
     }
     Err(ClaimRefused::Hosted(Box::new(current.clone()), now))
 }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | this one | requests: several addresses, a token from a file, limits on time and size |
 //! | `token` | the token's file, read again when it changes |
+//! | `stamp` | whether a file was replaced |
 //! | `trust` | the certificates that are trusted, read again when they change |
 //! | `artifacts` | the other's artifacts as an object store, so that [`ArtifactStore`] works on it unchanged |
 //!
@@ -26,6 +27,7 @@ use serde::de::DeserializeOwned;
 use tidegate_api::ErrorBody;
 
 mod artifacts;
+mod stamp;
 mod token;
 mod trust;
 

@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use parking_lot::Mutex;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use subtle::ConstantTimeEq;
+
+use super::stamp::Stamp;
 
 /// The largest token file, in bytes.
 const TOKEN_BYTES_MAX: u64 = 16 * 1024;
@@ -19,15 +20,6 @@ pub struct TokenFile(Arc<File>);
 struct File {
     path: PathBuf,
     last: Mutex<Option<(Stamp, Token)>>,
-}
-
-/// What shows that a file was replaced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    modified: Option<SystemTime>,
-    bytes: u64,
-    #[cfg(unix)]
-    file: u64,
 }
 
 /// A token, which is shown to nobody but who asks for it.
@@ -71,12 +63,7 @@ impl TokenFile {
     pub(super) async fn current(&self) -> Result<Token, String> {
         let unreadable = |why: String| format!("the token in {} can't be read: {why}", self.0.path.display());
         let metadata = tokio::fs::metadata(&self.0.path).await.map_err(|error| unreadable(error.to_string()))?;
-        let stamp = Stamp {
-            modified: metadata.modified().ok(),
-            bytes: metadata.len(),
-            #[cfg(unix)]
-            file: std::os::unix::fs::MetadataExt::ino(&metadata),
-        };
+        let stamp = Stamp::of(&metadata);
         if let Some((known, token)) = &*self.0.last.lock()
             && *known == stamp
         {

@@ -6,11 +6,12 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 use tokio::sync::Mutex;
 
+use super::stamp::Stamp;
 use super::{RemoteSetupError, chain, http_builder};
 
 /// How often the file is looked at, at most: it is looked at when somebody is about to ask.
@@ -37,15 +38,6 @@ struct Seen {
     stamp: Option<Stamp>,
 }
 
-/// What shows that a file was replaced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    modified: Option<SystemTime>,
-    bytes: u64,
-    #[cfg(unix)]
-    file: u64,
-}
-
 impl fmt::Debug for HttpClient {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("HttpClient").field("trusted", &self.0.trusted).finish_non_exhaustive()
@@ -59,7 +51,7 @@ impl HttpClient {
         settle: impl Fn(reqwest::ClientBuilder) -> reqwest::ClientBuilder + Send + Sync + 'static,
     ) -> Result<Self, RemoteSetupError> {
         // The stamp comes first: what is written meanwhile has another one at the next look.
-        let stamp = trusted.and_then(|path| stamp_of(&std::fs::metadata(path).ok()?));
+        let stamp = trusted.and_then(|path| std::fs::metadata(path).ok()).map(|metadata| Stamp::of(&metadata));
         let settle: Settle = Arc::new(settle);
         let current = build(trusted, &settle)?;
         let seen = Mutex::new(Seen { at: Instant::now(), stamp });
@@ -82,7 +74,7 @@ impl HttpClient {
             return;
         }
         seen.at = Instant::now();
-        let stamp = tokio::fs::metadata(path).await.ok().and_then(|metadata| stamp_of(&metadata));
+        let stamp = tokio::fs::metadata(path).await.ok().map(|metadata| Stamp::of(&metadata));
         if stamp == seen.stamp {
             return;
         }
@@ -108,14 +100,5 @@ fn build(trusted: Option<&Path>, settle: &Settle) -> Result<reqwest::Client, Rem
     settle(http_builder(trusted)?).build().map_err(|error| RemoteSetupError::Trusted {
         path: trusted.map_or_else(String::new, |path| path.display().to_string()),
         why: chain(&error),
-    })
-}
-
-fn stamp_of(metadata: &std::fs::Metadata) -> Option<Stamp> {
-    Some(Stamp {
-        modified: metadata.modified().ok(),
-        bytes: metadata.len(),
-        #[cfg(unix)]
-        file: std::os::unix::fs::MetadataExt::ino(metadata),
     })
 }
