@@ -22,6 +22,7 @@ mod exit;
 mod failure;
 mod output;
 mod parent;
+mod stop;
 
 use std::process::ExitCode;
 

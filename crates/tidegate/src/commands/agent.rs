@@ -12,12 +12,12 @@ use tidegate_server::agent::{
 };
 
 use super::local_user;
-use super::server::stop_signal;
 use crate::arguments::{AgentArguments, AgentCommand, AgentRunArguments, ServiceArguments};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{Output, Paint, Style, moment, plain, say, table};
 use crate::parent::Parent;
+use crate::stop::StopSignal;
 
 pub(super) async fn run(arguments: AgentArguments, parent: &Parent, output: Output) -> Result<Exit, Failure> {
     match (arguments.command, arguments.run) {
@@ -70,7 +70,11 @@ async fn start(
     setup.lease = arguments.lease;
     setup.limits = limits(arguments.config.as_deref())?;
     let region = setup.region.clone();
-    let agent = Agent::start(setup).await?;
+    let mut stop = StopSignal::listen(parent)?;
+    let agent = tokio::select! {
+        started = Agent::start(setup) => started?,
+        () = stop.told() => return Ok(()),
+    };
     if output.is_json() {
         output.result(&serde_json::json!({ "url": agent.url(), "region": region }), |_, _| String::new())?;
     } else {
@@ -78,10 +82,7 @@ async fn start(
         say(&format!("{mark} agent of region {} listening on {}", plain(&region), agent.url()));
     }
     let refused = tokio::select! {
-        stopped = stop_signal(parent) => {
-            stopped?;
-            None
-        }
+        () = stop.told() => None,
         refused = agent.refused() => Some(refused),
     };
     say(&format!("{} stopping", output.error_style.mark(Paint::Going)));

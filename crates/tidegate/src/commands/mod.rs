@@ -32,7 +32,7 @@ use crate::output::{Output, Paint, ask, plain, say};
 use crate::parent::Parent;
 
 pub(crate) use push::follow_push;
-pub(crate) use server::{start_server, stop_signal};
+pub(crate) use server::start_server;
 
 /// Runs a command to its end.
 pub(crate) async fn run(

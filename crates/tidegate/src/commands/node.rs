@@ -3,12 +3,12 @@
 use tidegate_server::node::{Node, NodeSetup};
 
 use super::agent::{limits, service};
-use super::server::stop_signal;
 use crate::arguments::NodeArguments;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{Output, Paint, plain, say};
 use crate::parent::Parent;
+use crate::stop::StopSignal;
 
 pub(super) async fn run(arguments: NodeArguments, parent: &Parent, output: Output) -> Result<Exit, Failure> {
     let mut setup = NodeSetup::new(arguments.name, arguments.agent, arguments.data);
@@ -19,17 +19,18 @@ pub(super) async fn run(arguments: NodeArguments, parent: &Parent, output: Outpu
     setup.advertise = arguments.advertise;
     setup.limits = limits(arguments.config.as_deref())?;
     let name = setup.name.clone();
-    let node = Node::start(setup).await?;
+    let mut stop = StopSignal::listen(parent)?;
+    let node = tokio::select! {
+        started = Node::start(setup) => started?,
+        () = stop.told() => return Ok(Exit::Done),
+    };
     if output.is_json() {
         output.result(&serde_json::json!({ "url": node.url(), "node": name }), |_, _| String::new())?;
     } else {
         say(&format!("{} node {} listening on {}", output.error_style.mark(Paint::Good), plain(&name), node.url()));
     }
     let removed = tokio::select! {
-        stopped = stop_signal(parent) => {
-            stopped?;
-            None
-        }
+        () = stop.told() => None,
         removed = node.removed() => Some(removed),
     };
     say(&format!("{} stopping", output.error_style.mark(Paint::Going)));

@@ -12,6 +12,7 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{Output, Paint, say};
 use crate::parent::Parent;
+use crate::stop::StopSignal;
 
 /// How many versions are named that an adopted store lacks.
 const MISSING_SHOWN: usize = 50;
@@ -36,13 +37,11 @@ pub(super) async fn run(
     }
     options.config.access.allow_plain_http |= arguments.exposure.allow_plain_http;
     options.config.access.allow_anyone |= arguments.exposure.allow_anyone;
+    let mut stop = StopSignal::listen(parent)?;
     let mut handle = tokio::select! {
         started = start_server(options) => started?,
         // It may still wait for its database.
-        stopped = stop_signal(parent) => {
-            stopped?;
-            return Ok(Exit::Done);
-        }
+        () = stop.told() => return Ok(Exit::Done),
     };
     if let Some(token) = handle.take_first_token() {
         // Nothing but this shows it, and nothing keeps it.
@@ -57,7 +56,7 @@ pub(super) async fn run(
     } else {
         say(&format!("{} listening on {}", output.error_style.mark(Paint::Good), handle.url()));
     }
-    stop_signal(parent).await?;
+    stop.told().await;
     say(&format!("{} stopping", output.error_style.mark(Paint::Going)));
     handle.shutdown().await;
     Ok(Exit::Done)
@@ -154,16 +153,4 @@ fn failure_of(error: StartError) -> Failure {
         _ => "Mend what the text names, and start the server again.",
     };
     Failure::new("the server did not start", error.to_string(), "Nothing was changed.", countermeasures)
-}
-
-/// Ends at the first SIGINT or SIGTERM, or when whoever started this process has gone.
-pub(crate) async fn stop_signal(parent: &Parent) -> std::io::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-        () = parent.gone() => {}
-    }
-    Ok(())
 }

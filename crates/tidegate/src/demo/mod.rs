@@ -33,12 +33,13 @@ use self::facts::Facts;
 use self::reading::Reading;
 use self::story::{REGIONS, Story};
 use crate::arguments::{DemoApplicationArguments, DemoArguments, GlobalArguments};
-use crate::commands::{start_server, stop_signal};
+use crate::commands::start_server;
 use crate::connection;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{Output, Paint, say};
 use crate::parent::Parent;
+use crate::stop::StopSignal;
 
 /// Any free port of this machine.
 const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
@@ -122,9 +123,10 @@ pub(crate) async fn run_application(
             .or_default()
             .push(connection::client(&GlobalArguments { url: url.to_owned(), ..global.clone() })?);
     }
+    let mut stop = StopSignal::listen(parent)?;
     let application = Application::start(arguments.listen, places).await?;
     output.result(&serde_json::json!({ "url": application.url() }), |_, _| application.url())?;
-    stop_signal(parent).await?;
+    stop.told().await;
     application.stop().await;
     Ok(Exit::Done)
 }

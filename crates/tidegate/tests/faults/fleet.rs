@@ -167,10 +167,11 @@ impl Fleet {
             Fault::Drain { part } => {
                 let mut process = self.parts[&part].lock().await;
                 let from = now();
-                process.leave().await?;
+                let left = process.leave().await;
                 let ended = Instant::now();
                 process.start().await?;
                 self.note_downtime(part, from);
+                left?;
                 self.until_works(part, &process).await?;
                 Ok(Some(ended.elapsed()))
             }

@@ -35,11 +35,11 @@ use super::reading::Reading;
 use super::story::Story;
 use super::{finish, invite, leave, schema};
 use crate::arguments::DemoArguments;
-use crate::commands::stop_signal;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{Output, Paint, say};
 use crate::parent::Parent;
+use crate::stop::StopSignal;
 
 /// The first server's name, and its folder below the demo's.
 pub(super) const FIRST_SERVER: &str = "server-1";
@@ -60,14 +60,10 @@ pub(super) async fn run(
     options.database.clone_from(&arguments.database);
     options.schema = Some(schema());
     let mut parts = Parts::new(folder, output)?;
-    let (mut told, nobody) = (None, Parent::none());
+    let (mut told, mut stop) = (None, StopSignal::listen(&Parent::none())?);
     let ended = tokio::select! {
         biased;
-        interrupted = stop_signal(&nobody) => match (interrupted, told) {
-            (Err(error), _) => Err(error.into()),
-            (Ok(()), Some(told)) => Ok(told),
-            (Ok(()), None) => Ok(Exit::Interrupted),
-        },
+        () = stop.told() => Ok(told.unwrap_or(Exit::Interrupted)),
         ended = tell(&arguments, &mut parts, &mut told, (folder, inputs), output) => ended,
     };
     if !output.is_json() {
