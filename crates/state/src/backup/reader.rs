@@ -10,7 +10,7 @@ use super::item::Item;
 use super::{Backup, BackupError, BackupHeader, FORMAT, MAGIC};
 use crate::driver::StoredState;
 use crate::driver::record_index::DeclaredKinds;
-use crate::driver::{IndexEntry, RecordRow};
+use crate::driver::{IndexEntry, RecordRow, without_repeats};
 use crate::revision::Revision;
 
 /// The longest first lines.
@@ -143,6 +143,7 @@ fn read_items(source: &mut Source<'_>, header: &BackupHeader) -> Result<(StoredS
     if head != header.revision {
         return Err(format!("its log ends at revision {head}, and it says {}", header.revision));
     }
+    state.receipts = without_repeats(state.receipts);
     state.index_entries.sort();
     Ok((state, kinds))
 }

@@ -24,6 +24,7 @@ pub(crate) mod record_index;
 mod rows;
 pub mod sqlite;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -425,7 +426,8 @@ pub trait Driver: Send + Sync + 'static {
     /// taking over waited for must be seen.
     async fn pending(&self, slot: SlotId, after: Revision, rows_max: usize) -> Result<Pending, DriverError>;
 
-    /// Stores receipts, exceptions and watermarks, each on condition that its token holds. One flush for all.
+    /// Stores receipts, exceptions and watermarks, each on condition that its token holds. One flush for all: what is stored
+    /// can be seen, and outlives a crash, together.
     async fn settle(&self, items: Vec<Settle>) -> Result<Vec<Settled>, DriverError>;
 
     /// Requests that are not simply waiting in the log, of one hook or of all.
@@ -493,6 +495,14 @@ pub trait Driver: Send + Sync + 'static {
 
 /// By how much tokens rise when a backup is restored where nobody knows any more what was given out after it.
 pub(crate) const RESTORED_TOKENS_ABOVE: u64 = 1 << 24;
+
+/// Each receipt once, the first one, where some were stored again since their answer was lost. Two of one request under two
+/// tokens stay: there must be none.
+pub(crate) fn without_repeats(mut receipts: Vec<Receipt>) -> Vec<Receipt> {
+    let mut seen = HashSet::with_capacity(receipts.len());
+    receipts.retain(|receipt| seen.insert((receipt.request, receipt.fence.token)));
+    receipts
+}
 
 /// The token that all of a restored store are above: of what the backup and the store have given out, and by a distance
 /// where the store in whose place it comes is not of this installation, so that it knows nothing of what came after.

@@ -117,7 +117,7 @@ impl Chaos {
                 for _ in 0..READERS {
                     readers.push(Sql::connect(fleet)?);
                 }
-                let mut tables = ["changes", "receipts", "entities", "records"].iter().cycle();
+                let mut tables = ["changes", "receipt_blocks", "entities", "records"].iter().cycle();
                 while SystemTime::now() < until {
                     let statements: Vec<String> = readers
                         .iter()

@@ -67,12 +67,12 @@ async fn d05_a_newer_format_is_refused_and_said() {
     put(&state, "n", 1).await.unwrap();
     sql(&store, &format!("UPDATE {schema}.meta SET format = 99")).await;
     let refused = put(&state, "n", 2).await.unwrap_err();
-    assert!(refused.to_string().contains("99") && refused.to_string().contains('1'), "{refused}");
+    assert!(refused.to_string().contains("99") && refused.to_string().contains('2'), "{refused}");
     assert_eq!(value(&state, "n"), Some(1));
     let start = store.driver().open(&[]).await;
-    assert!(matches!(start, Err(DriverError::NewerFormat { found: 99, known: 1 })), "{start:?}");
+    assert!(matches!(start, Err(DriverError::NewerFormat { found: 99, known: 2 })), "{start:?}");
     eventually("its lease ends", async || !lives().await).await;
-    sql(&store, &format!("UPDATE {schema}.meta SET format = 1")).await;
+    sql(&store, &format!("UPDATE {schema}.meta SET format = 2")).await;
     eventually("it joins again", lives).await;
     put(&state, "n", 3).await.unwrap();
     drop(registered);

@@ -15,7 +15,7 @@ use tokio_postgres::{Client, NoTls};
 use super::support::*;
 
 /// What compaction deletes from.
-const APPENDED: [&str; 2] = ["changes", "receipts"];
+const APPENDED: [&str; 2] = ["changes", "receipt_blocks"];
 
 async fn connect() -> Client {
     let (client, connection) = tokio_postgres::connect(&shared().url(), NoTls).await.unwrap();

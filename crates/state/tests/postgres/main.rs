@@ -26,6 +26,7 @@ use with_postgres;
 
 mod entities;
 mod errors;
+mod formats;
 mod held_open;
 mod killed;
 mod locks;

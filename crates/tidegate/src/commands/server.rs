@@ -150,6 +150,15 @@ fn failure_of(error: StartError) -> Failure {
              and wait until it has gone from `tidegate cluster`."
         }
         StartError::Hooks(_) => "Mend [hooks] in the file that --config names.",
+        StartError::Database(DriverError::NewerFormat { .. })
+        | StartError::State(OpenError::Driver(DriverError::NewerFormat { .. })) => {
+            "Start the release that brought the store to its format, or a later one. To go back behind that release, restore a \
+             backup from before it (`tidegate restore`)."
+        }
+        StartError::Database(DriverError::OlderFormat { .. })
+        | StartError::State(OpenError::Driver(DriverError::OlderFormat { .. })) => {
+            "Start a server of the release in between first, and then this one."
+        }
         _ => "Mend what the text names, and start the server again.",
     };
     Failure::new("the server did not start", error.to_string(), "Nothing was changed.", countermeasures)

@@ -4,9 +4,9 @@
 //! each other; what a batch cuts off from a key's items waits for that batch. A batch that could not be stored is sent again
 //! until it is, or until its slots are lost, or given up since it can't be stored at all.
 //!
-//! A transaction costs the database as much as forty receipts. So where runs end thick and fast, what nothing waits for gets
-//! company for a few milliseconds; what something waits for goes as soon as the batch before has arrived, and where runs end
-//! now and then, everything does.
+//! What a batch costs the database is hardly a matter of how many receipts it has. So where runs end thick and fast, what
+//! nothing waits for gets company for a few milliseconds; what something waits for goes as soon as the batch before has
+//! arrived, and where runs end now and then, everything does.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -322,7 +322,7 @@ async fn store(core: &Core, items: &[Settle], watermarks: bool) -> Stored {
             Pass::Cut => Err(DriverError::Unavailable("cut by a test before receipts".to_owned())),
         };
         let stored = match stored {
-            // The answer is lost on its way here: it is sent again, and found to be there.
+            // The answer is lost on its way here: it is sent again, and of two receipts the first one counts.
             Ok(_) if !watermarks && core.points.pass(after).await == Pass::Cut => {
                 Err(DriverError::Unavailable("cut by a test after receipts".to_owned()))
             }

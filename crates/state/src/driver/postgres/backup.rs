@@ -11,10 +11,12 @@ use super::connection::{Call, Connection, Role};
 use super::driver::{exceptions_sql, read_exceptions};
 use super::entities::{MARK, read_mark};
 use super::log::{column_revision, log_row};
+use super::receipts::{RECEIPT_BLOCKS, RECEIPT_ROWS, read_blocks, read_receipt};
 use super::records::{Kinds, read_kinds_call};
+use super::schema::{read_tables, tables_call};
 use super::settlement::column_number;
 use super::slots::{cluster_calls, read_cluster};
-use super::stored::{damaged, names, read_receipt, read_record};
+use super::stored::{damaged, names, read_record};
 use super::{Shared, schema};
 use crate::backup::{BackupError, BackupHeader, BackupWriter, Item, OnEntity, Written};
 use crate::revision::{Revision, Timestamp};
@@ -42,6 +44,7 @@ pub(super) async fn write(
         Call::plain(MARK),
     ];
     calls.extend(cluster_calls());
+    calls.push(tables_call(shared));
     let rows = connection.run(calls, limit).await?;
     let meta = schema::read_meta(&rows[2])?;
     let tokens = rows[3].first().ok_or_else(|| damaged("the token counter"))?;
@@ -67,10 +70,15 @@ pub(super) async fn write(
     copy.put(kinds.declared.0.iter().map(|(name, kind)| Item::Kind(name.clone(), kind.clone())).collect()).await?;
     copy.entities(Inspection::passing(mark, seal)).await?;
     copy.log(meta.compacted, meta.head).await?;
-    let receipts = "SELECT hook, revision, sequence, slot_hook, slot, token, outcome FROM receipts
-                    ORDER BY hook, revision, sequence";
-    copy.each("receipts", receipts, |rows| rows.iter().map(|row| read_receipt(row).map(Item::Receipt)).collect())
+    copy.each("receipts", RECEIPT_ROWS, |rows| rows.iter().map(|row| read_receipt(row).map(Item::Receipt)).collect())
         .await?;
+    // A store that only the release before has opened has none.
+    if read_tables(&rows[8]).are_expanded {
+        copy.each("receipt_blocks", RECEIPT_BLOCKS, |rows| {
+            Ok(read_blocks(rows, meta.compacted)?.into_iter().map(Item::Receipt).collect())
+        })
+        .await?;
+    }
     copy.each("exceptions", &exceptions_sql("true"), |rows| {
         Ok(read_exceptions(rows)?.into_iter().map(|exception| Item::Exception(Box::new(exception))).collect())
     })

@@ -335,10 +335,8 @@ impl Connection {
     }
 
     /// Runs one statement as a transaction of its own.
-    pub(super) async fn single(&self, call: Call, limit: Duration) -> Result<Vec<Row>, Failed> {
-        let answers = self.run_each(vec![call], limit, || ()).await.map_err(Failed::Unanswered)?;
-        let rows: Vec<Vec<Row>> = answers.into_iter().collect::<Result<_, _>>().map_err(Failed::Statement)?;
-        Ok(rows.into_iter().next().unwrap_or_default())
+    pub(super) async fn single(&self, call: Call, limit: Duration) -> Result<Vec<Row>, DriverError> {
+        Ok(self.run(vec![call], limit).await?.pop().unwrap_or_default())
     }
 
     async fn transaction_with(
@@ -361,23 +359,6 @@ impl Connection {
     pub(super) fn send_rollback(&self) {
         let _order = self.order.lock();
         let _ = self.client.batch_execute("ROLLBACK").now_or_never();
-    }
-}
-
-/// Why a statement failed.
-pub(super) enum Failed {
-    /// The database says so.
-    Statement(Error),
-    /// It was not answered.
-    Unanswered(DriverError),
-}
-
-impl From<Failed> for DriverError {
-    fn from(failed: Failed) -> DriverError {
-        match failed {
-            Failed::Statement(error) => statement_failed(&error),
-            Failed::Unanswered(error) => error,
-        }
     }
 }
 

@@ -10,12 +10,14 @@ use tokio_postgres::Row;
 use super::super::encoding::decode_requested_change;
 use super::super::{
     Begun, Burden, Driver, DriverError, EntityRow, Exception, Fence, HookNumber, IndexPage, IndexStep, IndexWork,
-    LogPage, Meta, Pending, RequestId, ServerId, ServerRow, Settle, Settled, SlotId, SlotRow, StoredState, StoredTree,
+    LogPage, Meta, Pending, ServerId, ServerRow, Settle, Settled, SlotId, SlotRow, StoredState, StoredTree,
 };
 use super::connection::{Call, Role, values};
+use super::contraction::Alone;
 use super::link::Link;
 use super::listener::Listener;
-use super::log::{StoredEntities, column_revision, find_submission_call, head, log_row, page_call, read_page};
+use super::log::{Page, StoredEntities, column_revision, find_submission_call, head, log_row, page_call, read_page};
+use super::receipts::{read_received, received_calls};
 use super::records::{self, Kinds};
 use super::schema::own_row;
 use super::settlement::{column_number, column_request, column_slot};
@@ -37,6 +39,8 @@ pub(super) struct Links {
     kinds: Mutex<(Option<Epoch>, Arc<Kinds>)>,
     /// What this build declares, for tables that are made anew.
     declarations: Mutex<Vec<IndexDeclaration>>,
+    /// Whether the release before still shares the store.
+    pub(super) alone: Mutex<Alone>,
     /// As the last look at the log has seen them.
     pub(super) entities: Mutex<Option<StoredEntities>>,
 }
@@ -60,6 +64,7 @@ impl PostgresDriver {
             watch: link(Role::Watch),
             kinds: Mutex::default(),
             declarations: Mutex::default(),
+            alone: Mutex::default(),
             entities: Mutex::default(),
             shared,
         };
@@ -77,6 +82,7 @@ impl PostgresDriver {
     /// Makes or migrates the tables, and takes in how they number the kinds of records.
     async fn declare(&self, records: &[IndexDeclaration]) -> Result<Meta, DriverError> {
         let (meta, kinds) = schema::open(self.shared(), records).await?;
+        self.shared().take_format(meta.format);
         *self.links.kinds.lock() = (Some(meta.epoch), Arc::new(kinds));
         Ok(meta)
     }
@@ -88,6 +94,12 @@ impl PostgresDriver {
         }
         let declarations = self.links.declarations.lock().clone();
         self.declare(&declarations).await.map(drop)
+    }
+
+    /// Takes over what a look at the log has shown beside its rows.
+    pub(super) fn took(&self, page: &Page) {
+        self.shared().take_format(page.format);
+        *self.links.entities.lock() = Some(page.entities);
     }
 
     fn limit(&self) -> Duration {
@@ -145,7 +157,7 @@ impl Driver for PostgresDriver {
         let look = self.shared().news.look();
         let rows = self.read(vec![page_call(epoch, after, rows_max, Some(0))]).await?;
         let read = read_page(&rows[0], epoch, after, rows_max)?;
-        *self.links.entities.lock() = Some(read.entities);
+        self.took(&read);
         if self.shared().news.seen(look, epoch, read.page.head) {
             self.shared().news.wake();
         }
@@ -306,18 +318,14 @@ async fn pending(
         }
         rows.push(log_row(row, 2)?);
     }
-    let receipts = Call::new(
-        "SELECT hook, revision, sequence FROM receipts WHERE hook = $1 AND revision > $2 AND revision <= $3
-         ORDER BY revision, sequence",
-        values![slot.hook.0.cast_signed(), after.0.cast_signed(), read_to.0.cast_signed()],
-    );
+    let [in_rows, in_blocks] = received_calls(slot.hook, after, read_to);
     let exceptions = Call::new(
         exceptions_sql("slot_hook = $1 AND slot = $2"),
         values![slot.hook.0.cast_signed(), slot.slot.cast_signed()],
     );
-    let found = driver.read(vec![receipts, exceptions]).await?;
-    let receipts: Vec<RequestId> = found[0].iter().map(|row| column_request(row, 0)).collect();
-    Ok(Pending { rows, receipts, exceptions: read_exceptions(&found[1])?, read_to, head, epoch })
+    let found = driver.read(vec![in_rows, in_blocks, exceptions]).await?;
+    let receipts = read_received(slot.hook, after, read_to, &found[0], &found[1])?;
+    Ok(Pending { rows, receipts, exceptions: read_exceptions(&found[2])?, read_to, head, epoch })
 }
 
 /// Exceptions in order of hook and request.

@@ -334,8 +334,6 @@ pub(super) async fn load_or_mend(driver: &PostgresDriver) -> Result<StoredTree, 
         Err((mark, _)) => mark,
     };
     let shared = driver.shared();
-    let connection = driver.links.upkeep.get().await?;
-    let limit = shared.options.answer_limit;
     let tell = vec![
         Call::new(
             "UPDATE entities_mark SET damaged = true WHERE at = $1 AND NOT damaged",
@@ -343,11 +341,12 @@ pub(super) async fn load_or_mend(driver: &PostgresDriver) -> Result<StoredTree, 
         ),
         Call::new("SELECT pg_notify($1, 'damaged')", values![shared.channel.clone()]),
     ];
-    connection.transaction(tell, limit).await?;
+    let (transaction, _) = driver.links.upkeep.begin(tell).await?;
+    transaction.commit(Vec::new()).await.map_err(as_driver_error)?;
     let until = Instant::now() + shared.options.mend_limit;
     while Instant::now() < until {
         tokio::time::sleep(MEND_POLL).await;
-        let rows = connection.run(vec![Call::plain("SELECT damaged FROM entities_mark")], limit).await?;
+        let rows = driver.read(vec![Call::plain("SELECT damaged FROM entities_mark")]).await?;
         if !rows[0].first().is_some_and(|row| row.get(0)) {
             break;
         }

@@ -55,13 +55,15 @@ pub(super) struct Page {
     pub(super) page: LogPage,
     pub(super) now: Timestamp,
     pub(super) entities: StoredEntities,
+    pub(super) format: u32,
 }
 
 /// Checks what was read against what the caller knows.
 pub(super) fn read_page(rows: &[Row], epoch: Epoch, after: Revision, rows_max: usize) -> Result<Page, DriverError> {
     let first = own_row(rows)?;
     let found = Epoch(first.get(0));
-    check_format(first.get::<_, i32>(1).cast_unsigned())?;
+    let format = first.get::<_, i32>(1).cast_unsigned();
+    check_format(format)?;
     let compacted = column_revision(first, 2);
     let head = column_revision(first, 3);
     if found != epoch {
@@ -81,7 +83,7 @@ pub(super) fn read_page(rows: &[Row], epoch: Epoch, after: Revision, rows_max: u
     }
     check_no_gap(after, &log, rows_max, head)?;
     let entities = StoredEntities { epoch, at: column_revision(first, 5), damaged: first.get(4) };
-    Ok(Page { page: LogPage { rows: log, head }, now: Timestamp(first.get(6)), entities })
+    Ok(Page { page: LogPage { rows: log, head }, now: Timestamp(first.get(6)), entities, format })
 }
 
 pub(super) fn column_revision(row: &Row, column: usize) -> Revision {

@@ -18,14 +18,14 @@
 //! | table | holds | changed by |
 //! |---|---|---|
 //! | `changes` | the log: a row per transaction, with the numbers of the hooks that it concerns | commits append; compaction deletes |
-//! | `receipts` | what was run | commits and settlements append; compaction deletes |
+//! | `receipt_blocks` | what was run, up to 64 receipts in a row; `receipts` in a store that the release before shares. The view `stored_receipts` shows both, a row for each | commits and settlements append; compaction deletes |
 //! | `exceptions` | the few requests that wait for a time, failed, are dead or were copied out of the log | settlements |
-//! | `servers` | who is there, and until when its lease holds | heartbeats |
+//! | `servers`, `server_formats` | who is there, and until when its lease holds; which format it knows | joining, heartbeats |
 //! | `slots` | who leases which slot under which token, and its watermark | taking over, releasing, watermarks |
 //! | `tokens` | the token counter; its row's lock orders joining, leaving, taking and releasing | taking over |
 //! | `entities`, `entities_mark` | the state as of one revision, written behind, with the digest of the whole; people query it | upkeep |
 //! | `records`, `record_index`, `record_news`, `record_kinds` | records, their index entries and how far indexes are built, groups to look at when pruning | commits append (open records are updated); an index that was added later is entered; pruning deletes |
-//! | `meta` | epoch, installation, format, how far the log is compacted | compaction |
+//! | `meta` | epoch, installation, format, how far the log is compacted | compaction, contraction |
 //!
 //! No row of log or receipts is ever updated, and none is deleted but by compaction, so that a foreign transaction that
 //! stays open costs commits and receipts nothing.
@@ -46,6 +46,13 @@
 //! foreign reader is at it or the lock limit lasts, time and again while that reader stays. A delete in small batches
 //! waits for nobody and nobody for it; it leaves dead rows at the old end of the log, where no statement of a commit, a
 //! receipt or the tail looks, and vacuum takes them. Receipts go with the rows of their requests.
+//!
+//! # Formats
+//!
+//! A release brings the tables of the one before it up to date by adding to them, and runs beside servers of that release: as
+//! long as one of them leases, everything is written as it reads it. Once none was seen for
+//! [`PostgresOptions::contract_after`], the format in `meta` is raised, and that release is refused. A server that has
+//! registered no hook leases nothing, and holds nothing up.
 //!
 //! # Connections
 //!
@@ -81,6 +88,7 @@ mod burden;
 mod clock;
 mod compaction;
 mod connection;
+mod contraction;
 mod driver;
 mod entities;
 mod errors;
@@ -88,6 +96,7 @@ mod link;
 mod listener;
 mod log;
 mod options;
+mod receipts;
 mod record_indexes;
 mod records;
 mod schema;
@@ -103,6 +112,7 @@ mod tls;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -138,9 +148,20 @@ struct Shared {
     channel: String,
     news: News,
     clock: DatabaseClock,
+    /// The format that the store was last seen to have.
+    format: AtomicU32,
 }
 
 impl Shared {
+    /// By which what this server writes is written. One that it lags behind is read by all that are there.
+    fn format(&self) -> u32 {
+        self.format.load(Ordering::Relaxed)
+    }
+
+    fn take_format(&self, found: u32) {
+        self.format.store(found, Ordering::Relaxed);
+    }
+
     /// The time that a statement goes by where it is not the database's own.
     fn now_given(&self) -> Option<i64> {
         self.options.clock.as_ref().map(|clock| clock.now().0)
@@ -206,6 +227,7 @@ impl PostgresStore {
             channel: format!("tidegate_{}", self.options.schema),
             news: News::default(),
             clock: DatabaseClock::default(),
+            format: AtomicU32::new(0),
         })
     }
 }

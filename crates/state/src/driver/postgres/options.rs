@@ -37,6 +37,9 @@ pub struct PostgresOptions {
     pub connect_limit: Duration,
     /// How often a silent connection is asked whether it is still there.
     pub keepalive: Duration,
+    /// How long no server of the release before was seen before the tables are contracted to this release's format, after
+    /// which that one is refused. Longer than servers are away when the database was.
+    pub contract_after: Duration,
     /// How long a start that finds the stored entities damaged waits for a server that is up to write them anew.
     pub mend_limit: Duration,
 }
@@ -50,6 +53,7 @@ impl Default for PostgresOptions {
             answer_limit: Duration::from_secs(10),
             connect_limit: Duration::from_secs(5),
             keepalive: Duration::from_secs(5),
+            contract_after: Duration::from_secs(120),
             mend_limit: Duration::from_secs(5),
         }
     }
@@ -90,6 +94,7 @@ impl PostgresOptions {
             ("answer_limit", self.answer_limit),
             ("connect_limit", self.connect_limit),
             ("keepalive", self.keepalive),
+            ("contract_after", self.contract_after),
         ] {
             if limit < Duration::from_millis(10) {
                 return refused(format!("{name} is {limit:?}; it is 10 ms or more"));

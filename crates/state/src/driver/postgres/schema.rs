@@ -16,7 +16,7 @@ use crate::record::IndexDeclaration;
 use crate::revision::{Epoch, Revision};
 
 /// The newest format that this build knows: the number of the last migration.
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
 const FORMATS: Formats = Formats { oldest: 1, newest: FORMAT };
 
 mod embedded {
@@ -71,39 +71,63 @@ pub(super) async fn open(
     if let Some((meta, kinds)) = read_as_it_is(&connection, shared, declarations).await? {
         return Ok((meta, kinds));
     }
-    migrate(&connection, shared).await?;
-    let mark = EntitiesMark::default();
-    let enter = vec![
-        Call::new(
-            "INSERT INTO meta (epoch, installation, format, compacted) VALUES ($1, $2, $3, 0) ON CONFLICT DO NOTHING",
-            values![Uuid::new_v4(), Uuid::new_v4(), FORMAT.cast_signed()],
-        ),
-        Call::plain("INSERT INTO tokens (counter) VALUES (0) ON CONFLICT DO NOTHING"),
-        Call::new(
-            "INSERT INTO entities_mark (at, count, sum, seal) VALUES (0, 0, $1, $2) ON CONFLICT DO NOTHING",
-            values![mark.sum_bytes().to_vec(), mark.seal().to_vec()],
-        ),
-    ];
-    connection.transaction(enter, limit).await?;
+    migrate(&connection, shared, FORMAT).await?;
+    connection.transaction(enter_calls(FORMAT), limit).await?;
     let kinds = super::records::declare(shared, &connection, declarations, limit).await?;
     let rows = connection.run(vec![meta()], limit).await?;
     // The lock goes with the connection.
     Ok((read_meta(&rows[0])?, kinds))
 }
 
-async fn are_there(connection: &Connection, shared: &Shared) -> Result<bool, DriverError> {
-    let there = Call::new(
-        "SELECT to_regclass($1 || '.meta') IS NOT NULL AND to_regclass($1 || '.record_news') IS NOT NULL",
+/// Makes an empty store as a build of an earlier format would have.
+pub(super) async fn make_in_format(shared: &Arc<Shared>, format: u32) -> Result<(), DriverError> {
+    let connection = Connection::open(shared, Role::Open).await?;
+    migrate(&connection, shared, format).await?;
+    connection.transaction(enter_calls(format), shared.options.answer_limit).await.map(drop)
+}
+
+/// The rows that a store begins with; those that are there stay.
+fn enter_calls(format: u32) -> Vec<Call> {
+    let mark = EntitiesMark::default();
+    vec![
+        Call::new(
+            "INSERT INTO meta (epoch, installation, format, compacted) VALUES ($1, $2, $3, 0) ON CONFLICT DO NOTHING",
+            values![Uuid::new_v4(), Uuid::new_v4(), format.cast_signed()],
+        ),
+        Call::plain("INSERT INTO tokens (counter) VALUES (0) ON CONFLICT DO NOTHING"),
+        Call::new(
+            "INSERT INTO entities_mark (at, count, sum, seal) VALUES (0, 0, $1, $2) ON CONFLICT DO NOTHING",
+            values![mark.sum_bytes().to_vec(), mark.seal().to_vec()],
+        ),
+    ]
+}
+
+/// Whether the tables of the oldest format are there, and whether what this build's format adds to them is.
+pub(super) fn tables_call(shared: &Shared) -> Call {
+    Call::new(
+        "SELECT to_regclass($1 || '.meta') IS NOT NULL AND to_regclass($1 || '.record_news') IS NOT NULL,
+                to_regclass($1 || '.server_formats') IS NOT NULL",
         values![format!("\"{}\"", shared.options.schema)],
-    );
-    let rows = connection.run(vec![there], shared.options.answer_limit).await?;
-    Ok(rows[0].first().is_some_and(|row| row.get(0)))
+    )
+}
+
+/// What [`tables_call`] has found.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tables {
+    are_there: bool,
+    pub(super) are_expanded: bool,
+}
+
+pub(super) fn read_tables(rows: &[Row]) -> Tables {
+    let says = |column| rows.first().is_some_and(|row| row.get(column));
+    Tables { are_there: says(0), are_expanded: says(1) }
 }
 
 /// Whether the tables are there, with the store's own row.
 pub(super) async fn exists(shared: &Arc<Shared>) -> Result<bool, DriverError> {
     let connection = Connection::open(shared, Role::Open).await?;
-    if !are_there(&connection, shared).await? {
+    let rows = connection.run(vec![tables_call(shared)], shared.options.answer_limit).await?;
+    if !read_tables(&rows[0]).are_there {
         return Ok(false);
     }
     let rows = connection.run(vec![meta()], shared.options.answer_limit).await?;
@@ -117,7 +141,17 @@ async fn read_as_it_is(
     declarations: &[IndexDeclaration],
 ) -> Result<Option<(Meta, Kinds)>, DriverError> {
     let limit = shared.options.answer_limit;
-    if !are_there(connection, shared).await? {
+    let rows = connection.run(vec![tables_call(shared)], limit).await?;
+    let tables = read_tables(&rows[0]);
+    if !tables.are_there {
+        return Ok(None);
+    }
+    // A store of a format that this build does not take over is left alone before anything is added to it.
+    let rows = connection.run(vec![meta()], limit).await?;
+    if let Some(row) = rows[0].first() {
+        check_format(row.get::<_, i32>(2).cast_unsigned())?;
+    }
+    if !tables.are_expanded {
         return Ok(None);
     }
     let rows = connection.snapshot(vec![meta(), super::records::read_kinds_call()], limit).await?;
@@ -126,12 +160,11 @@ async fn read_as_it_is(
     }
     let meta = read_meta(&rows[0])?;
     let kinds = Kinds::read(&rows[1])?;
-    let known = meta.format == FORMAT && kinds.know(declarations)?;
-    Ok(known.then_some((meta, kinds)))
+    Ok(kinds.know(declarations)?.then_some((meta, kinds)))
 }
 
 /// Migrations need a client of their own, since they open transactions by themselves.
-async fn migrate(connection: &Connection, shared: &Arc<Shared>) -> Result<(), DriverError> {
+async fn migrate(connection: &Connection, shared: &Arc<Shared>, format: u32) -> Result<(), DriverError> {
     let schema = &shared.options.schema;
     let limit = shared.options.answer_limit * 6;
     let there = Call::new("SELECT to_regnamespace($1) IS NOT NULL", values![format!("\"{schema}\"")]);
@@ -149,7 +182,10 @@ async fn migrate(connection: &Connection, shared: &Arc<Shared>) -> Result<(), Dr
     }
     let run = async {
         let (mut client, task) = plain_client(shared).await?;
-        let outcome = embedded::migrations::runner().run_async(&mut client).await;
+        // A later release may have added to the tables already, and this one runs beside it.
+        let mut runner = embedded::migrations::runner().set_abort_missing(false);
+        runner = runner.set_target(refinery::Target::Version(format.cast_signed()));
+        let outcome = runner.run_async(&mut client).await;
         drop(client);
         task.abort();
         outcome.map(|_| ()).map_err(|error| migration_failed(&error, shared))
@@ -191,7 +227,12 @@ async fn plain_client(shared: &Arc<Shared>) -> Result<(Client, tokio::task::Join
             (client, tokio::spawn(async move { drop(connection.await) }))
         }
     };
-    let settings = format!("SET search_path = \"{}\"; SET client_min_messages = 'error'", shared.options.schema);
+    // Whoever reads a table for long is waited for no longer than others can wait behind this.
+    let settings = format!(
+        "SET search_path = \"{}\"; SET client_min_messages = 'error'; SET lock_timeout = {}",
+        shared.options.schema,
+        shared.options.lock_limit.as_millis()
+    );
     client.batch_execute(&settings).await?;
     Ok((client, task))
 }

@@ -1,6 +1,5 @@
 //! The write lock and the commit.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -8,14 +7,15 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::super::encoding::{concerned_hooks, encode_row};
-use super::super::{Batch, Begun, CommitError, DriverError, Exception, Fence, LogRow, RequestId, Session, check_batch};
+use super::super::{Batch, Begun, CommitError, DriverError, Exception, Fence, LogRow, Receipt, Session, check_batch};
 use super::Shared;
 use super::connection::{Call, values};
 use super::driver::PostgresDriver;
 use super::link::OpenTransaction;
 use super::log::{page_call, read_page};
+use super::receipts::store_call;
 use super::records::RecordChanges;
-use super::settlement::{exceptions_call, fences_now_call, held_fences, receipts_call, remove_exceptions_call};
+use super::settlement::{exceptions_call, fences_now_call, held_fences};
 use super::slots::new_epoch_calls;
 use crate::revision::{Epoch, Revision, Timestamp};
 
@@ -61,7 +61,7 @@ pub(super) async fn begin(
     let calls = vec![write_lock_call(shared), page_call(epoch, after, rows_max, None)];
     let (transaction, rows) = driver.links.commit.begin(calls).await?;
     let read = read_page(&rows[1], epoch, after, rows_max.max(1))?;
-    *driver.links.entities.lock() = Some(read.entities);
+    driver.took(&read);
     let page = read.page;
     if page.rows.last().map_or(after, |row| row.revision) < page.head {
         // Dropping the transaction lets go.
@@ -118,14 +118,13 @@ impl Session for PostgresSession {
             calls.extend(changes.calls(&[]).map_err(CommitError::NotCommitted)?);
         }
         if !batch.receipts.is_empty() {
-            calls.push(receipts_call(&batch.receipts));
-            calls.push(remove_exceptions_call(batch.receipts.iter().map(|receipt| receipt.request)));
+            // Their tokens were asked for within this transaction.
+            let receipts: Vec<&Receipt> = batch.receipts.iter().collect();
+            calls.push(store_call(&receipts, &[], None, driver.shared().format()));
         }
         if !batch.exceptions.is_empty() {
-            // One row is written once: the last one counts.
-            let last: BTreeMap<RequestId, &Exception> =
-                batch.exceptions.iter().map(|exception| (exception.request, exception)).collect();
-            calls.push(exceptions_call(last.into_values()));
+            let exceptions: Vec<&Exception> = batch.exceptions.iter().collect();
+            calls.push(exceptions_call(&exceptions, &[], None));
         }
         if let Some(tokens_above) = batch.new_epoch {
             calls.extend(new_epoch_calls(Uuid::new_v4(), tokens_above));

@@ -15,7 +15,7 @@ use super::schema::{FORMAT, check_format, own_row};
 use super::settlement::{column_fence, column_number, column_slot, transaction_time};
 use crate::revision::{Revision, Timestamp};
 
-const ORDER: &str = "SELECT counter FROM tokens FOR UPDATE";
+pub(super) const ORDER: &str = "SELECT counter FROM tokens FOR UPDATE";
 
 /// Holds compaction back until a new slot's watermark is stored.
 const COMPACTION: &str = "SELECT compacted FROM meta FOR SHARE";
@@ -34,13 +34,21 @@ const FORMAT_OF_STORE: &str = "SELECT format FROM meta";
 /// The lease is counted by the database from now, whatever the clock of who asks says. A server that does not know the
 /// store's format is not entered, nor is its lease renewed: what it owns passes to those that know it.
 const ENTER: &str = concat!(
-    "INSERT INTO servers (id, name, lease_until, draining, applied, hooks, load)
-     SELECT $1::uuid, $2::text, $3::bigint + ",
+    "WITH entered AS (
+         INSERT INTO servers (id, name, lease_until, draining, applied, hooks, load)
+         SELECT $1::uuid, $2::text, $3::bigint + ",
     transaction_time!("$4"),
     ", $5::boolean, $6::bigint, $7::text, $8::text WHERE (SELECT format FROM meta) <= $9
-     ON CONFLICT (id) DO UPDATE SET name = excluded.name, lease_until = excluded.lease_until,
-         draining = excluded.draining, applied = excluded.applied, hooks = excluded.hooks, load = excluded.load"
+         ON CONFLICT (id) DO UPDATE SET name = excluded.name, lease_until = excluded.lease_until,
+             draining = excluded.draining, applied = excluded.applied, hooks = excluded.hooks, load = excluded.load
+         RETURNING id
+     )
+     INSERT INTO server_formats (server, format) SELECT id, $9::integer FROM entered
+     ON CONFLICT (server) DO UPDATE SET format = excluded.format"
 );
+
+const FORGET_FORMATS: &str =
+    "DELETE FROM server_formats f WHERE NOT EXISTS (SELECT FROM servers o WHERE o.id = f.server)";
 
 /// Judged when the row is locked: a taking over that has begun before is seen. One that lands late neither takes back what
 /// a later one has renewed nor lets a server that drains have slots again.
@@ -130,6 +138,7 @@ pub(super) async fn join(driver: &PostgresDriver, server: &ServerRow) -> Result<
         Call::plain(FORMAT_OF_STORE),
         Call::new(FREE, values![server.id.0]),
         Call::new(FORGET, values![driver.shared().now_given()]),
+        Call::plain(FORGET_FORMATS),
         Call::new(ENTER, server_values(driver, server)),
     ];
     let rows = in_order(driver, calls).await?;

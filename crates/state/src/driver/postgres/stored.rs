@@ -6,21 +6,22 @@ use std::sync::Arc;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::super::encoding::{decode_keys, outcome_of};
+use super::super::encoding::decode_keys;
 use super::super::entities_mark::EntitiesMark;
 use super::super::record_index::DeclaredKinds;
 use super::super::{
-    DriverError, IndexEntry, Receipt, RecordId, RecordRow, RecordWrite, SlotToken, StoredDocument, StoredState,
-    restored_tokens_above,
+    DriverError, Exception, IndexEntry, Receipt, RecordId, RecordRow, RecordWrite, SlotToken, StoredDocument,
+    StoredState, restored_tokens_above, without_repeats,
 };
 use super::connection::{Call, Connection, Role, values};
 use super::driver::{PostgresDriver, exceptions_sql, read_exceptions};
 use super::entities::{mark_call, put_call, read_log, read_table};
 use super::errors::is_deadlock;
 use super::log::{column_revision, head};
+use super::receipts::{RECEIPT_BLOCKS, RECEIPT_ROWS, read_blocks, read_receipt, store_call};
 use super::records::{Entries, Kinds, RecordChanges, damaged_keys, put_kind_call, read_kinds_call};
 use super::session::{append_call, write_lock_call};
-use super::settlement::{column_fence, column_number, column_request, exceptions_call, receipts_call};
+use super::settlement::{column_number, exceptions_call};
 use super::slots::{cluster_calls, new_epoch_calls, read_cluster};
 use super::{PostgresStore, Shared, schema};
 use crate::backup::{Backup, BackupError, OnEntity, Written};
@@ -46,10 +47,8 @@ async fn read_all(shared: &Arc<Shared>) -> Result<StoredState, DriverError> {
         schema::meta(),
         Call::plain("SELECT counter FROM tokens"),
         read_kinds_call(),
-        Call::plain(
-            "SELECT hook, revision, sequence, slot_hook, slot, token, outcome FROM receipts
-                     ORDER BY hook, revision, sequence",
-        ),
+        Call::plain(RECEIPT_ROWS),
+        Call::plain(RECEIPT_BLOCKS),
         Call::plain(exceptions_sql("true")),
         Call::plain(
             "SELECT revision, sequence, kind, closed, at, format, document, keys FROM records
@@ -65,25 +64,23 @@ async fn read_all(shared: &Arc<Shared>) -> Result<StoredState, DriverError> {
     let meta = schema::read_meta(&rows[1])?;
     let token_counter = rows[2].first().ok_or_else(|| damaged("the token counter"))?.get::<_, i64>(0);
     let kinds = Kinds::read(&rows[3])?;
-    let (servers, slots) = read_cluster(&rows[8], &rows[9])?;
+    let (servers, slots) = read_cluster(&rows[9], &rows[10])?;
+    let mut receipts = rows[4].iter().map(read_receipt).collect::<Result<Vec<_>, _>>()?;
+    receipts.extend(read_blocks(&rows[5], meta.compacted)?);
+    receipts.sort_by_key(|receipt| (receipt.request.hook, receipt.request));
     Ok(StoredState {
         meta,
         token_counter: SlotToken(token_counter.cast_unsigned()),
         log,
         tree: loaded.tree,
-        receipts: rows[4].iter().map(read_receipt).collect::<Result<_, _>>()?,
-        exceptions: read_exceptions(&rows[5])?,
+        receipts: without_repeats(receipts),
+        exceptions: read_exceptions(&rows[6])?,
         slots,
         servers,
-        records: read_records(&rows[6], &kinds)?,
-        index_entries: read_index_entries(&rows[7], &kinds)?,
+        records: read_records(&rows[7], &kinds)?,
+        index_entries: read_index_entries(&rows[8], &kinds)?,
         record_kinds: kinds.declared.rows(),
     })
-}
-
-pub(super) fn read_receipt(row: &Row) -> Result<Receipt, DriverError> {
-    let outcome = outcome_of(i64::from(row.get::<_, i16>(6))).ok_or_else(|| damaged("a receipt"))?;
-    Ok(Receipt { request: column_request(row, 0), fence: column_fence(row, 3), outcome })
 }
 
 pub(super) fn names(kinds: &Kinds) -> BTreeMap<i32, &Arc<str>> {
@@ -170,6 +167,14 @@ impl PostgresStore {
         schema::open(&self.shared(), &[]).await.map(drop)
     }
 
+    /// Makes an empty store of an earlier format where there is none, as the release of that format would have. For tests.
+    ///
+    /// # Errors
+    /// Why that could not be done.
+    pub async fn make_in_format(&self, format: u32) -> Result<(), DriverError> {
+        schema::make_in_format(&self.shared(), format).await
+    }
+
     /// Drops the schema with everything in it. For tests.
     ///
     /// # Errors
@@ -226,7 +231,7 @@ impl PostgresStore {
     ) -> Result<(), DriverError> {
         let shared = self.shared();
         // Makes the tables where there are none.
-        schema::open(&shared, &[]).await?;
+        let (meta, _) = schema::open(&shared, &[]).await?;
         let connection = Connection::open(&shared, Role::Open).await?;
         let limit = shared.options.answer_limit * 6;
         let run = |calls: Vec<Call>| connection.run(calls, limit);
@@ -243,12 +248,15 @@ impl PostgresStore {
         let installation = rows[3].first().map_or(Uuid::nil(), |row| row.get(0));
         let head = rows[5].first().map_or(Revision::ZERO, |row| column_revision(row, 0));
         let above = restored_tokens_above(state, SlotToken(counter), installation, head);
+        // Slots first, as a settlement locks them first: none of what was leased by then is stored after this.
         for table in [
-            "changes",
-            "receipts",
-            "exceptions",
             "slots",
             "servers",
+            "server_formats",
+            "changes",
+            "receipts",
+            "receipt_blocks",
+            "exceptions",
             "entities",
             "records",
             "record_index",
@@ -274,11 +282,12 @@ impl PostgresStore {
         }
         run(vec![mark_call(&mark)]).await?;
         for receipts in state.receipts.chunks(STEP) {
-            run(vec![receipts_call(receipts)]).await?;
+            let receipts: Vec<&Receipt> = receipts.iter().collect();
+            run(vec![store_call(&receipts, &[], None, meta.format)]).await?;
         }
         for exceptions in state.exceptions.chunks(STEP) {
-            let last: BTreeMap<_, _> = exceptions.iter().map(|exception| (exception.request, exception)).collect();
-            run(vec![exceptions_call(last.into_values())]).await?;
+            let exceptions: Vec<&Exception> = exceptions.iter().collect();
+            run(vec![exceptions_call(&exceptions, &[], None)]).await?;
         }
         run(lease_calls(state)).await?;
         self.replace_records(&connection, state, kinds).await?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio_postgres::NoTls;
 
 use super::connection::Role;
-use super::{PostgresOptions, PostgresStore, compaction, driver, log, records};
+use super::{PostgresOptions, PostgresStore, compaction, driver, log, receipts, records};
 use crate::driver::RecordId;
 use crate::record::{IndexKey, RecordCursor, RecordQuery};
 use crate::revision::Revision;
@@ -46,6 +46,9 @@ async fn d25_what_is_read_at_the_head_of_a_long_log_is_found_by_its_index() {
         ("page", log::PAGE, format!("({ROWS}, '{id}', 1000, NULL)")),
         ("pending", driver::PENDING, format!("({ROWS}, 1, 1000)")),
         ("bounds", compaction::BOUNDS, String::new()),
+        ("passed_rows", compaction::PASSED[0], format!("({ROWS}, {ROWS})")),
+        ("passed_blocks", compaction::PASSED[1], format!("({ROWS}, {ROWS})")),
+        ("received", receipts::RECEIVED_BLOCKS, format!("(1, {ROWS}, {ROWS})")),
     ];
     for (name, sql, given) in &statements {
         client.batch_execute(&format!("PREPARE {name} AS {sql}; EXECUTE {name}{given}")).await.unwrap();
@@ -53,6 +56,9 @@ async fn d25_what_is_read_at_the_head_of_a_long_log_is_found_by_its_index() {
     let fill = "INSERT INTO changes (revision, at, submission, body)
                 SELECT n, 0, $1, '' FROM generate_series(1, $2::bigint) n";
     client.execute(fill, &[&id, &ROWS]).await.unwrap();
+    let fill = "INSERT INTO receipt_blocks (hook, first_revision, last_revision, receipts)
+                SELECT 1, n, n, '' FROM generate_series(1, $1::bigint) n";
+    client.execute(fill, &[&ROWS]).await.unwrap();
     for (name, _, given) in &statements {
         let explain = format!("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE {name}{given}");
         let plan: serde_json::Value = serde_json::from_str(

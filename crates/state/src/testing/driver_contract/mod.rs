@@ -250,6 +250,7 @@ macro_rules! driver_contract_tests {
             leases::k45_a_checked_token_cannot_be_taken_over_before_its_commit,
             leases::k45_receipts_and_taking_over_never_overlap,
             requests::k45_a_settlement_is_judged_item_by_item,
+            requests::k45_a_settlement_is_there_whole_or_not_at_all,
             requests::k45_a_lost_answer_can_be_asked_for_again,
             requests::g05_a_receipt_wins_over_an_exception,
             requests::k11_receipts_of_a_commit_are_stored_with_its_rows,

@@ -42,6 +42,31 @@ pub async fn k45_a_settlement_is_judged_item_by_item(subject: Subject) {
     assert_eq!(subject.driver.settle(Vec::new()).await.unwrap(), []);
 }
 
+/// Given settlements of a receipt and an exception, as an operator's action and what it changes are, whoever reads beside
+/// them sees both or neither, each time.
+pub async fn k45_a_settlement_is_there_whole_or_not_at_all(subject: Subject) {
+    const SETTLEMENTS: u64 = 100;
+    let fence = owned(&subject, 2 * SETTLEMENTS).await;
+    let settling = async {
+        for place in 1..=SETTLEMENTS {
+            let parked = Box::new(exception(2 * place, slot(0), ExceptionState::Parked));
+            let both =
+                vec![Settle::Exception { exception: parked, fence }, Settle::Receipt(receipt(2 * place - 1, fence))];
+            assert_eq!(subject.driver.settle(both).await.unwrap(), [Settled::Durable, Settled::Durable]);
+        }
+    };
+    let reading = async {
+        loop {
+            let stored = subject.driver.stored().await.unwrap();
+            assert_eq!(stored.receipts.len(), stored.exceptions.len());
+            if stored.receipts.len() as u64 == SETTLEMENTS {
+                return;
+            }
+        }
+    };
+    tokio::join!(settling, reading);
+}
+
 /// Given a receipt that is settled again since its answer was lost, it counts, is there once and as it was first.
 pub async fn k45_a_lost_answer_can_be_asked_for_again(subject: Subject) {
     let fence = owned(&subject, 1).await;
