@@ -509,6 +509,22 @@ async fn report(
     futures::future::join_all(writes).await;
 }
 
+/// What a region reports of a store before it has done anything there.
+pub(crate) fn first_report(incarnation: uuid::Uuid, at: tidegate_state::Timestamp) -> Report {
+    Report {
+        generation: 0,
+        incarnation,
+        versions: BTreeMap::new(),
+        serving: None,
+        serving_since: None,
+        lagging_nodes: Vec::new(),
+        embedded: Default::default(),
+        pin: None,
+        past_pins: Vec::new(),
+        at,
+    }
+}
+
 fn reported(
     before: Option<&Report>,
     serves: Option<u64>,
@@ -517,18 +533,7 @@ fn reported(
     slow: bool,
 ) -> Report {
     let same = before.filter(|before| before.incarnation == assignment.incarnation);
-    let mut report = same.cloned().unwrap_or(Report {
-        generation: 0,
-        incarnation: assignment.incarnation,
-        versions: BTreeMap::new(),
-        serving: None,
-        serving_since: None,
-        lagging_nodes: Vec::new(),
-        embedded: Default::default(),
-        pin: None,
-        past_pins: Vec::new(),
-        at: now,
-    });
+    let mut report = same.cloned().unwrap_or_else(|| first_report(assignment.incarnation, now));
     let unchanged = report.clone();
     if same.is_some() && report.serving != serves {
         // A report of its last swap was lost with a server.

@@ -1,18 +1,15 @@
 //! N1 to N8: the embedded engine passes the suite, and the suite finds an engine that is broken in any one step.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use serde_json::Value;
 use tempfile::TempDir;
 use tidegate_api::manifest::Manifest;
-use tidegate_dataset::Cancel;
 use tidegate_dataset::artifact::ArtifactStore;
-use tidegate_dataset::index::{IndexBuilder, IndexCompression};
-use tidegate_rollout::engine::conformance::{self, BegunRead, EngineFactory, Violation};
-use tidegate_rollout::engine::embedded::{EmbeddedEngine, Reader};
+use tidegate_rollout::engine::conformance::{self, BegunRead, EngineFactory, Violation, on_disk};
+use tidegate_rollout::engine::embedded::EmbeddedEngine;
 use tidegate_rollout::engine::{
     Capacity, Engine, EngineError, HeldVersion, LoadProgress, LoadableArtifact, Observed, StoreKey, Verification,
 };
@@ -213,30 +210,6 @@ impl Engine for Broken {
     }
 }
 
-struct Read(Reader);
-
-#[async_trait]
-impl BegunRead for Read {
-    fn version(&self) -> u64 {
-        self.0.version()
-    }
-
-    async fn value(&self, key: &str) -> Result<Option<Value>, String> {
-        let found = self.0.read(key).map_err(|error| error.to_string())?;
-        found.map(|record| serde_json::from_str(record.get()).map_err(|error| error.to_string())).transpose()
-    }
-}
-
-fn size(folder: &Path) -> u64 {
-    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
-    entries
-        .map(|entry| {
-            let entry = entry.unwrap();
-            if entry.path().is_dir() { size(&entry.path()) } else { entry.metadata().map_or(0, |data| data.len()) }
-        })
-        .sum()
-}
-
 #[async_trait]
 impl EngineFactory for Nodes {
     type Engine = Broken;
@@ -257,22 +230,17 @@ impl EngineFactory for Nodes {
     }
 
     async fn put_live(&self, node: &str, store: &StoreKey, artifact: &LoadableArtifact) -> bool {
-        let folder = self.folder.path().join(node).join("stores").join(&store.name);
-        std::fs::create_dir_all(&folder).unwrap();
-        let builder = IndexBuilder::new(folder.join("live.index")).compression(IndexCompression::Never);
-        let progress = Arc::new(|_| {});
-        let manifest = Arc::clone(&artifact.manifest);
-        builder.build_from_store(artifact.store.clone(), manifest, progress, Cancel::new()).await.unwrap();
+        on_disk::put_live(&self.folder.path().join(node), &store.name, artifact).await.unwrap();
         true
     }
 
     async fn begin_read(&self, engine: &Broken, store: &StoreKey) -> Option<Box<dyn BegunRead>> {
         let reader = engine.engine.reader(&store.name).ok()?;
-        Some(Box::new(Read(reader)))
+        Some(Box::new(reader))
     }
 
     async fn footprint(&self, node: &str) -> Option<u64> {
-        Some(size(&self.folder.path().join(node)))
+        Some(on_disk::footprint(&self.folder.path().join(node)).unwrap())
     }
 }
 

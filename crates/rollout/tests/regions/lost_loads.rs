@@ -49,16 +49,17 @@ async fn the_process_that_ends_in_the_middle_of_a_load() {
     let engine = EmbeddedEngine::open(node(&folder)).await.unwrap();
     // Looked at before the load can have noted anything.
     let before = begun(&folder);
-    let begun = async {
+    let abort = async {
         while begun(&folder) == before {
             tokio::task::yield_now().await;
         }
+        // While the load goes on: one that nobody waits for any more ends in order.
+        std::process::abort();
     };
     tokio::select! {
         ended = load(&engine, &artifact) => panic!("the load has ended: {ended:?}"),
-        noted = tokio::time::timeout(PATIENCE, begun) => noted.expect("the load was not noted"),
+        noted = tokio::time::timeout(PATIENCE, abort) => noted.expect("the load was not noted"),
     }
-    std::process::abort();
 }
 
 /// How many loads are noted as begun and not ended.

@@ -101,15 +101,18 @@ fn adopted(adoption: &Adoption) -> String {
 pub(crate) async fn start_server(options: Options) -> Result<Handle, Failure> {
     let database = options.data.join("state.sqlite");
     let shared = options.database.is_some() || options.config.server.database.is_some();
-    Server::start(options).await.map_err(|error| match error {
-        StartError::Database(DriverError::Damaged(_))
-        | StartError::State(OpenError::Driver(DriverError::Damaged(_)))
-            if !shared =>
-        {
-            damaged(&database, &error)
-        }
-        error => failure_of(error),
+    Server::start(options).await.map_err(|error| match of_store(&error) {
+        Some(DriverError::Damaged(_)) if !shared => damaged(&database, &error),
+        _ => failure_of(error),
     })
+}
+
+/// What the store itself has said.
+fn of_store(error: &StartError) -> Option<&DriverError> {
+    match error {
+        StartError::Database(error) | StartError::State(OpenError::Driver(error)) => Some(error),
+        _ => None,
+    }
 }
 
 fn damaged(database: &Path, error: &StartError) -> Failure {
@@ -150,16 +153,16 @@ fn failure_of(error: StartError) -> Failure {
              and wait until it has gone from `tidegate cluster`."
         }
         StartError::Hooks(_) => "Mend [hooks] in the file that --config names.",
-        StartError::Database(DriverError::NewerFormat { .. })
-        | StartError::State(OpenError::Driver(DriverError::NewerFormat { .. })) => {
-            "Start the release that brought the store to its format, or a later one. To go back behind that release, restore a \
-             backup from before it (`tidegate restore`)."
-        }
-        StartError::Database(DriverError::OlderFormat { .. })
-        | StartError::State(OpenError::Driver(DriverError::OlderFormat { .. })) => {
-            "Start a server of the release in between first, and then this one."
-        }
-        _ => "Mend what the text names, and start the server again.",
+        _ => match of_store(&error) {
+            Some(DriverError::NewerFormat { .. }) => {
+                "Start the release that brought the store to its format, or a later one. To go back behind that release, \
+                 restore a backup from before it (`tidegate restore`)."
+            }
+            Some(DriverError::OlderFormat { .. }) => {
+                "Start a server of the release in between first, and then this one."
+            }
+            _ => "Mend what the text names, and start the server again.",
+        },
     };
     Failure::new("the server did not start", error.to_string(), "Nothing was changed.", countermeasures)
 }

@@ -16,6 +16,7 @@ use super::{Engine, LoadableArtifact, StoreKey};
 
 mod cases;
 mod fixture;
+pub mod on_disk;
 
 pub use fixture::{Fixture, KEYS};
 

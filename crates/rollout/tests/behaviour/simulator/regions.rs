@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use tidegate_rollout::controller::RegionFacts;
 use tidegate_rollout::entities::{
-    AgentHeartbeat, Assignment, Availability, EmbeddedCounts, EmbeddedPermission, EmbeddedSwap, FailureKind,
-    HeldReport, IngestionStatus, Region, Report,
+    AgentHeartbeat, Assignment, Availability, EmbeddedPermission, EmbeddedSwap, FailureKind, HeldReport,
+    IngestionStatus, Region, Report,
 };
 use tidegate_state::Timestamp;
 
 use super::{CLIENT_GRACE, Simulator};
+use crate::world::first_report;
 
 /// A region's agent with its nodes.
 #[derive(Debug, Clone)]
@@ -60,18 +61,8 @@ impl Simulator {
 
     /// Data that no push made is live there: version 0.
     pub(crate) fn adopt(&mut self, name: &str) {
-        let report = Report {
-            generation: 0,
-            incarnation: self.view.store.incarnation,
-            versions: BTreeMap::new(),
-            serving: Some(0),
-            serving_since: Some(self.now),
-            lagging_nodes: Vec::new(),
-            embedded: EmbeddedCounts::default(),
-            pin: None,
-            past_pins: Vec::new(),
-            at: self.now,
-        };
+        let report = first_report(self.view.store.incarnation, self.now);
+        let report = Report { serving: Some(0), serving_since: Some(self.now), ..report };
         self.view.regions.get_mut(name).unwrap().report = Some(report);
     }
 
@@ -100,18 +91,7 @@ impl Simulator {
             let before = facts.report.clone();
             facts.heartbeat = Some(AgentHeartbeat { at: now, agent: name.clone() });
             let Some(assignment) = &facts.assignment else { continue };
-            let mut report = before.clone().unwrap_or(Report {
-                generation: 0,
-                incarnation: store,
-                versions: BTreeMap::new(),
-                serving: None,
-                serving_since: None,
-                lagging_nodes: Vec::new(),
-                embedded: EmbeddedCounts::default(),
-                pin: None,
-                past_pins: Vec::new(),
-                at: now,
-            });
+            let mut report = before.clone().unwrap_or_else(|| first_report(store, now));
             report.generation = assignment.generation;
             for number in assignment.hold.keys() {
                 let held = report.versions.entry(*number).or_insert_with(|| HeldReport {

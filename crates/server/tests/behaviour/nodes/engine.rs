@@ -1,6 +1,6 @@
 //! The engine over HTTP: N1 to N8, and whom a node obeys (C19).
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,14 +11,10 @@ use axum::http::HeaderMap;
 use axum::response::IntoResponse;
 use axum::routing::get;
 use parking_lot::Mutex;
-use serde_json::Value;
 use tempfile::TempDir;
 use tidegate_client::api::manifest::Manifest;
-use tidegate_dataset::Cancel;
 use tidegate_dataset::artifact::{ArtifactStore, FileRange};
-use tidegate_dataset::index::{IndexBuilder, IndexCompression};
-use tidegate_rollout::engine::conformance::{self, BegunRead, EngineFactory};
-use tidegate_rollout::engine::embedded::Reader;
+use tidegate_rollout::engine::conformance::{self, BegunRead, EngineFactory, on_disk};
 use tidegate_rollout::engine::remote::{NodePlace, RemoteEngine};
 use tidegate_rollout::engine::{
     Capacity, Engine, EngineError, LoadProgress, LoadableArtifact, Observed, StoreKey, Verification,
@@ -127,20 +123,6 @@ impl Engine for Remote {
     }
 }
 
-struct Read(Reader);
-
-#[async_trait]
-impl BegunRead for Read {
-    fn version(&self) -> u64 {
-        self.0.version()
-    }
-
-    async fn value(&self, key: &str) -> Result<Option<Value>, String> {
-        let found = self.0.read(key).map_err(|error| error.to_string())?;
-        found.map(|record| serde_json::from_str(record.get()).map_err(|error| error.to_string())).transpose()
-    }
-}
-
 fn place(node: &NodeHandle) -> NodePlace {
     NodePlace { address: node.url().parse().unwrap(), secret: node.secret().to_owned() }
 }
@@ -164,32 +146,17 @@ impl EngineFactory for Nodes {
     }
 
     async fn put_live(&self, node: &str, store: &StoreKey, artifact: &LoadableArtifact) -> bool {
-        let folder = self.data(node).join("node").join("stores").join(&store.name);
-        std::fs::create_dir_all(&folder).unwrap();
-        let builder = IndexBuilder::new(folder.join("live.index")).compression(IndexCompression::Never);
-        let progress = Arc::new(|_| {});
-        let manifest = Arc::clone(&artifact.manifest);
-        builder.build_from_store(artifact.store.clone(), manifest, progress, Cancel::new()).await.unwrap();
+        on_disk::put_live(&self.data(node).join("node"), &store.name, artifact).await.unwrap();
         true
     }
 
     async fn begin_read(&self, engine: &Remote, store: &StoreKey) -> Option<Box<dyn BegunRead>> {
-        engine.node.engine().reader(&store.name).ok().map(|reader| Box::new(Read(reader)) as Box<dyn BegunRead>)
+        engine.node.engine().reader(&store.name).ok().map(|reader| Box::new(reader) as Box<dyn BegunRead>)
     }
 
     async fn footprint(&self, node: &str) -> Option<u64> {
-        Some(size(&self.data(node).join("node")))
+        Some(on_disk::footprint(&self.data(node).join("node")).unwrap())
     }
-}
-
-fn size(folder: &Path) -> u64 {
-    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
-    entries
-        .map(|entry| {
-            let entry = entry.unwrap();
-            if entry.path().is_dir() { size(&entry.path()) } else { entry.metadata().map_or(0, |data| data.len()) }
-        })
-        .sum()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

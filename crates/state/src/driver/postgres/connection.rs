@@ -334,11 +334,6 @@ impl Connection {
         self.transaction_with("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY", calls, limit).await
     }
 
-    /// Runs one statement as a transaction of its own.
-    pub(super) async fn single(&self, call: Call, limit: Duration) -> Result<Vec<Row>, DriverError> {
-        Ok(self.run(vec![call], limit).await?.pop().unwrap_or_default())
-    }
-
     async fn transaction_with(
         &self,
         begin: &'static str,

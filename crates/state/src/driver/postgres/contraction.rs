@@ -17,15 +17,18 @@ use super::driver::PostgresDriver;
 use super::entities::as_driver_error;
 use super::schema::FORMAT;
 use super::session::write_lock_call;
+use super::settlement::clock_time;
 use super::slots::ORDER;
 use crate::revision::Epoch;
 
 /// The condition that a live server does not know this build's format.
 macro_rules! older_is_there {
     () => {
-        "EXISTS (SELECT FROM servers o
-                 WHERE o.lease_until > coalesce($1::bigint, (extract(epoch FROM clock_timestamp()) * 1000)::bigint)
-                   AND NOT EXISTS (SELECT FROM server_formats f WHERE f.server = o.id AND f.format >= $2::integer))"
+        concat!(
+            "EXISTS (SELECT FROM servers o WHERE o.lease_until > ",
+            clock_time!("$1"),
+            " AND NOT EXISTS (SELECT FROM server_formats f WHERE f.server = o.id AND f.format >= $2::integer))"
+        )
     };
 }
 

@@ -18,7 +18,8 @@ use super::super::{DriverError, Fence, HookNumber, Receipt, RequestId, SlotId, S
 use super::connection::{Call, Value, values};
 use super::log::column_revision;
 use super::settlement::{
-    column_fence, column_number, column_request, columns, condition_values, lock_fences, transaction_time,
+    column_fence, column_number, column_request, columns, condition_values, held_slots, lock_fences, request_values,
+    transaction_time,
 };
 use super::stored::damaged;
 use crate::revision::Revision;
@@ -92,30 +93,11 @@ pub(super) const RECEIVED_BLOCKS: &str = "
     SELECT receipts FROM receipt_blocks
     WHERE hook = $1 AND last_revision > $2 AND last_revision <= $3::bigint + 1024 AND first_revision <= $3";
 
-/// What a statement that stores is about: the columns `hook`, `revision`, `sequence`.
-#[derive(Default)]
-struct Requests {
-    hooks: Vec<i32>,
-    revisions: Vec<i64>,
-    sequences: Vec<i32>,
-}
-
-fn requests(of: impl Iterator<Item = RequestId>) -> Requests {
-    let mut requests = Requests::default();
-    for request in of {
-        requests.hooks.push(request.hook.0.cast_signed());
-        requests.revisions.push(request.revision.0.cast_signed());
-        requests.sequences.push(request.sequence.cast_signed());
-    }
-    requests
-}
-
 /// Stores receipts in a store of this format, all of them if all of `fences` hold and otherwise none, and says which of these
 /// do. Those whose tokens were checked in this transaction need none.
 pub(super) fn store_call(receipts: &[&Receipt], fences: &[Fence], now: Option<i64>, format: u32) -> Call {
     let mut all = condition_values(fences, now);
-    let Requests { hooks, revisions, sequences } = requests(receipts.iter().map(|receipt| receipt.request));
-    all.extend(values![hooks, revisions, sequences]);
+    all.extend(request_values(receipts.iter().map(|receipt| receipt.request)));
     if format < BLOCKS_FORMAT {
         all.extend(row_values(receipts));
         Call::new(STORE_ROWS, all)

@@ -146,12 +146,12 @@ async fn read_as_it_is(
     if !tables.are_there {
         return Ok(None);
     }
-    // A store of a format that this build does not take over is left alone before anything is added to it.
-    let rows = connection.run(vec![meta()], limit).await?;
-    if let Some(row) = rows[0].first() {
-        check_format(row.get::<_, i32>(2).cast_unsigned())?;
-    }
     if !tables.are_expanded {
+        // A store of a format that this build does not take over is left alone before anything is added to it.
+        let rows = connection.run(vec![meta()], limit).await?;
+        if !rows[0].is_empty() {
+            read_meta(&rows[0])?;
+        }
         return Ok(None);
     }
     let rows = connection.snapshot(vec![meta(), super::records::read_kinds_call()], limit).await?;

@@ -25,17 +25,31 @@ macro_rules! transaction_time {
 }
 pub(super) use transaction_time;
 
+/// The time by which a lease is judged as of now, also in a transaction that is older.
+macro_rules! clock_time {
+    ($parameter:literal) => {
+        concat!("coalesce(", $parameter, "::bigint, (extract(epoch FROM clock_timestamp()) * 1000)::bigint)")
+    };
+}
+pub(super) use clock_time;
+
+/// The slots `s` of those tokens that hold at a time: the first three parameters.
+macro_rules! held_slots {
+    ($time:expr) => {
+        concat!(
+            " FROM unnest($1::integer[], $2::integer[], $3::bigint[]) AS fence (hook, slot, token)
+             JOIN slots s ON s.hook = fence.hook AND s.slot = fence.slot AND s.token = fence.token
+             JOIN servers o ON o.id = s.owner AND o.lease_until > ",
+            $time
+        )
+    };
+}
+pub(super) use held_slots;
+
 /// In order of slots, as everything locks them that locks several.
 macro_rules! lock_fences {
     ($time:expr) => {
-        concat!(
-            "SELECT s.hook, s.slot, s.token
-             FROM unnest($1::integer[], $2::integer[], $3::bigint[]) AS given (hook, slot, token)
-             JOIN slots s ON s.hook = given.hook AND s.slot = given.slot AND s.token = given.token
-             JOIN servers o ON o.id = s.owner AND o.lease_until > ",
-            $time,
-            " ORDER BY s.hook, s.slot FOR KEY SHARE OF s"
-        )
+        concat!("SELECT s.hook, s.slot, s.token", held_slots!($time), " ORDER BY s.hook, s.slot FOR KEY SHARE OF s")
     };
 }
 pub(super) use lock_fences;
@@ -44,19 +58,13 @@ pub(super) use lock_fences;
 const FENCES: &str = lock_fences!(transaction_time!("$4"));
 
 /// For a session, whose transaction may be older than the lease.
-const FENCES_NOW: &str = lock_fences!("coalesce($4::bigint, (extract(epoch FROM clock_timestamp()) * 1000)::bigint)");
+const FENCES_NOW: &str = lock_fences!(clock_time!("$4"));
 
 /// The condition that all tokens hold, whose slots this transaction has locked: the first three parameters, judged at the
 /// time of the fourth, as many as the fifth says.
 macro_rules! all_hold {
     () => {
-        concat!(
-            "(SELECT count(*) FROM unnest($1::integer[], $2::integer[], $3::bigint[]) AS fence (hook, slot, token)
-              JOIN slots s ON s.hook = fence.hook AND s.slot = fence.slot AND s.token = fence.token
-              JOIN servers o ON o.id = s.owner AND o.lease_until > ",
-            transaction_time!("$4"),
-            ") = $5::bigint"
-        )
+        concat!("(SELECT count(*)", held_slots!(transaction_time!("$4")), ") = $5::bigint")
     };
 }
 
@@ -170,15 +178,22 @@ pub(super) fn condition_values(fences: &[Fence], now: Option<i64>) -> Vec<Value>
     all
 }
 
-fn exception_values(exceptions: &[&Exception]) -> Vec<Value> {
+/// The columns `hook`, `revision`, `sequence`.
+pub(super) fn request_values(requests: impl Iterator<Item = RequestId>) -> Vec<Value> {
     let (mut hooks, mut revisions, mut sequences) = (Vec::new(), Vec::new(), Vec::new());
+    for RequestId { hook, revision, sequence } in requests {
+        hooks.push(hook.0.cast_signed());
+        revisions.push(revision.0.cast_signed());
+        sequences.push(sequence.cast_signed());
+    }
+    values![hooks, revisions, sequences]
+}
+
+fn exception_values(exceptions: &[&Exception]) -> Vec<Value> {
     let (mut slot_hooks, mut slots, mut states) = (Vec::new(), Vec::new(), Vec::new());
     let (mut attempts, mut deaths, mut errors) = (Vec::new(), Vec::new(), Vec::new());
     let (mut paths, mut changes) = (Vec::new(), Vec::new());
-    for Exception { request, slot, state, error, change, attempts: failed, deaths: died } in exceptions {
-        hooks.push(request.hook.0.cast_signed());
-        revisions.push(request.revision.0.cast_signed());
-        sequences.push(request.sequence.cast_signed());
+    for Exception { slot, state, error, change, attempts: failed, deaths: died, .. } in exceptions {
         slot_hooks.push(slot.hook.0.cast_signed());
         slots.push(slot.slot.cast_signed());
         states.push(serde_json::to_string(state).expect("the state of an exception has only text keys"));
@@ -189,7 +204,9 @@ fn exception_values(exceptions: &[&Exception]) -> Vec<Value> {
         paths.push(change.path.as_str().to_owned());
         changes.push(encode_requested_change(change));
     }
-    values![hooks, revisions, sequences, slot_hooks, slots, states, attempts, deaths, errors, paths, changes]
+    let mut all = request_values(exceptions.iter().map(|exception| exception.request));
+    all.extend(values![slot_hooks, slots, states, attempts, deaths, errors, paths, changes]);
+    all
 }
 
 fn fence_of(item: &Settle) -> Fence {
@@ -208,18 +225,16 @@ pub(super) async fn settle(driver: &PostgresDriver, items: Vec<Settle>) -> Resul
     let mut stored = HashSet::new();
     while !going.is_empty() {
         let fences = distinct(going.iter().map(|item| fence_of(item)));
-        let mut calls = calls(&going, &fences, now, driver.shared().format());
+        let calls = calls(&going, &fences, now, driver.shared().format());
         let connection = driver.links.settle.get().await?;
-        let rows = match calls.pop() {
-            Some(alone) if calls.is_empty() => connection.single(alone, limit).await?,
-            last => {
-                calls.extend(last);
-                // Beside the first and the last one these are of exceptions, which may take as long each.
-                let longest = u32::try_from(calls.len().saturating_sub(2).max(1)).unwrap_or(u32::MAX);
-                connection.transaction(calls, limit * longest).await?.swap_remove(0)
-            }
+        let rows = if calls.len() == 1 {
+            connection.run(calls, limit).await?
+        } else {
+            // Beside the first and the last one these are of exceptions, which may take as long each.
+            let longest = u32::try_from(calls.len().saturating_sub(2).max(1)).unwrap_or(u32::MAX);
+            connection.transaction(calls, limit * longest).await?
         };
-        let held = held_fences(&rows);
+        let held = held_fences(&rows[0]);
         if held.len() == fences.len() {
             stored = held;
             break;

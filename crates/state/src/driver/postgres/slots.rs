@@ -12,7 +12,9 @@ use super::connection::{Call, values};
 use super::driver::PostgresDriver;
 use super::log::column_revision;
 use super::schema::{FORMAT, check_format, own_row};
-use super::settlement::{column_fence, column_number, column_slot, transaction_time};
+use super::settlement::{
+    clock_time, column_fence, column_number, column_slot, fence_values, held_slots, transaction_time,
+};
 use crate::revision::{Revision, Timestamp};
 
 pub(super) const ORDER: &str = "SELECT counter FROM tokens FOR UPDATE";
@@ -52,12 +54,15 @@ const FORGET_FORMATS: &str =
 
 /// Judged when the row is locked: a taking over that has begun before is seen. One that lands late neither takes back what
 /// a later one has renewed nor lets a server that drains have slots again.
-const HEARTBEAT: &str = "
-    UPDATE servers SET name = $2, draining = draining OR $5, applied = $6, hooks = $7, load = $8,
-        lease_until = greatest(lease_until, $3 + coalesce($4, (extract(epoch FROM clock_timestamp()) * 1000)::bigint))
-    WHERE id = $1 AND lease_until > coalesce($4, (extract(epoch FROM clock_timestamp()) * 1000)::bigint)
-      AND (SELECT format FROM meta) <= $9
-    RETURNING coalesce($4, (extract(epoch FROM clock_timestamp()) * 1000)::bigint)";
+const HEARTBEAT: &str = concat!(
+    "UPDATE servers SET name = $2, draining = draining OR $5, applied = $6, hooks = $7, load = $8,
+         lease_until = greatest(lease_until, $3 + ",
+    clock_time!("$4"),
+    ") WHERE id = $1 AND lease_until > ",
+    clock_time!("$4"),
+    " AND (SELECT format FROM meta) <= $9 RETURNING ",
+    clock_time!("$4")
+);
 
 /// No heartbeat of an owner, or of this server, comes in between.
 const OWNERS: &str = concat!(
@@ -95,13 +100,9 @@ const TAKE: &str = concat!(
 );
 
 const RELEASE: &str = concat!(
-    "WITH held AS (
-         SELECT s.hook, s.slot FROM unnest($1::integer[], $2::integer[], $3::bigint[]) AS given (hook, slot, token)
-         JOIN slots s ON s.hook = given.hook AND s.slot = given.slot AND s.token = given.token
-         JOIN servers o ON o.id = s.owner AND o.lease_until > ",
-    transaction_time!("$4"),
-    " ORDER BY s.hook, s.slot FOR UPDATE OF s
-     )
+    "WITH held AS (SELECT s.hook, s.slot",
+    held_slots!(transaction_time!("$4")),
+    " ORDER BY s.hook, s.slot FOR UPDATE OF s)
      UPDATE slots s SET owner = NULL FROM held WHERE s.hook = held.hook AND s.slot = held.slot"
 );
 
@@ -194,10 +195,7 @@ pub(super) async fn take(
 }
 
 pub(super) async fn release(driver: &PostgresDriver, fences: &[Fence]) -> Result<(), DriverError> {
-    let hooks: Vec<i32> = fences.iter().map(|fence| fence.slot.hook.0.cast_signed()).collect();
-    let slots: Vec<i32> = fences.iter().map(|fence| fence.slot.slot.cast_signed()).collect();
-    let tokens: Vec<i64> = fences.iter().map(|fence| fence.token.0.cast_signed()).collect();
-    let call = Call::new(RELEASE, values![hooks, slots, tokens, driver.shared().now_given()]);
+    let call = Call::new(RELEASE, fence_values(fences, driver.shared().now_given()));
     in_order(driver, vec![call]).await.map(drop)
 }
 
