@@ -18,6 +18,8 @@ pub const SLOT_BEFORE_WATERMARK: &str = "slot.before-watermark";
 pub const SLOT_BEFORE_RELEASE: &str = "slot.before-release";
 /// Before a run starts.
 pub const RUN_BEFORE_START: &str = "run.before-start";
+/// It was found that a run may begin, and nothing of it has begun.
+pub const RUN_STARTING: &str = "run.starting";
 /// Before receipts are sent.
 pub const RUN_BEFORE_RECEIPT: &str = "run.before-receipt";
 /// Receipts are durable, and the owner has not been told.

@@ -91,8 +91,12 @@ impl Runner {
         if self.has_points && self.points.pass(points::RUN_BEFORE_START).await == Pass::Cut {
             return;
         }
+        let decided = self.recorder.moment();
         let ended = if self.may_begin(&job) {
-            self.recorder.run_started(&job.run);
+            if self.has_points && self.points.pass(points::RUN_STARTING).await == Pass::Cut {
+                return;
+            }
+            self.recorder.run_started(&job.run, decided);
             let outcome = self.future(&job).await;
             self.ended(job, outcome, started)
         } else {
@@ -108,11 +112,12 @@ impl Runner {
         let mut slowest = Duration::ZERO;
         for job in jobs {
             let started = Instant::now();
+            let decided = self.recorder.moment();
             if !self.may_begin(&job) {
                 all.push(Runner::not_started(job, started));
                 continue;
             }
-            self.recorder.run_started(&job.run);
+            self.recorder.run_started(&job.run, decided);
             let mut future = self.future(&job);
             let mut context = Context::from_waker(Waker::noop());
             let polled = future.as_mut().poll(&mut context);

@@ -29,6 +29,8 @@ pub(crate) enum Aim {
     WriteLock,
     /// Its commit is about to be sent, under the write lock.
     Commit,
+    /// It has found that its lease holds and that a run may begin, and the run begins when its slot is another's.
+    Start,
     /// It owns slots with runs going, and one has ended whose writes are about to be sent with the receipt.
     Completion,
     /// The same with receipts alone.
@@ -42,13 +44,22 @@ pub(crate) enum Aim {
 }
 
 impl Aim {
-    pub(crate) const ALL: [Aim; 7] =
-        [Aim::WriteLock, Aim::Completion, Aim::Entities, Aim::Receipt, Aim::Compaction, Aim::Commit, Aim::Pruning];
+    pub(crate) const ALL: [Aim; 8] = [
+        Aim::WriteLock,
+        Aim::Completion,
+        Aim::Entities,
+        Aim::Receipt,
+        Aim::Compaction,
+        Aim::Start,
+        Aim::Commit,
+        Aim::Pruning,
+    ];
 
     fn point(self) -> &'static str {
         match self {
             Aim::WriteLock => point::COMMIT_LOCKED,
             Aim::Commit => point::COMMIT_BEFORE_COMMIT,
+            Aim::Start => points::RUN_STARTING,
             Aim::Completion => points::RUN_BEFORE_COMPLETION,
             Aim::Receipt => points::RUN_BEFORE_RECEIPT,
             Aim::Entities => point::UPKEEP_BEFORE_ENTITIES,

@@ -144,7 +144,7 @@ fn sessions(fleet: &Fleet, aim: Aim) -> Result<Vec<Pid>, String> {
              WHERE a.application_name LIKE 'tidegate-commit%' AND l.locktype = 'advisory' AND l.granted"
         }
         // The writes of a run go the way of every commit.
-        Aim::Completion | Aim::Entities | Aim::Compaction | Aim::Pruning => {
+        Aim::Start | Aim::Completion | Aim::Entities | Aim::Compaction | Aim::Pruning => {
             "SELECT string_agg(pid::text, ' ') FROM pg_stat_activity WHERE application_name LIKE 'tidegate-commit%'"
         }
     };

@@ -1,6 +1,6 @@
-//! X4: servers are stopped at the points where it hurts most, by turns: while they hold the write lock, while they own slots
-//! with runs going, while they write the entities or compact. What they send when they go on is late, and the others must
-//! not have waited for them.
+//! X4: servers are stopped at the points where it hurts most, by turns: while they hold the write lock, right before a run
+//! begins, while they own slots with runs going, while they write the entities or compact. What they send when they go on is
+//! late, and the others must not have waited for them.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -57,7 +57,7 @@ pub(crate) fn aims(settings: &Settings) -> Vec<Aim> {
     let mut random = StdRng::seed_from_u64(settings.seed);
     let lock = [Aim::WriteLock, Aim::Commit][random.random_range(0..2_usize)];
     let upkeep = [Aim::Entities, Aim::Compaction, Aim::Pruning][random.random_range(0..3_usize)];
-    vec![lock, Aim::Completion, Aim::Receipt, upkeep]
+    vec![lock, Aim::Start, Aim::Completion, Aim::Receipt, upkeep]
 }
 
 /// Settings of the run.
@@ -264,6 +264,7 @@ mod tests {
             let aims = aims(&settings);
             let any = |kind: &[Aim]| aims.iter().any(|aim| kind.contains(aim));
             assert!(any(&[Aim::WriteLock, Aim::Commit]) && any(&[Aim::Completion]) && any(&[Aim::Receipt]));
+            assert!(any(&[Aim::Start]));
             assert!(any(&[Aim::Entities, Aim::Compaction, Aim::Pruning]));
         }
     }

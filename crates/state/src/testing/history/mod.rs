@@ -193,9 +193,29 @@ pub struct Recorder(Option<Arc<Inner>>);
 
 #[derive(Debug)]
 struct Inner {
-    lines: Mutex<Vec<Line>>,
+    written: Mutex<Written>,
     file: Option<Mutex<File>>,
 }
+
+#[derive(Debug, Default)]
+struct Written {
+    lines: Vec<Line>,
+    /// The last moment that was given out.
+    last: u64,
+}
+
+impl Written {
+    /// The time, later than all moments before it.
+    fn moment(&mut self) -> u64 {
+        let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        self.last = u64::try_from(at.as_nanos()).unwrap_or(u64::MAX).max(self.last + 1);
+        self.last
+    }
+}
+
+/// When something was so that is written down later.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Moment(u64);
 
 impl Recorder {
     /// Writes nothing.
@@ -207,7 +227,7 @@ impl Recorder {
     /// Keeps lines in memory.
     #[must_use]
     pub fn in_memory() -> Recorder {
-        Recorder(Some(Arc::new(Inner { lines: Mutex::default(), file: None })))
+        Recorder(Some(Arc::new(Inner { written: Mutex::default(), file: None })))
     }
 
     /// Keeps lines in memory, and appends each to a file as it comes.
@@ -216,7 +236,7 @@ impl Recorder {
     /// The file can't be opened.
     pub fn to_file(path: &std::path::Path) -> io::Result<Recorder> {
         let file = File::options().create(true).append(true).open(path)?;
-        Ok(Recorder(Some(Arc::new(Inner { lines: Mutex::default(), file: Some(Mutex::new(file)) }))))
+        Ok(Recorder(Some(Arc::new(Inner { written: Mutex::default(), file: Some(Mutex::new(file)) }))))
     }
 
     /// The lines of a file, but for a last one that a kill cut short.
@@ -231,19 +251,33 @@ impl Recorder {
     /// The lines so far, in order of time.
     #[must_use]
     pub fn lines(&self) -> Vec<Line> {
-        let mut lines = self.0.as_ref().map(|inner| inner.lines.lock().clone()).unwrap_or_default();
+        let mut lines = self.0.as_ref().map(|inner| inner.written.lock().lines.clone()).unwrap_or_default();
         lines.sort_by_key(|line| line.at);
+        lines
+    }
+
+    /// The lines of what came after a moment, in order of time.
+    pub(crate) fn lines_since(&self, Moment(moment): Moment) -> Vec<Line> {
+        let mut lines = self.lines();
+        lines.retain(|line| line.at > moment);
         lines
     }
 
     /// Writes a line of the test's own: a commit that was answered, a fault.
     pub fn write(&self, server: &str, event: HistoryEvent) {
+        self.write_at(None, server, event);
+    }
+
+    /// The present moment, for a line that can be written only later.
+    pub(crate) fn moment(&self) -> Moment {
+        Moment(self.0.as_ref().map_or(0, |inner| inner.written.lock().moment()))
+    }
+
+    fn write_at(&self, moment: Option<Moment>, server: &str, event: HistoryEvent) {
         let Some(inner) = &self.0 else { return };
-        // Stamped under the lock, so that lines are in the order of their times.
-        let mut lines = inner.lines.lock();
-        let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        let at = u64::try_from(at.as_nanos()).unwrap_or(u64::MAX);
-        let at = lines.last().map_or(at, |last: &Line| at.max(last.at + 1));
+        // Stamped under the lock, so that lines are in the order of what they tell.
+        let mut written = inner.written.lock();
+        let at = moment.map_or_else(|| written.moment(), |Moment(at)| at);
         let line = Line { at, server: server.to_owned(), event };
         if let Some(file) = &inner.file
             && let Ok(mut text) = serde_json::to_string(&line)
@@ -254,14 +288,17 @@ impl Recorder {
                 tracing::error!(%error, "a line of the history is lost");
             }
         }
-        lines.push(line);
+        written.lines.push(line);
     }
 
-    pub(crate) fn run_started(&self, run: &Run) {
+    /// A run has started, at a moment before it was looked whether it may: its process can stand still between that look
+    /// and its first instruction, for as long as behind it, and nobody can tell the two apart.
+    pub(crate) fn run_started(&self, run: &Run, decided: Moment) {
         if self.0.is_none() {
             return;
         }
-        self.write(
+        self.write_at(
+            Some(decided),
             run.state.server(),
             HistoryEvent::RunStarted {
                 hook: run.hook().to_owned(),
@@ -378,4 +415,22 @@ impl Recorder {
 #[must_use]
 pub fn fence(hook: u32, slot: u32, token: u64) -> Fence {
     Fence { slot: SlotId { hook: HookNumber(hook), slot }, token: SlotToken(token) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn x01_what_is_written_later_stands_where_it_happened() {
+        let recorder = Recorder::in_memory();
+        let lost = |token| HistoryEvent::SlotLost { fence: fence(1, 0, token) };
+        recorder.write("server-0", lost(1));
+        let moment = recorder.moment();
+        recorder.write("server-0", lost(3));
+        recorder.write_at(Some(moment), "server-0", lost(2));
+        let events = |lines: Vec<Line>| lines.into_iter().map(|line| line.event).collect::<Vec<_>>();
+        assert_eq!(events(recorder.lines()), [lost(1), lost(2), lost(3)]);
+        assert_eq!(events(recorder.lines_since(moment)), [lost(3)]);
+    }
 }

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use crate::cluster_hook::points;
 use crate::driver::{RequestId, SlotId};
-use crate::testing::history::HistoryEvent;
+use crate::testing::history::{HistoryEvent, Moment};
 use crate::testing::points::Hold;
 use crate::{Ref, Registration, Transaction, TransactionError};
 
@@ -107,7 +107,7 @@ impl Servers {
             releasing: old.map(|old| old.hold(points::SLOT_BEFORE_RELEASE)),
             leased: new.hold(points::SLOT_LEASED),
             read: new.hold(points::SLOT_READ),
-            since: self.world.recorder.lines().len(),
+            since: self.world.recorder.moment(),
         }
     }
 
@@ -134,7 +134,7 @@ struct Gates {
     releasing: Option<Hold>,
     leased: Hold,
     read: Hold,
-    since: usize,
+    since: Moment,
 }
 
 impl Gates {
@@ -147,8 +147,8 @@ impl Gates {
             HistoryEvent::SlotLeased { fence, .. } if by == to => Some(fence.slot),
             _ => None,
         };
-        let lines = world.recorder.lines();
-        lines[self.since..].iter().filter_map(|line| passes(&line.event, &line.server)).collect()
+        let lines = world.recorder.lines_since(self.since);
+        lines.iter().filter_map(|line| passes(&line.event, &line.server)).collect()
     }
 
     /// Changes come in, the next owner's tail brings them, and the slots that do not pass on go on.
@@ -158,14 +158,14 @@ impl Gates {
         applied(world.cluster.server(self.to), world.cluster.server(2).snapshot().revision()).await;
         let passing = self.passing(world);
         assert!(!passing.is_empty() && passing.len() < SLOTS as usize, "{passing:?} pass on");
-        let before = world.recorder.lines().len();
+        let before = world.recorder.moment();
         let go_on = || async {
-            let lines = world.recorder.lines();
+            let lines = world.recorder.lines_since(before);
             let start = |event: &HistoryEvent| match event {
                 HistoryEvent::RunStarted { fence, .. } => Some(fence.slot),
                 _ => None,
             };
-            lines[before..].iter().filter_map(|line| start(&line.event)).any(|slot| !passing.contains(&slot))
+            lines.iter().filter_map(|line| start(&line.event)).any(|slot| !passing.contains(&slot))
         };
         world.eventually("other slots go on", go_on).await;
     }
