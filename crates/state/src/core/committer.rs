@@ -12,10 +12,11 @@ use tokio::sync::{MutexGuard, mpsc};
 
 use super::closure_thread::ClosureThread;
 use super::group::{Group, Look, Outcome, Prepared, Ran, Standing, Terms};
+use super::shown::Unshown;
 use super::submission::{Answer, Failure, Submission};
 use super::{Core, Head};
 use crate::driver::{Batch, CommitError, DriverError, RecordWrite, Session};
-use crate::revision::{Epoch, Revision};
+use crate::revision::Epoch;
 use crate::testing::points::{Pass, name as point};
 use crate::transaction::TransactionError;
 
@@ -195,20 +196,25 @@ impl Committer {
         if head.snapshot.epoch() != epoch {
             return Err(Setback::Behind);
         }
-        core.apply(&mut head, &begun.rows)?;
+        // What others have committed. It is shown while this server's closures run, at the latest when this is dropped.
+        let mut brought = core.follow(&mut head, &begun.rows)?;
         let head_under_lock = begun.rows.last().map_or(after, |row| row.revision);
         if head.snapshot.revision() > head_under_lock {
             // The tail has brought what others have committed since: the lock was lost.
             return Err(Setback::Behind);
         }
         drop(reads);
+        if !head.unresolved.is_empty() {
+            // Whoever is told that a commit took place is to find it there.
+            brought.show();
+        }
         self.resolve(&mut head);
         self.drain();
         self.waiting.retain(|submission| !submission.answer.is_closed());
         if self.waiting.is_empty() {
             return Ok(());
         }
-        let refused = self.refused_fences(&mut *session).await?;
+        let refused = self.refused_fences(&mut *session, &mut brought).await?;
         let mut group: VecDeque<Submission> = VecDeque::with_capacity(self.waiting.len());
         let mut ran = Vec::with_capacity(self.waiting.len());
         let taken = std::mem::take(&mut self.waiting);
@@ -219,7 +225,7 @@ impl Committer {
                 group.push_back(submission);
             }
         }
-        ran.append(&mut self.run_closures(&head, session.now(), group).await);
+        ran.append(&mut self.run_closures(&head, session.now(), group, brought).await);
         self.commit(head, session, ran).await
     }
 
@@ -249,7 +255,11 @@ impl Committer {
     }
 
     /// The places of those whose token no longer holds. The others' tokens hold until the session ends.
-    async fn refused_fences(&mut self, session: &mut dyn Session) -> Result<Vec<usize>, Setback> {
+    async fn refused_fences(
+        &mut self,
+        session: &mut dyn Session,
+        brought: &mut Unshown<'_>,
+    ) -> Result<Vec<usize>, Setback> {
         let mut places = Vec::new();
         let mut fences = Vec::new();
         for (place, submission) in self.waiting.iter().enumerate() {
@@ -261,8 +271,13 @@ impl Committer {
         if fences.is_empty() {
             return Ok(places);
         }
-        let hold = session.fence(&fences).await?;
-        Ok(places.into_iter().zip(hold).filter(|(_, holds)| !holds).map(|(place, _)| place).collect())
+        let show = async {
+            // Once the question is on its way.
+            tokio::task::yield_now().await;
+            brought.show();
+        };
+        let (hold, ()) = tokio::join!(session.fence(&fences), show);
+        Ok(places.into_iter().zip(hold?).filter(|(_, holds)| !holds).map(|(place, _)| place).collect())
     }
 
     /// Runs the closures on the closure thread, leaving behind those that do not come back within their budget.
@@ -271,6 +286,7 @@ impl Committer {
         head: &Head,
         now: crate::revision::Timestamp,
         queue: VecDeque<Submission>,
+        mut brought: Unshown<'_>,
     ) -> Vec<Ran> {
         let terms = || Terms { now, server: self.core.server.clone(), budget: self.core.options.transaction_budget };
         let standing = Standing {
@@ -290,6 +306,7 @@ impl Committer {
                         handed_over
                     }
                     Err(error) => {
+                        brought.show();
                         tracing::error!(%error, "the thread for closures can't be started; trying again");
                         tokio::time::sleep(RETRY_MAX).await;
                         continue;
@@ -300,6 +317,7 @@ impl Committer {
                 self.thread = None;
                 continue;
             }
+            brought.show();
             let mut patience = self.core.options.transaction_budget;
             loop {
                 // Whether it came to its end or the time is over, the look says how it stands.
@@ -538,21 +556,5 @@ impl Committer {
             };
             let _ = submission.answer.send(Answer::Failed(failure));
         }
-    }
-}
-
-impl Core {
-    /// Applies rows that follow the head (those that it has already are skipped) and shows them.
-    pub(super) fn apply(&self, head: &mut Head, rows: &[Arc<crate::driver::LogRow>]) -> Result<Revision, DriverError> {
-        let mut replay = super::Replay::from(head.snapshot.clone());
-        let known = replay.revision();
-        let mut transactions = Vec::new();
-        for row in rows.iter().filter(|row| row.revision > known) {
-            super::apply::expect_next(replay.revision(), row)?;
-            transactions.push(replay.row(row));
-        }
-        let applied = replay.finish().revision();
-        self.publish(head, &transactions);
-        Ok(applied)
     }
 }

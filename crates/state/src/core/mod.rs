@@ -10,6 +10,7 @@ mod group;
 mod record_indexes;
 mod seen;
 mod set_back;
+mod shown;
 mod submission;
 mod tail;
 mod upkeep;
@@ -235,50 +236,6 @@ impl Core {
         let left = limit.saturating_sub(started.elapsed());
         self.wait_until(meta.head, left, |(epoch, applied)| *epoch == meta.epoch && *applied >= meta.head).await?;
         Ok(meta.head)
-    }
-
-    /// Moves the head on by transactions that follow it, and shows them to everyone.
-    fn publish(&self, head: &mut Head, transactions: &[Arc<Applied>]) {
-        let Some(last) = transactions.last() else { return };
-        for applied in transactions {
-            if let Some(revision) = head.unresolved.get_mut(&applied.submission) {
-                *revision = Some(applied.revision);
-            }
-            head.behind.note(applied);
-        }
-        let snapshot = last.snapshot.clone();
-        let registrations_changed =
-            transactions.iter().any(|applied| applied.changes.iter().any(|change| Matcher::concerns(&change.path)));
-        if registrations_changed {
-            head.matcher = Matcher::of(snapshot.tree());
-        }
-        head.snapshot = snapshot.clone();
-        self.published.store(snapshot.into_inner());
-        {
-            let mut recent = self.recent.lock();
-            for applied in transactions {
-                if recent.len() == FEED_CAPACITY {
-                    recent.pop_front();
-                }
-                recent.push_back(applied.clone());
-            }
-        }
-        if self.feed.receiver_count() > 0 {
-            for applied in transactions {
-                // Fails only when the last receiver has gone since.
-                let _ = self.feed.send(FeedEvent::Applied(applied.clone()));
-            }
-        }
-        self.applied.send_replace((head.snapshot.epoch(), head.snapshot.revision()));
-        self.metrics.applied_revision.set(i64::try_from(head.snapshot.revision().0).unwrap_or(i64::MAX));
-    }
-
-    /// The snapshot at a revision and the transactions after it, if they are among the last ones of this server.
-    pub(crate) fn recent_after(&self, epoch: Epoch, revision: Revision) -> Option<(Snapshot, VecDeque<Arc<Applied>>)> {
-        let recent = self.recent.lock();
-        let place = recent.iter().position(|applied| applied.revision == revision)?;
-        let at = recent.get(place)?.snapshot.clone();
-        (at.epoch() == epoch).then(|| (at, recent.iter().skip(place + 1).cloned().collect()))
     }
 
     /// Remembers a token, so that those of a later epoch are above it.

@@ -146,12 +146,13 @@ async fn read_as_it_is(
     if !tables.are_there {
         return Ok(None);
     }
+    // By itself, since the other tables of a format that this build does not know may look otherwise; and before anything is
+    // added to them.
+    let rows = connection.run(vec![meta()], limit).await?;
+    if !rows[0].is_empty() {
+        read_meta(&rows[0])?;
+    }
     if !tables.are_expanded {
-        // A store of a format that this build does not take over is left alone before anything is added to it.
-        let rows = connection.run(vec![meta()], limit).await?;
-        if !rows[0].is_empty() {
-            read_meta(&rows[0])?;
-        }
         return Ok(None);
     }
     let rows = connection.snapshot(vec![meta(), super::records::read_kinds_call()], limit).await?;

@@ -241,6 +241,7 @@ macro_rules! state_conformance_cases {
             s09_values_read_back_equal,
             s10_snapshots_let_go_of_what_they_held,
             t01_a_write_reads_the_head,
+            t01_what_a_closure_reads_of_others_is_shown_while_it_runs,
             t02_no_increment_is_lost,
             t03_transactions_are_serializable,
             t04_a_transaction_is_one_revision,

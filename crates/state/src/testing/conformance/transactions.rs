@@ -60,6 +60,43 @@ pub async fn t01_a_write_reads_the_head(case: Case) {
     cluster.finish().await;
 }
 
+/// T1: what others have committed before a closure runs is shown on its server while it does, however long that takes.
+pub async fn t01_what_a_closure_reads_of_others_is_shown_while_it_runs(case: Case) {
+    let builder = case.configured(|_, mut options| {
+        options.transaction_budget = Duration::from_secs(60);
+        options
+    });
+    let cluster = case.open(builder.servers(2)).await;
+    let counter: Ref<Counter> = Ref::root(case.id("n")).unwrap();
+    let first = put_counter(&case, cluster.server(0), &counter, 0).await;
+    super::applied(cluster.server(1), first).await;
+    let hold = cluster.points(1).hold(point::TAIL_BEFORE_APPLY);
+    let second = put_counter(&case, cluster.server(0), &counter, 1).await;
+    hold.reached().await;
+    let (is_shown, shown) = std::sync::mpsc::channel::<()>();
+    let shown = parking_lot::Mutex::new(shown);
+    let (target, state) = (counter.clone(), cluster.server(1).clone());
+    let write = async move {
+        state
+            .write(move |tx: &mut Transaction| {
+                let _ = shown.lock().recv();
+                tx.update(&target, |counter| counter.n += 1)
+            })
+            .await
+    };
+    let look = async {
+        while cluster.server(1).snapshot().revision() < second {
+            tokio::task::yield_now().await;
+        }
+        drop(is_shown);
+    };
+    let (written, ()) = within("a write whose closure waits", async { tokio::join!(write, look) }).await;
+    assert_eq!(written.unwrap().revision, second.next());
+    hold.release();
+    agree(&cluster, None).await;
+    cluster.finish().await;
+}
+
 /// T2: of many increments from many servers none is lost, and their order is that of the revisions.
 pub async fn t02_no_increment_is_lost(case: Case) {
     let cluster = case.cluster(3).await;

@@ -239,13 +239,15 @@ impl Recorder {
         Ok(Recorder(Some(Arc::new(Inner { written: Mutex::default(), file: Some(Mutex::new(file)) }))))
     }
 
-    /// The lines of a file, but for a last one that a kill cut short.
+    /// The lines of a file in order of time, but for a last one that a kill cut short.
     ///
     /// # Errors
     /// The file can't be read.
     pub fn read_file(path: &std::path::Path) -> io::Result<Vec<Line>> {
         let text = std::fs::read_to_string(path)?;
-        Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+        let mut lines: Vec<Line> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        lines.sort_by_key(|line| line.at);
+        Ok(lines)
     }
 
     /// The lines so far, in order of time.

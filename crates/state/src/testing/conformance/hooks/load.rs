@@ -93,6 +93,12 @@ pub async fn k29_slots_pass_on_until_who_takes_them_is_busy(case: Case) {
     world.register(1, &registration, 2, &second).await;
     second.until("its room is taken, too", |probe| probe.seen().len() == 2).await;
     world.spread("hook", 2).await;
+    // Each learns that the other has no room by its next heartbeat; who seems to have some may be given a slot until then.
+    let are_known_as_busy = || async {
+        let (rows, _) = world.cluster.leases().await;
+        rows.iter().filter(|row| row.load.waiting.iter().any(|load| load.keys > 0)).count() == 2
+    };
+    world.eventually("both say that keys wait", are_known_as_busy).await;
     let spread = || async { world.cluster.server(2).cluster().await.unwrap().spread("hook") };
     // A slot may be on its way still: they have come to rest when all are leased, and stay for longer than it takes to notice
     // that keys wait.
