@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use foldhash::fast::FixedState;
 
 use super::{Event, Owner, Slot, SlotState};
+use crate::cluster_hook::balance::OVERLOADED_AFTER;
 use crate::cluster_hook::points;
 use crate::cluster_hook::run::RunControl;
 use crate::driver::{DriverError, Fence, HookLoad, ServerHook, ServerId, ServerLoad, ServerRow, SlotId};
@@ -95,6 +96,15 @@ impl Owner {
         }
     }
 
+    /// Whether keys have begun to wait for room since the row was sent: others give slots to who seems to have some, and give
+    /// them back once it turns out that it has none. It is told before that wait counts.
+    fn has_less_room_than_it_says(&self, now: Timestamp) -> bool {
+        self.hooks.values().any(|hook| {
+            let waited = hook.probe.map(|(since, _)| now.since(since));
+            !hook.said_to_wait && waited.is_some_and(|waited| waited > OVERLOADED_AFTER / 2)
+        })
+    }
+
     /// The row has changed: it is sent at once, or this server joins.
     pub(super) fn declare_now(&mut self) {
         if let Some(membership) = &mut self.membership {
@@ -111,10 +121,14 @@ impl Owner {
             self.lapse("the store was put back");
             return;
         }
+        let is_news = self.has_less_room_than_it_says(now);
         match &mut self.membership {
             None => self.join(now),
             Some(membership) => {
-                let due = membership.changed || Instant::now() >= membership.next || now >= membership.next_by_clock;
+                let due = membership.changed
+                    || is_news
+                    || Instant::now() >= membership.next
+                    || now >= membership.next_by_clock;
                 if !due || membership.sending || membership.lapsing || membership.has_ended(now) {
                     return;
                 }
@@ -123,6 +137,9 @@ impl Owner {
                 let id = membership.id;
                 let (core, sender) = (self.core.clone(), self.sender.clone());
                 let row = self.row(id, now.after(lease));
+                for hook in self.hooks.values_mut() {
+                    hook.said_to_wait = hook.probe.is_some();
+                }
                 let sent = Instant::now();
                 self.spawn(async move {
                     let (until, draining) = (row.lease_until, row.draining);
@@ -369,22 +386,43 @@ mod tests {
         assert!(bench.owner.membership.is_none() && !bench.owner.joining);
     }
 
+    /// A server whose lease ends that much later, and whose next heartbeat is due then.
+    fn member(now: Timestamp, later: Duration) -> Membership {
+        Membership {
+            id: ServerId(uuid::Uuid::from_u128(1)),
+            until: Instant::now() + later,
+            until_by_clock: now.after(later),
+            next: Instant::now() + later,
+            next_by_clock: now.after(later),
+            sending: false,
+            changed: false,
+            lapsing: false,
+            known_as_draining: false,
+        }
+    }
+
+    #[tokio::test]
+    async fn k29_that_keys_wait_is_told_before_it_counts_and_once() {
+        let mut bench = Bench::new().await;
+        let now = bench.owner.core.clock.now();
+        bench.owner.membership = Some(member(now, Duration::from_secs(1_000)));
+        bench.owner.hooks.values_mut().for_each(|hook| hook.probe = Some((now, u64::MAX)));
+        let mut is_sent_at = |at: Timestamp| {
+            bench.owner.heartbeat_if_due(at);
+            std::mem::take(&mut bench.owner.membership.as_mut().unwrap().sending)
+        };
+        assert!(!is_sent_at(now.after(OVERLOADED_AFTER / 2)), "it may be over in a moment");
+        assert!(is_sent_at(now.after(OVERLOADED_AFTER)));
+        assert!(!is_sent_at(now.after(OVERLOADED_AFTER * 2)), "it has been told");
+    }
+
     #[tokio::test]
     async fn g8_a_heartbeat_that_is_due_by_the_drivers_clock_alone_is_sent_and_not_waited_for_again() {
         let mut bench = Bench::new().await;
         let now = bench.owner.core.clock.now();
         let later = Duration::from_secs(1_000);
-        bench.owner.membership = Some(Membership {
-            id: ServerId(uuid::Uuid::from_u128(1)),
-            until: Instant::now() + later,
-            until_by_clock: now.after(later),
-            next: Instant::now() + later,
-            next_by_clock: now,
-            sending: false,
-            changed: false,
-            lapsing: false,
-            known_as_draining: false,
-        });
+        bench.owner.membership = Some(member(now, later));
+        bench.owner.membership.as_mut().unwrap().next_by_clock = now;
         bench.owner.carry_on();
         assert!(bench.owner.membership.as_ref().unwrap().sending);
         let (planned, _) = bench.owner.clock_wait.as_ref().unwrap();

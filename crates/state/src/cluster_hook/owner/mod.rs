@@ -179,6 +179,8 @@ struct Hook {
     /// The last key in line when room ran out, and after how many starts its turn comes.
     probe: Option<(Timestamp, u64)>,
     overloaded_at: Option<Timestamp>,
+    /// The row that was sent last says that keys wait for room.
+    said_to_wait: bool,
     /// When it last gave a slot of its even share away.
     relieved_at: Option<Timestamp>,
     withdrawn: bool,
@@ -558,6 +560,7 @@ impl Hook {
             permits: 0,
             probe: None,
             overloaded_at: None,
+            said_to_wait: false,
             relieved_at: None,
             withdrawn: false,
             catching_up: false,
