@@ -20,7 +20,7 @@ use super::owner::Event;
 use super::points;
 use super::run::{ClusterHook, Outcome, Run};
 use crate::driver::HookNumber;
-use crate::testing::history::Recorder;
+use crate::testing::history::{Moment, Recorder};
 use crate::testing::points::{Pass, Points};
 
 /// A first poll that takes longer than this makes the hook's further runs begin on tasks of their own.
@@ -75,10 +75,11 @@ impl Runner {
         Ended { run: job.run, key: job.key, number: job.number, outcome: Some(outcome), took: started.elapsed() }
     }
 
-    /// Whether a run may begin still. Its start was decided a moment ago, and that moment may have been long: of a process
-    /// that was stopped, say, whose slots have passed on meanwhile, and which has not come to notice.
-    fn may_begin(&self, job: &Job) -> bool {
-        !job.run.control.is_revoked() && self.lease.holds()
+    /// Since when a run may begin, if it may still. Its start was decided a moment ago, and that moment may have been long: of
+    /// a process that was stopped, say, whose slots have passed on meanwhile, and which has not come to notice.
+    fn may_begin(&self, job: &Job) -> Option<Moment> {
+        let since = self.recorder.moment();
+        (!job.run.control.is_revoked() && self.lease.holds()).then_some(since)
     }
 
     fn not_started(job: Job, started: Instant) -> Ended {
@@ -91,12 +92,11 @@ impl Runner {
         if self.has_points && self.points.pass(points::RUN_BEFORE_START).await == Pass::Cut {
             return;
         }
-        let decided = self.recorder.moment();
-        let ended = if self.may_begin(&job) {
+        let ended = if let Some(since) = self.may_begin(&job) {
             if self.has_points && self.points.pass(points::RUN_STARTING).await == Pass::Cut {
                 return;
             }
-            self.recorder.run_started(&job.run, decided);
+            self.recorder.run_started(&job.run, since);
             let outcome = self.future(&job).await;
             self.ended(job, outcome, started)
         } else {
@@ -112,12 +112,11 @@ impl Runner {
         let mut slowest = Duration::ZERO;
         for job in jobs {
             let started = Instant::now();
-            let decided = self.recorder.moment();
-            if !self.may_begin(&job) {
+            let Some(since) = self.may_begin(&job) else {
                 all.push(Runner::not_started(job, started));
                 continue;
-            }
-            self.recorder.run_started(&job.run, decided);
+            };
+            self.recorder.run_started(&job.run, since);
             let mut future = self.future(&job);
             let mut context = Context::from_waker(Waker::noop());
             let polled = future.as_mut().poll(&mut context);

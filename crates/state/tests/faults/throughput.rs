@@ -7,8 +7,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use tidegate_state::RequestId;
-use tidegate_state::driver::SlotId;
-use tidegate_state::testing::history::{HistoryEvent, Line};
+use tidegate_state::testing::history::{HistoryEvent, Line, moves};
 
 use super::chaos::nanoseconds;
 use super::evidence::Evidence;
@@ -184,17 +183,8 @@ fn is_within(at: u64, from: u64, until: u64) -> bool {
     (from..until).contains(&at)
 }
 
-/// How often a slot came to a server that had not been the last one to lease it. Taking back one that nobody has taken is no
-/// move: who had room for it may have none by then.
 fn leases(history: &[Line], from: u64, until: u64) -> usize {
-    let mut owners: HashMap<SlotId, &str> = HashMap::new();
-    let moves = history.iter().filter(|line| match &line.event {
-        HistoryEvent::SlotLeased { fence, .. } => {
-            owners.insert(fence.slot, &line.server) != Some(&*line.server) && is_within(line.at, from, until)
-        }
-        _ => false,
-    });
-    moves.count()
+    moves(history).filter(|(line, _)| is_within(line.at, from, until)).count()
 }
 
 /// How many leases it takes at most that servers come or go one after the other: each that comes takes its share, and each

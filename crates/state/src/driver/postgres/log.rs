@@ -8,6 +8,7 @@ use super::super::encoding::decode_row;
 use super::super::{DriverError, LogPage, LogRow, check_no_gap};
 use super::connection::{Call, values};
 use super::schema::{check_format, own_row};
+use super::settlement::clock_time;
 use crate::revision::{Epoch, Revision, SubmissionId, Timestamp};
 
 /// The head of the log, alone or in brackets within another statement. Joined to others it would be found by reading the whole
@@ -23,8 +24,9 @@ pub(super) use head;
 pub(super) const PAGE: &str = concat!(
     "SELECT m.epoch, m.format, m.compacted, (",
     head!(),
-    "), e.damaged, e.at,
-           coalesce($4, (extract(epoch FROM clock_timestamp()) * 1000)::bigint),
+    "), e.damaged, e.at, ",
+    clock_time!("$4"),
+    ",
            c.revision, c.at, c.submission, c.body
     FROM meta m
     CROSS JOIN entities_mark e

@@ -11,6 +11,7 @@ mod registered;
 mod spread;
 mod stored;
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::sync::Arc;
@@ -295,12 +296,12 @@ impl Recorder {
 
     /// A run has started, at a moment before it was looked whether it may: its process can stand still between that look
     /// and its first instruction, for as long as behind it, and nobody can tell the two apart.
-    pub(crate) fn run_started(&self, run: &Run, decided: Moment) {
+    pub(crate) fn run_started(&self, run: &Run, since: Moment) {
         if self.0.is_none() {
             return;
         }
         self.write_at(
-            Some(decided),
+            Some(since),
             run.state.server(),
             HistoryEvent::RunStarted {
                 hook: run.hook().to_owned(),
@@ -411,6 +412,19 @@ impl Recorder {
             self.write(server, HistoryEvent::Held { request, fence: fenced.fence, dead: false, durable });
         }
     }
+}
+
+/// The leases by which slots came to a server that had not been the last one to lease them, with the slots. Taking back one
+/// that nobody has taken is no move: who had room for it may have none by then.
+pub fn moves(lines: &[Line]) -> impl Iterator<Item = (&Line, SlotId)> {
+    let mut owners: HashMap<SlotId, &str> = HashMap::new();
+    lines.iter().filter_map(move |line| match &line.event {
+        HistoryEvent::SlotLeased { fence, .. } => {
+            let before = owners.insert(fence.slot, &line.server);
+            (before != Some(&*line.server)).then_some((line, fence.slot))
+        }
+        _ => None,
+    })
 }
 
 /// A slot with its token, for tests that write histories by hand.

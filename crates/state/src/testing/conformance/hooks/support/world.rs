@@ -1,15 +1,15 @@
 //! A cluster whose runs are written down, and steps of its clock that no live lease misses.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::Case;
 use super::{Effect, LIMIT, Ledger, Probe, Store, Trace, effect, store};
-use crate::driver::{HookNumber, LogEntry, RequestId, SlotId};
+use crate::driver::{HookNumber, LogEntry, RequestId};
 use crate::testing::Cluster;
 use crate::testing::conformance::agree;
-use crate::testing::history::{Expectation, HistoryEvent, Recorder, check};
+use crate::testing::history::{Expectation, HistoryEvent, Recorder, check, moves};
 use crate::{
     HookHandle, Record, Ref, Registration, RegistrationEntity, Revision, Transaction, TransactionError, WaitForHooks,
 };
@@ -172,18 +172,12 @@ impl World {
         }
     }
 
-    /// So far no server has leased a slot again that another had after it: none goes to and fro. One that nobody has taken
-    /// may be taken back: who had room for it may have none by then.
+    /// So far no slot has come to a server that had had it before: none goes to and fro.
     pub(crate) fn none_came_back(&self) {
-        let mut owners: HashMap<SlotId, Vec<String>> = HashMap::new();
-        for line in self.recorder.lines() {
-            if let HistoryEvent::SlotLeased { fence, .. } = line.event {
-                let owners = owners.entry(fence.slot).or_default();
-                if owners.last() != Some(&line.server) {
-                    assert!(!owners.contains(&line.server), "{:?} came back to {}", fence.slot, line.server);
-                    owners.push(line.server);
-                }
-            }
+        let mut leased = HashSet::new();
+        let lines = self.recorder.lines();
+        for (line, slot) in moves(&lines) {
+            assert!(leased.insert((&line.server, slot)), "{slot:?} came back to {}", line.server);
         }
     }
 
