@@ -22,7 +22,8 @@ pub(crate) const OVERLOADED_AFTER: Duration = Duration::from_secs(1);
 /// For so long after keys last waited for room a server does not ask for its even share.
 pub(crate) const CONSTRAINED_FOR: Duration = Duration::from_secs(30);
 
-/// A server gives away a slot of its even share no more often than this: who takes it has to be seen to have room still.
+/// So long after a server gave a slot away it gives none of its even share: who has taken that has to be seen to have room
+/// still.
 pub(crate) const RELIEF_PAUSE: Duration = Duration::from_secs(1);
 
 /// What one willing server's part in a hook is.

@@ -181,8 +181,8 @@ struct Hook {
     overloaded_at: Option<Timestamp>,
     /// The row that was sent last says that keys wait for room.
     said_to_wait: bool,
-    /// When it last gave a slot of its even share away.
-    relieved_at: Option<Timestamp>,
+    /// When it last gave a slot away.
+    gave_at: Option<Timestamp>,
     withdrawn: bool,
     catching_up: bool,
 }
@@ -561,7 +561,7 @@ impl Hook {
             probe: None,
             overloaded_at: None,
             said_to_wait: false,
-            relieved_at: None,
+            gave_at: None,
             withdrawn: false,
             catching_up: false,
         }

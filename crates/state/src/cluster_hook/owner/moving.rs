@@ -214,7 +214,7 @@ impl Owner {
                 let here = |slot: &SlotId| self.slots.contains_key(slot);
                 take.extend(plan.take.iter().copied().filter(|slot| !here(slot)));
                 if plan.is_relief {
-                    if hook.relieved_at.is_none_or(|at| now.since(at) >= balance::RELIEF_PAUSE) {
+                    if hook.gave_at.is_none_or(|at| now.since(at) >= balance::RELIEF_PAUSE) {
                         relief.push((*number, held, plan.give_up));
                     }
                 } else if plan.give_up > 0 {
@@ -232,15 +232,14 @@ impl Owner {
             unsettled |= asks_for_more;
         }
         for (number, held, count) in relief {
-            if self.give_waiting(held, count)
-                && let Some(hook) = self.hooks.get_mut(&number)
-            {
-                hook.relieved_at = Some(now);
+            if self.give_waiting(held, count) {
+                self.note_gift(number, now);
             }
         }
         for (number, held, count) in give {
             let must = self.must_go(number);
             self.give_some(held, count, if must { Reason::Must } else { Reason::Balance });
+            self.note_gift(number, now);
         }
         for slot in misplaced {
             self.stop_slot(slot, Reason::Must);
@@ -252,6 +251,12 @@ impl Owner {
         if unsettled {
             let soon = Instant::now() + (self.core.options.poll / 10).max(LOOK_MIN);
             self.next_view = self.next_view.min(soon);
+        }
+    }
+
+    fn note_gift(&mut self, number: HookNumber, now: Timestamp) {
+        if let Some(hook) = self.hooks.get_mut(&number) {
+            hook.gave_at = Some(now);
         }
     }
 
