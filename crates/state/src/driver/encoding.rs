@@ -20,32 +20,38 @@ const ACTION: u8 = 2;
 /// A log row's `body` column: all that has no column of its own.
 pub(crate) fn encode_row(row: &LogRow) -> Vec<u8> {
     let mut out = Vec::with_capacity(64 + row.entries.len() * 96);
+    put_row(&mut out, row);
+    out
+}
+
+/// As [`encode_row`], behind what is there.
+pub(crate) fn put_row(out: &mut Vec<u8>, row: &LogRow) {
     out.push(FORM);
-    put_text(&mut out, &row.server);
-    put_attributes(&mut out, &row.attributes);
-    put_number(&mut out, row.entries.len() as u64);
+    put_text(out, &row.server);
+    put_attributes(out, &row.attributes);
+    put_number(out, row.entries.len() as u64);
     for entry in &row.entries {
         match entry {
             LogEntry::Change { path, before, after, hooks } => {
                 out.push(CHANGE);
-                put_text(&mut out, path.as_str());
-                put_document(&mut out, before.as_ref());
-                put_document(&mut out, after.as_ref());
-                put_number(&mut out, hooks.len() as u64);
+                put_text(out, path.as_str());
+                put_document(out, before.as_ref());
+                put_document(out, after.as_ref());
+                put_number(out, hooks.len() as u64);
                 for hook in hooks {
-                    put_number(&mut out, u64::from(hook.0));
+                    put_number(out, u64::from(hook.0));
                 }
             }
             LogEntry::Existing { path, hook } => {
                 out.push(EXISTING);
-                put_text(&mut out, path.as_str());
-                put_number(&mut out, u64::from(hook.0));
+                put_text(out, path.as_str());
+                put_number(out, u64::from(hook.0));
             }
             LogEntry::Action { request, action } => {
                 out.push(ACTION);
-                put_number(&mut out, request.revision.0);
-                put_number(&mut out, u64::from(request.sequence));
-                put_number(&mut out, u64::from(request.hook.0));
+                put_number(out, request.revision.0);
+                put_number(out, u64::from(request.sequence));
+                put_number(out, u64::from(request.hook.0));
                 out.push(match action {
                     RequestAction::Retry => 0,
                     RequestAction::Discard => 1,
@@ -54,13 +60,12 @@ pub(crate) fn encode_row(row: &LogRow) -> Vec<u8> {
             }
         }
     }
-    out
 }
 
-/// Every hook that the row concerns, once, in order.
-pub(crate) fn concerned_hooks(row: &LogRow) -> Vec<u32> {
+/// Every hook that one of the rows concerns, once, in order.
+pub(crate) fn concerned_hooks<'a>(rows: impl IntoIterator<Item = &'a LogRow>) -> Vec<u32> {
     let mut concerned: Vec<u32> = Vec::new();
-    for entry in &row.entries {
+    for entry in rows.into_iter().flat_map(|row| &row.entries) {
         match entry {
             LogEntry::Change { hooks, .. } => concerned.extend(hooks.iter().map(|hook| hook.0)),
             LogEntry::Existing { hook, .. } => concerned.push(hook.0),
@@ -72,9 +77,18 @@ pub(crate) fn concerned_hooks(row: &LogRow) -> Vec<u32> {
     concerned
 }
 
+/// Whether a row concerns the hook.
+pub(crate) fn concerns(row: &LogRow, hook: HookNumber) -> bool {
+    row.entries.iter().any(|entry| match entry {
+        LogEntry::Change { hooks, .. } => hooks.contains(&hook),
+        LogEntry::Existing { hook: there, .. } => *there == hook,
+        LogEntry::Action { request, .. } => request.hook == hook,
+    })
+}
+
 /// SQLite's `hooks` column: every hook that the row concerns, four bytes each; none if there is none.
 pub(crate) fn encode_hooks(row: &LogRow) -> Option<Vec<u8>> {
-    let concerned = concerned_hooks(row);
+    let concerned = concerned_hooks([row]);
     (!concerned.is_empty()).then(|| concerned.iter().flat_map(|hook| hook.to_be_bytes()).collect())
 }
 
@@ -90,12 +104,31 @@ pub(crate) fn decode_row(
     submission: SubmissionId,
     body: &[u8],
 ) -> Result<LogRow, DriverError> {
+    decode_row_after(None, revision, at, submission, body)
+}
+
+/// As [`decode_row`]; what it has in common with the row before it is shared with that.
+pub(crate) fn decode_row_after(
+    before: Option<&LogRow>,
+    revision: Revision,
+    at: Timestamp,
+    submission: SubmissionId,
+    body: &[u8],
+) -> Result<LogRow, DriverError> {
     decode(body, |bytes| {
         if bytes.byte()? != FORM {
             return None;
         }
-        let server = Arc::from(bytes.text()?);
-        let attributes = Arc::new(bytes.attributes()?);
+        let server = bytes.text()?;
+        let server = match before {
+            Some(before) if *before.server == *server => before.server.clone(),
+            Some(_) | None => Arc::from(server),
+        };
+        let attributes = bytes.attributes()?;
+        let attributes = match before {
+            Some(before) if *before.attributes == attributes => before.attributes.clone(),
+            Some(_) | None => Arc::new(attributes),
+        };
         let count = bytes.count()?;
         let mut entries = Vec::with_capacity(count);
         for _ in 0..count {

@@ -456,7 +456,8 @@ pub trait Driver: Send + Sync + 'static {
     async fn replace_entities(&self, epoch: Epoch, tree: StoredTree) -> Result<(), DriverError>;
 
     /// Removes log rows and receipts that nothing needs any more and that are older than `keep`; at most `rows_max` in
-    /// one short transaction. Says up to where the log is compacted now. The driver holds back what invariant 6 asks for
+    /// one short transaction. Where a store keeps together what was committed together, that counts as one row, and goes once
+    /// all of it may. Says up to where the log is compacted now. The driver holds back what invariant 6 asks for
     /// as far as it knows: the newest row, rows that `entities` do not cover, rows above a slot's watermark. Rows above
     /// `floor` stay too: the caller, who knows the registrations, gives the revision below which no request can be of a
     /// slot that has no row yet (a registration one of whose slots was never leased: the revision before it was made).

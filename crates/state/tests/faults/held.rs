@@ -316,7 +316,7 @@ fn badly_borne(seen: &Seen) -> Vec<String> {
     let of = |tables: &BTreeMap<String, Table>, name: &str| tables.get(name).copied().unwrap_or_default();
     for name in APPENDED {
         let table = of(&seen.tables, name);
-        // What compaction removed: a row of the log for each revision, and the receipts of those.
+        // What compaction removed: rows of the log, one for each revision at most, and the receipts of those.
         let removed = match name {
             "changes" => seen.compacted,
             "receipt_blocks" => table.inserted,

@@ -190,9 +190,8 @@ fn leases(history: &[Line], from: u64, until: u64) -> usize {
 /// How many leases it takes at most that servers come or go one after the other: each that comes takes its share, and each
 /// that goes leaves its own. Each that was there may give one more to a newcomer that has not said yet that its keys wait.
 fn leases_max(before: usize, after: usize, slots: usize) -> usize {
-    let shares = |servers: std::ops::RangeInclusive<usize>| -> usize {
-        servers.map(|servers| slots.div_ceil(servers)).sum()
-    };
+    let shares =
+        |servers: std::ops::RangeInclusive<usize>| -> usize { servers.map(|servers| slots.div_ceil(servers)).sum() };
     if after >= before { shares(before + 1..=after) + before } else { shares(after + 1..=before) }
 }
 

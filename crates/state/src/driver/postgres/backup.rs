@@ -10,7 +10,8 @@ use super::super::{DriverError, EntityRow, SlotToken, StoredDocument, check_enti
 use super::connection::{Call, Connection, Role};
 use super::driver::{exceptions_sql, read_exceptions};
 use super::entities::{MARK, read_mark};
-use super::log::{column_revision, log_row};
+use super::log::column_revision;
+use super::log_blocks::log_rows;
 use super::receipts::{RECEIPT_BLOCKS, RECEIPT_ROWS, read_blocks, read_receipt};
 use super::records::{Kinds, read_kinds_call};
 use super::schema::{read_tables, tables_call};
@@ -160,7 +161,10 @@ impl Copy<'_> {
         let mut after = compacted;
         let sql = "SELECT revision, at, submission, body FROM changes ORDER BY revision";
         self.each("log", sql, |rows| {
-            let mut log = rows.iter().map(|row| log_row(row, 0)).collect::<Result<Vec<_>, _>>()?;
+            let mut log = Vec::with_capacity(rows.len());
+            for row in rows {
+                log.extend(log_rows(row, 0)?);
+            }
             // What a compaction has not removed yet.
             log.retain(|row| row.revision > compacted);
             check_no_gap(after, &log, log.len(), head)?;

@@ -149,7 +149,7 @@ pub(super) async fn compact(
             values![compacted.0.cast_signed(), upto.0.cast_signed(), limit],
         );
         let rows = transaction.run(vec![look]).await?;
-        // In order, up to the first row that is to be kept: a clock that was set back leaves no hole.
+        // In order, up to the first stored row that is to be kept: a clock that was set back leaves no hole.
         for row in &rows[0] {
             if row.get::<_, i64>(1) >= keep.0 {
                 break;

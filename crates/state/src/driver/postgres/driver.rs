@@ -16,12 +16,12 @@ use super::connection::{Call, Role, values};
 use super::contraction::Alone;
 use super::link::Link;
 use super::listener::Listener;
-use super::log::{Page, StoredEntities, column_revision, find_submission_call, head, log_row, page_call, read_page};
-use super::receipts::{read_received, received_calls};
+use super::log::{Page, StoredEntities, page_call, read_page};
 use super::records::{self, Kinds};
-use super::schema::own_row;
 use super::settlement::{column_number, column_request, column_slot};
-use super::{Shared, burden, compaction, entities, record_indexes, schema, session, settlement, slots, stored};
+use super::{
+    Shared, burden, compaction, entities, log, pending, record_indexes, schema, session, settlement, slots, stored,
+};
 use crate::clock::Clock;
 use crate::path::Path;
 use crate::record::{IndexDeclaration, RecordPage, RecordQuery, Retention};
@@ -179,8 +179,7 @@ impl Driver for PostgresDriver {
         submission: SubmissionId,
         after: Revision,
     ) -> Result<Option<Revision>, DriverError> {
-        let rows = self.read(vec![find_submission_call(submission, after)]).await?;
-        Ok(rows[0].first().map(|row| column_revision(row, 0)))
+        log::find_submission(self, submission, after).await
     }
 
     async fn begin(&self, epoch: Epoch, after: Revision, rows_max: usize) -> Result<Begun, DriverError> {
@@ -230,7 +229,7 @@ impl Driver for PostgresDriver {
     }
 
     async fn pending(&self, slot: SlotId, after: Revision, rows_max: usize) -> Result<Pending, DriverError> {
-        pending(self, slot, after, rows_max.max(1)).await
+        pending::pending(self, slot, after, rows_max.max(1)).await
     }
 
     async fn settle(&self, items: Vec<Settle>) -> Result<Vec<Settled>, DriverError> {
@@ -278,54 +277,6 @@ impl Driver for PostgresDriver {
     async fn stored(&self) -> Result<StoredState, DriverError> {
         stored::read(self).await
     }
-}
-
-/// Rows that concern the hook, with the head of the same moment; one more than is given out, to know where a page ends.
-pub(super) const PENDING: &str = concat!(
-    "SELECT (",
-    head!(),
-    "), m.epoch, c.revision, c.at, c.submission, c.body
-    FROM meta m
-    LEFT JOIN LATERAL (
-        SELECT revision, at, submission, body FROM changes
-        WHERE revision > $1 AND $2 = ANY (hooks) ORDER BY revision LIMIT $3::bigint + 1
-    ) c ON true
-    ORDER BY c.revision"
-);
-
-async fn pending(
-    driver: &PostgresDriver,
-    slot: SlotId,
-    after: Revision,
-    rows_max: usize,
-) -> Result<Pending, DriverError> {
-    let limit = i64::try_from(rows_max).unwrap_or(i64::MAX - 1);
-    // The rows first, then receipts and exceptions: what they are about is then among the rows, or later.
-    let call = Call::new(PENDING, values![after.0.cast_signed(), slot.hook.0.cast_signed(), limit]);
-    let found = driver.read(vec![call]).await?;
-    let first = own_row(&found[0])?;
-    let (head, epoch) = (column_revision(first, 0), Epoch(first.get(1)));
-    let mut rows = Vec::new();
-    let mut read_to = head;
-    for row in &found[0] {
-        if row.get::<_, Option<i64>>(2).is_none() {
-            continue;
-        }
-        if rows.len() == rows_max {
-            // The row that does not fit any more is not covered; everything before it is.
-            read_to = Revision(column_revision(row, 2).0 - 1);
-            break;
-        }
-        rows.push(log_row(row, 2)?);
-    }
-    let [in_rows, in_blocks] = received_calls(slot.hook, after, read_to);
-    let exceptions = Call::new(
-        exceptions_sql("slot_hook = $1 AND slot = $2"),
-        values![slot.hook.0.cast_signed(), slot.slot.cast_signed()],
-    );
-    let found = driver.read(vec![in_rows, in_blocks, exceptions]).await?;
-    let receipts = read_received(slot.hook, after, read_to, &found[0], &found[1])?;
-    Ok(Pending { rows, receipts, exceptions: read_exceptions(&found[2])?, read_to, head, epoch })
 }
 
 /// Exceptions in order of hook and request.

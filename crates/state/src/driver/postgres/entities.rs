@@ -16,7 +16,8 @@ use super::super::{
 use super::connection::{Call, Connection, Role, values};
 use super::driver::PostgresDriver;
 use super::link::OpenTransaction;
-use super::log::{column_revision, head, log_row};
+use super::log::{column_revision, head};
+use super::log_blocks::log_rows;
 use super::schema::check_format;
 use super::settlement::column_number;
 use crate::path::Path;
@@ -289,7 +290,7 @@ pub(super) async fn read_log(connection: &Connection, limit: Duration) -> Result
         let step = i64::try_from(STEP).unwrap_or(i64::MAX);
         let rows = connection.run(vec![Call::new(sql, values![after, step])], limit).await?;
         for row in &rows[0] {
-            log.push(log_row(row, 0)?);
+            log.extend(log_rows(row, 0)?);
         }
         if rows[0].len() < STEP {
             return Ok(log);

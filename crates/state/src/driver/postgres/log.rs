@@ -1,12 +1,11 @@
 //! The log: reading pages of it, and finding submissions.
 
-use std::sync::Arc;
-
 use tokio_postgres::Row;
 
-use super::super::encoding::decode_row;
-use super::super::{DriverError, LogPage, LogRow, check_no_gap};
+use super::super::{DriverError, LogPage, check_no_gap};
 use super::connection::{Call, values};
+use super::driver::PostgresDriver;
+use super::log_blocks::{BLOCK_ROWS, log_rows};
 use super::schema::{check_format, own_row};
 use super::settlement::clock_time;
 use crate::revision::{Epoch, Revision, SubmissionId, Timestamp};
@@ -20,7 +19,8 @@ macro_rules! head {
 }
 pub(super) use head;
 
-/// One statement, so that head, epoch and rows are of one moment. Without rows there is one line all the same.
+/// One statement, so that head, epoch and rows are of one moment. Without rows there is one line all the same. What is stored
+/// beyond the rows that are asked for may be in one of its own with some of them.
 pub(super) const PAGE: &str = concat!(
     "SELECT m.epoch, m.format, m.compacted, (",
     head!(),
@@ -32,15 +32,18 @@ pub(super) const PAGE: &str = concat!(
     CROSS JOIN entities_mark e
     LEFT JOIN LATERAL (
         SELECT revision, at, submission, body FROM changes
-        WHERE revision > $1 AND m.epoch = $2 AND m.compacted <= $1 ORDER BY revision LIMIT $3
+        WHERE revision > $1 AND revision <= $5 AND m.epoch = $2 AND m.compacted <= $1 ORDER BY revision LIMIT $3
     ) c ON true
     ORDER BY c.revision"
 );
 
 /// The rows after a revision with what is known of the store at that moment.
 pub(super) fn page_call(epoch: Epoch, after: Revision, rows_max: usize, now: Option<i64>) -> Call {
-    let rows_max = i64::try_from(rows_max).unwrap_or(i64::MAX);
-    Call::new(PAGE, values![after.0.cast_signed(), epoch.0, rows_max, now])
+    let after = after.0.cast_signed();
+    let limit = i64::try_from(rows_max).unwrap_or(i64::MAX);
+    // The last one that is asked for may be the first one of its block.
+    let to = after.saturating_add(limit).saturating_add(BLOCK_ROWS as i64 - 1);
+    Call::new(PAGE, values![after, epoch.0, limit, now, to])
 }
 
 /// The written-behind entities, as a look at the log sees them.
@@ -80,9 +83,13 @@ pub(super) fn read_page(rows: &[Row], epoch: Epoch, after: Revision, rows_max: u
     let mut log = Vec::with_capacity(rows.len());
     for row in rows {
         if row.get::<_, Option<i64>>(7).is_some() {
-            log.push(log_row(row, 7)?);
+            log.extend(log_rows(row, 7)?);
         }
     }
+    // Of a block not all may have been asked for.
+    let known = log.partition_point(|row| row.revision <= after);
+    log.drain(..known);
+    log.truncate(rows_max);
     check_no_gap(after, &log, rows_max, head)?;
     let entities = StoredEntities { epoch, at: column_revision(first, 5), damaged: first.get(4) };
     Ok(Page { page: LogPage { rows: log, head }, now: Timestamp(first.get(6)), entities, format })
@@ -92,17 +99,28 @@ pub(super) fn column_revision(row: &Row, column: usize) -> Revision {
     Revision(row.get::<_, i64>(column).cast_unsigned())
 }
 
-/// The columns `revision, at, submission, body` from `column` on.
-pub(super) fn log_row(row: &Row, column: usize) -> Result<Arc<LogRow>, DriverError> {
-    let submission = SubmissionId(row.get(column + 2));
-    let body: &[u8] = row.get(column + 3);
-    decode_row(column_revision(row, column), Timestamp(row.get(column + 1)), submission, body).map(Arc::new)
-}
+/// The newest row before another that has the submission, or its bytes amid something else.
+pub(super) const SUBMISSION: &str = "
+    SELECT revision, at, submission, body FROM changes
+    WHERE revision > $2 AND revision < $4 AND (submission = $1 OR position($3 IN body) > 0)
+    ORDER BY revision DESC LIMIT 1";
 
 /// From the newest row back: what is asked for was usually committed a moment ago.
-pub(super) fn find_submission_call(submission: SubmissionId, after: Revision) -> Call {
-    Call::new(
-        "SELECT revision FROM changes WHERE submission = $1 AND revision > $2 ORDER BY revision DESC LIMIT 1",
-        values![submission.0, after.0.cast_signed()],
-    )
+pub(super) async fn find_submission(
+    driver: &PostgresDriver,
+    submission: SubmissionId,
+    after: Revision,
+) -> Result<Option<Revision>, DriverError> {
+    let mut before = i64::MAX;
+    loop {
+        let bytes = submission.0.as_bytes().to_vec();
+        let call = Call::new(SUBMISSION, values![submission.0, after.0.cast_signed(), bytes, before]);
+        let rows = driver.read(vec![call]).await?;
+        let Some(row) = rows[0].first() else { return Ok(None) };
+        let found = log_rows(row, 0)?.into_iter().find(|row| row.submission == submission);
+        if let Some(found) = found {
+            return Ok((found.revision > after).then_some(found.revision));
+        }
+        before = row.get(0);
+    }
 }

@@ -17,7 +17,7 @@
 //!
 //! | table | holds | changed by |
 //! |---|---|---|
-//! | `changes` | the log: a row per transaction, with the numbers of the hooks that it concerns | commits append; compaction deletes |
+//! | `changes` | the log: up to 64 transactions of one commit in a row, with the numbers of the hooks that they concern; one in each in a store that the release before shares | commits append; compaction deletes |
 //! | `receipt_blocks` | what was run, up to 64 receipts in a row; `receipts` in a store that the release before shares. The view `stored_receipts` shows both, a row for each | commits and settlements append; compaction deletes |
 //! | `exceptions` | the few requests that wait for a time, failed, are dead or were copied out of the log | settlements |
 //! | `servers`, `server_formats` | who is there, and until when its lease holds; which format it knows | joining, heartbeats |
@@ -95,7 +95,9 @@ mod errors;
 mod link;
 mod listener;
 mod log;
+mod log_blocks;
 mod options;
+mod pending;
 mod receipts;
 mod record_indexes;
 mod records;

@@ -24,7 +24,7 @@ use super::settlement::{
 use super::stored::damaged;
 use crate::revision::Revision;
 
-/// The first format whose receipts are blocks.
+/// The first format whose log and receipts are in blocks.
 pub(super) const BLOCKS_FORMAT: u32 = 2;
 
 /// How many receipts a block has at most. Less than 2 000 bytes, beyond which the database moves values out of their table.
@@ -259,7 +259,7 @@ mod tests {
         assert!(not_received!().contains(&format!("given.revision + {SPAN}")));
         assert!(RECEIVED_BLOCKS.contains(&format!("$3::bigint + {SPAN}")));
         assert!(not_received!().contains(&format!("- {ENTRY}, {ENTRY})")));
-        let table = include_str!("migrations/V2__receipt_blocks.sql");
+        let table = include_str!("migrations/V2__blocks.sql");
         assert!(table.contains(&format!("- {ENTRY}, {ENTRY})")));
         const { assert!(BLOCK * ENTRY < 2_000) };
     }

@@ -1,44 +1,35 @@
 //! The write lock and the commit.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use super::super::encoding::{concerned_hooks, encode_row};
-use super::super::{Batch, Begun, CommitError, DriverError, Exception, Fence, LogRow, Receipt, Session, check_batch};
-use super::Shared;
+use super::super::{Batch, Begun, CommitError, DriverError, Exception, Fence, Receipt, Session, check_batch};
 use super::connection::{Call, values};
 use super::driver::PostgresDriver;
 use super::link::OpenTransaction;
 use super::log::{page_call, read_page};
+use super::log_blocks::append_call;
 use super::receipts::store_call;
 use super::records::RecordChanges;
 use super::settlement::{exceptions_call, fences_now_call, held_fences};
 use super::slots::new_epoch_calls;
+use super::{Shared, log, log_blocks};
 use crate::revision::{Epoch, Revision, Timestamp};
 
 /// The lock of the transaction: in order of arrival, let go after what was committed can be seen.
 const LOCK: &str = "SELECT pg_advisory_xact_lock($1)";
 
-/// The rows, and the notification that goes out when they can be seen.
-const APPEND: &str = "
-    WITH appended AS (
-        INSERT INTO changes (revision, at, submission, hooks, body)
-        SELECT revision, at, submission, hooks::integer[], body
-        FROM unnest($1::bigint[], $2::bigint[], $3::uuid[], $4::text[], $5::bytea[])
-            AS given (revision, at, submission, hooks, body)
-    )
-    SELECT pg_notify($6, $7)";
-
 /// What every commit uses, in the order of its round trips.
-pub(super) const STATEMENTS: &[&str] = &["BEGIN", LOCK, super::log::PAGE, APPEND, "COMMIT"];
+pub(super) const STATEMENTS: &[&str] = &["BEGIN", LOCK, log::PAGE, log_blocks::APPEND, "COMMIT"];
 
 pub(super) struct PostgresSession {
     driver: PostgresDriver,
     transaction: OpenTransaction,
     epoch: Epoch,
+    /// As the tables are while the write lock is held.
+    format: u32,
     head: Revision,
     now: Timestamp,
 }
@@ -80,7 +71,8 @@ pub(super) async fn begin(
     };
     // Nobody needs to be woken: the caller takes these rows in.
     let _ = shared.news.seen(look, epoch, page.head);
-    let session = PostgresSession { driver: driver.clone(), transaction, epoch, head: page.head, now };
+    let (driver, head) = (driver.clone(), page.head);
+    let session = PostgresSession { driver, transaction, epoch, format: read.format, head, now };
     Ok(Begun { session: Box::new(session), rows: page.rows })
 }
 
@@ -98,14 +90,14 @@ impl Session for PostgresSession {
     }
 
     async fn commit(self: Box<Self>, batch: Batch) -> Result<(), CommitError> {
-        let PostgresSession { driver, mut transaction, epoch, head, .. } = *self;
+        let PostgresSession { driver, mut transaction, epoch, format, head, .. } = *self;
         check_batch(head, &batch).map_err(CommitError::NotCommitted)?;
         let new_head = batch.rows.last().map_or(head, |row| row.revision);
         let changes = RecordChanges::of(driver.kinds(), &batch.records, new_head);
         let changes = changes.map_err(CommitError::NotCommitted)?;
         let mut calls = Vec::with_capacity(8);
         if !batch.rows.is_empty() {
-            calls.push(append_call(&batch.rows, driver.shared(), new_head));
+            calls.push(append_call(&batch.rows, &driver.shared().channel, new_head, format));
         }
         if changes.needs_look() {
             // Open records are read and locked before anything is sent that would commit.
@@ -120,7 +112,7 @@ impl Session for PostgresSession {
         if !batch.receipts.is_empty() {
             // Their tokens were asked for within this transaction.
             let receipts: Vec<&Receipt> = batch.receipts.iter().collect();
-            calls.push(store_call(&receipts, &[], None, driver.shared().format()));
+            calls.push(store_call(&receipts, &[], None, format));
         }
         if !batch.exceptions.is_empty() {
             let exceptions: Vec<&Exception> = batch.exceptions.iter().collect();
@@ -136,28 +128,4 @@ impl Session for PostgresSession {
         }
         Ok(())
     }
-}
-
-/// Appends rows of the log and tells of the new head.
-pub(super) fn append_call(rows: &[Arc<LogRow>], shared: &Shared, head: Revision) -> Call {
-    let (mut revisions, mut times, mut submissions) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut hooks, mut bodies) = (Vec::new(), Vec::new());
-    for row in rows {
-        revisions.push(row.revision.0.cast_signed());
-        times.push(row.at.0);
-        submissions.push(row.submission.0);
-        hooks.push(hooks_text(row));
-        bodies.push(encode_row(row));
-    }
-    Call::new(APPEND, values![revisions, times, submissions, hooks, bodies, shared.channel.clone(), head.to_string()])
-}
-
-/// The text of an array of numbers; arrays of arrays can't be of different lengths.
-fn hooks_text(row: &LogRow) -> Option<String> {
-    let concerned = concerned_hooks(row);
-    if concerned.is_empty() {
-        return None;
-    }
-    let numbers: Vec<String> = concerned.iter().map(|hook| hook.cast_signed().to_string()).collect();
-    Some(format!("{{{}}}", numbers.join(",")))
 }

@@ -18,9 +18,10 @@ use super::driver::{PostgresDriver, exceptions_sql, read_exceptions};
 use super::entities::{mark_call, put_call, read_log, read_table};
 use super::errors::is_deadlock;
 use super::log::{column_revision, head};
+use super::log_blocks::append_call;
 use super::receipts::{RECEIPT_BLOCKS, RECEIPT_ROWS, read_blocks, read_receipt, store_call};
 use super::records::{Entries, Kinds, RecordChanges, damaged_keys, put_kind_call, read_kinds_call};
-use super::session::{append_call, write_lock_call};
+use super::session::write_lock_call;
 use super::settlement::{column_number, exceptions_call};
 use super::slots::{cluster_calls, new_epoch_calls, read_cluster};
 use super::{PostgresStore, Shared, schema};
@@ -274,7 +275,7 @@ impl PostgresStore {
         ])
         .await?;
         for rows in state.log.chunks(STEP) {
-            run(vec![append_call(rows, &shared, state.meta.head)]).await?;
+            run(vec![append_call(rows, &shared.channel, state.meta.head, meta.format)]).await?;
         }
         let mut mark = EntitiesMark { at: state.tree.revision, ..EntitiesMark::default() };
         for rows in state.tree.entities.chunks(STEP) {

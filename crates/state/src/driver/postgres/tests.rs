@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio_postgres::NoTls;
 
 use super::connection::Role;
-use super::{PostgresOptions, PostgresStore, compaction, driver, log, receipts, records};
+use super::{PostgresOptions, PostgresStore, compaction, log, pending, receipts, records};
 use crate::driver::RecordId;
 use crate::record::{IndexKey, RecordCursor, RecordQuery};
 use crate::revision::Revision;
@@ -43,8 +43,8 @@ async fn d25_what_is_read_at_the_head_of_a_long_log_is_found_by_its_index() {
     client.batch_execute(&store.options().settings(Role::Open)).await.unwrap();
     let id = uuid::Uuid::nil();
     let statements = [
-        ("page", log::PAGE, format!("({ROWS}, '{id}', 1000, NULL)")),
-        ("pending", driver::PENDING, format!("({ROWS}, 1, 1000)")),
+        ("page", log::PAGE, format!("({ROWS}, '{id}', 1000, NULL, {ROWS})")),
+        ("pending", pending::PENDING, format!("({ROWS}, 1, 1000)")),
         ("bounds", compaction::BOUNDS, String::new()),
         ("passed_rows", compaction::PASSED[0], format!("({ROWS}, {ROWS})")),
         ("passed_blocks", compaction::PASSED[1], format!("({ROWS}, {ROWS})")),

@@ -108,6 +108,51 @@ pub async fn d16_a_submission_is_found_by_its_id_while_its_row_is_kept(subject: 
         }
     }
     assert_eq!(subject.driver.find_submission(submission(Revision(6)), Revision::ZERO).await.unwrap(), None);
+    // What has the bytes of an id in its text is not taken for it.
+    let id = submission(Revision(3));
+    let text = String::from_utf8(id.0.as_bytes().to_vec()).unwrap();
+    for count in [1, 2] {
+        let name_it = |head: Revision, now| {
+            let mut rows = rows(head, now, count, &[]);
+            Arc::make_mut(&mut rows[0]).attributes = Arc::new([("text".to_owned(), text.clone())].into());
+            Batch { rows, ..Batch::default() }
+        };
+        subject.commit(name_it).await.unwrap();
+    }
+    assert_eq!(subject.driver.find_submission(id, Revision::ZERO).await.unwrap(), Some(Revision(3)));
+    assert_eq!(subject.driver.find_submission(id, Revision(3)).await.unwrap(), None);
+}
+
+/// Given commits of many transactions and of one, some of them large, whoever asks for the log, or for what waits in a slot, from
+/// any place on gets just what follows, and no more than was asked for.
+pub async fn d15_any_part_of_what_was_committed_together_can_be_read(subject: Subject) {
+    for (count, length) in [(90, 1), (1, 1), (1, 1), (20, 700), (3, 20_000), (1, 20_000)] {
+        let batch = |head: Revision, now| {
+            let mut rows = rows(head, now, count, &[]);
+            for row in &mut rows {
+                let row = Arc::make_mut(row);
+                let hooks = if row.revision.0 % 3 == 0 { vec![super::HOOK] } else { vec![] };
+                let after = Some(document(&"x".repeat(length)));
+                row.entries = vec![LogEntry::Change { path: path(row.revision), before: None, after, hooks }];
+            }
+            Batch { rows, ..Batch::default() }
+        };
+        subject.commit(batch).await.unwrap();
+    }
+    let (epoch, head) = (subject.epoch().await, subject.head().await);
+    let revisions = |rows: &[Arc<crate::driver::LogRow>]| rows.iter().map(|row| row.revision.0).collect::<Vec<_>>();
+    for after in 0..=head.0 {
+        for rows_max in [1, 2, 50, 1_000] {
+            let page = subject.driver.read_log(epoch, Revision(after), rows_max).await.unwrap();
+            let expected: Vec<u64> = (after + 1..=head.0).take(rows_max).collect();
+            assert_eq!((revisions(&page.rows), page.head), (expected, head), "{rows_max} after {after}");
+            let pending = subject.driver.pending(slot(0), Revision(after), rows_max).await.unwrap();
+            let mut expected = (after + 1..=head.0).filter(|revision| revision % 3 == 0);
+            assert_eq!(revisions(&pending.rows), expected.by_ref().take(rows_max).collect::<Vec<_>>());
+            let read_to = expected.next().map_or(head.0, |next| next - 1);
+            assert_eq!(pending.read_to, Revision(read_to), "{rows_max} after {after}");
+        }
+    }
 }
 
 /// Given a commit that was applied and one that was not, both answered as unknown, the submission tells them apart.

@@ -82,6 +82,13 @@ impl Subject {
         self.commit(move |head, now| Batch { rows: rows(head, now, count, &hooks), ..Batch::default() }).await.unwrap()
     }
 
+    /// As [`Subject::put`], each in a commit of its own.
+    pub(crate) async fn put_each(&self, count: u64, hooks: &[HookNumber]) {
+        for _ in 0..count {
+            self.put(1, hooks).await;
+        }
+    }
+
     pub(crate) async fn join(&self, number: u128) -> ServerId {
         let row = server(number, self.clock.now());
         self.driver.join(row.clone()).await.unwrap();
@@ -232,6 +239,7 @@ macro_rules! driver_contract_tests {
             commits::d01_revisions_have_no_gap_and_a_batch_that_would_make_one_is_refused,
             commits::d01_a_batch_is_applied_whole_or_not_at_all,
             commits::d15_readers_see_every_row_in_order_while_many_commit,
+            commits::d15_any_part_of_what_was_committed_together_can_be_read,
             commits::d16_a_submission_is_found_by_its_id_while_its_row_is_kept,
             commits::d19_a_lost_answer_is_unknown_and_the_submission_says_what_happened,
             commits::d33_who_is_far_behind_does_not_get_the_lock,
@@ -268,6 +276,7 @@ macro_rules! driver_contract_tests {
             records::r10_an_older_build_never_leaves_a_hole,
             upkeep::d41_entities_are_written_behind_and_never_go_back,
             upkeep::d41_compaction_takes_nothing_that_is_needed,
+            upkeep::d41_of_what_was_committed_together_nothing_goes_that_is_needed,
             upkeep::k34_compaction_goes_in_small_steps_and_prunes_receipts,
             upkeep::k34_a_slot_that_never_was_begins_where_the_log_does,
             upkeep::d08_another_epoch_is_noticed_by_every_call_that_names_one,

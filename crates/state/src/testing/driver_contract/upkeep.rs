@@ -52,7 +52,7 @@ pub async fn d41_entities_are_written_behind_and_never_go_back(subject: Subject)
 /// Given what holds compaction back one after the other (entities, a slot's watermark, the caller's floor, the time, the
 /// newest row), it goes exactly so far.
 pub async fn d41_compaction_takes_nothing_that_is_needed(subject: Subject) {
-    subject.put(10, &[HOOK]).await;
+    subject.put_each(10, &[HOOK]).await;
     let compact = |keep, floor| {
         let driver = subject.driver.clone();
         async move {
@@ -100,10 +100,48 @@ pub async fn d41_compaction_takes_nothing_that_is_needed(subject: Subject) {
     assert_eq!(compact(Timestamp(8), NO_FLOOR).await, Revision(9));
 }
 
+/// Given commits of ten transactions each, compaction never goes beyond what holds it back amid one, what it has left is whole, and
+/// what nothing holds back goes.
+pub async fn d41_of_what_was_committed_together_nothing_goes_that_is_needed(subject: Subject) {
+    for _ in 0..3 {
+        subject.put(10, &[HOOK]).await;
+    }
+    subject.write_behind(Revision(0), Revision(30)).await;
+    let id = subject.join(1).await;
+    let fence = subject.take(id, slot(0)).await.unwrap();
+    let receipts = (1..=30).map(|revision| Settle::Receipt(receipt(revision, fence))).collect();
+    subject.driver.settle(receipts).await.unwrap();
+    subject.settle_one(Settle::Watermark { fence, to: Revision(30) }).await;
+    let epoch = subject.epoch().await;
+    let mut before = Revision::ZERO;
+    for floor in [3, 9, 10, 15, 20, 25, 29, 30] {
+        let reached = subject.driver.compact(epoch, FOREVER, Revision(floor), 1_000).await.unwrap();
+        assert!(before <= reached && reached.0 <= floor.min(29), "{reached} with a floor of {floor}");
+        assert!(floor - reached.0 < 11, "{reached} with a floor of {floor}: a commit or less stays for it");
+        let log = subject.driver.read_log(epoch, reached, 100).await.unwrap();
+        assert_eq!(
+            log.rows.iter().map(|row| row.revision.0).collect::<Vec<_>>(),
+            (reached.0 + 1..=30).collect::<Vec<_>>()
+        );
+        let pending = subject.driver.pending(slot(0), reached, 100).await.unwrap();
+        assert_eq!((pending.rows.len() as u64, pending.receipts.len() as u64), (30 - reached.0, 30 - reached.0));
+        before = reached;
+    }
+    subject.put(1, &[]).await;
+    subject.write_behind(Revision(30), Revision(31)).await;
+    assert_eq!(
+        subject.driver.compact(epoch, FOREVER, NO_FLOOR, 1_000).await.unwrap(),
+        Revision(30),
+        "all but the newest"
+    );
+    let stored = subject.driver.stored().await.unwrap();
+    assert_eq!((stored.log.len(), stored.receipts.len()), (1, 0));
+}
+
 /// Given 30 rows and receipts, each step removes no more rows than it was allowed, and receipts go with their rows; a
 /// receipt that comes for a parked request later goes with the next step.
 pub async fn k34_compaction_goes_in_small_steps_and_prunes_receipts(subject: Subject) {
-    subject.put(30, &[HOOK]).await;
+    subject.put_each(30, &[HOOK]).await;
     subject.write_behind(Revision(0), Revision(30)).await;
     let id = subject.join(1).await;
     let fence = subject.take(id, slot(0)).await.unwrap();
@@ -131,7 +169,7 @@ pub async fn k34_compaction_goes_in_small_steps_and_prunes_receipts(subject: Sub
 
 /// Given a log that was compacted before a hook's slot was ever leased, its watermark begins there.
 pub async fn k34_a_slot_that_never_was_begins_where_the_log_does(subject: Subject) {
-    subject.put(5, &[]).await;
+    subject.put_each(5, &[]).await;
     subject.write_behind(Revision(0), Revision(5)).await;
     assert_eq!(subject.driver.compact(subject.epoch().await, FOREVER, Revision(3), 100).await.unwrap(), Revision(3));
     let id = subject.join(1).await;

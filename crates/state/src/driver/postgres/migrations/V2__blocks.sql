@@ -1,8 +1,12 @@
--- Format 2: receipts in blocks. A row for each was most of what a receipt cost.
+-- Format 2: the log and its receipts in blocks. A row for each was most of what a transaction and a receipt cost.
 --
 -- This adds only, and servers of the release before go on beside those of this one. As long as one of them is there, `meta`
--- says format 1, and receipts are rows of `receipts`, which is all that those read. The last one gone, `meta` says 2, and
--- receipts are blocks. What is in `receipts` then goes with its requests.
+-- says format 1, each transaction is a row of `changes`, and receipts are rows of `receipts`, which is all that those read.
+-- The last one gone, `meta` says 2, and both are blocks. What is in `receipts` then goes with its requests.
+
+-- From format 2 on a row may be a block: `body` then begins with byte 2 and has several transactions, whose last one's
+-- revision, time and submission are the row's; `hooks` are those of all. Two blocks fill a page, uncompressed.
+ALTER TABLE changes SET (toast_tuple_target = 4064);
 
 CREATE TABLE receipt_blocks (
     hook           integer NOT NULL,
