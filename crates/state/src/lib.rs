@@ -166,6 +166,7 @@ mod state;
 pub mod testing;
 mod transaction;
 mod tree;
+mod working_tree;
 
 pub use change::{Applied, Change};
 pub use clock::{Clock, ManualClock, SystemClock};

@@ -19,7 +19,7 @@ use crate::tree::{Node, Tree};
 pub struct Snapshot(Arc<Inner>);
 
 /// Each transaction has a snapshot, and most are never read: of those that are committed or applied together only the last
-/// one has its tree from the start. The others know what it is made of, and make it when it is first asked for.
+/// one's tree is made before it is shown. The others know what it is made of, and make it when it is first asked for.
 ///
 /// Invariant: as long as there is no tree, there are the parts.
 pub(crate) struct Inner {

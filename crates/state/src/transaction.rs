@@ -18,7 +18,8 @@ use crate::path::{Path, PathError};
 use crate::record::{INDEX_KEY_BYTES_MAX, IndexKey, Record};
 use crate::revision::{Attributes, Revision, Timestamp};
 use crate::snapshot::unreadable;
-use crate::tree::{CarriedHash, Node, Tree, compare_paths, compare_paths_children_first};
+use crate::tree::{CarriedHash, Node, compare_paths, compare_paths_children_first};
+use crate::working_tree::WorkingTree;
 
 pub use so_far::Touched;
 
@@ -121,7 +122,7 @@ impl TransactionError {
 /// What a `write` closure reads from and writes to. Reads are at the head of the log and see the transaction's own
 /// writes; outside, nothing is seen until the commit.
 pub struct Transaction {
-    tree: Tree,
+    tree: WorkingTree,
     revision: Revision,
     now: Timestamp,
     attributes: Arc<Attributes>,
@@ -140,7 +141,7 @@ pub type Listing<E> = Vec<(Ref<E>, Arc<E>)>;
 /// What a transaction comes to.
 pub(crate) struct Effect {
     /// The tree after it.
-    pub(crate) tree: Tree,
+    pub(crate) tree: WorkingTree,
     /// The changes in the order in which hooks see them.
     pub(crate) changes: Vec<(Path, Option<Document>, Option<Document>)>,
     /// Entries that change no entity.
@@ -158,7 +159,7 @@ impl Effect {
 
 impl Transaction {
     pub(crate) fn new(
-        tree: Tree,
+        tree: WorkingTree,
         revision: Revision,
         now: Timestamp,
         attributes: Arc<Attributes>,
@@ -436,7 +437,7 @@ impl Transaction {
     }
 
     /// The tree as this transaction sees it.
-    pub(crate) fn tree(&self) -> &Tree {
+    pub(crate) fn tree(&self) -> &WorkingTree {
         &self.tree
     }
 
@@ -490,7 +491,7 @@ impl Transaction {
     }
 
     /// The tree as it was before.
-    pub(crate) fn undo(mut self) -> Tree {
+    pub(crate) fn undo(mut self) -> WorkingTree {
         for (path, before) in self.touched {
             match before {
                 Some(node) => self.tree.insert(node.document),

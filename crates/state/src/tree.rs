@@ -50,7 +50,7 @@ impl Borrow<Path> for Node {
 }
 
 impl Node {
-    fn new(document: Document) -> Node {
+    pub(crate) fn new(document: Document) -> Node {
         Node { document, read: OnceLock::new() }
     }
 

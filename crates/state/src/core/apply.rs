@@ -12,6 +12,7 @@ use crate::driver::{Driver, DriverError, LogEntry, LogRow};
 use crate::revision::Revision;
 use crate::snapshot::Snapshot;
 use crate::tree::Tree;
+use crate::working_tree::WorkingTree;
 
 /// How many rows are read at once.
 pub(super) const PAGE_ROWS: usize = 1_000;
@@ -19,14 +20,14 @@ pub(super) const PAGE_ROWS: usize = 1_000;
 /// Rows of the log, one after the other, onto a tree. The snapshots that it hands out have no tree of their own yet; the last
 /// one gets its tree at the end.
 pub(crate) struct Replay {
-    tree: Tree,
+    tree: WorkingTree,
     at: Snapshot,
 }
 
 impl Replay {
     /// From this snapshot on.
     pub(crate) fn from(at: Snapshot) -> Replay {
-        Replay { tree: at.tree().clone(), at }
+        Replay { tree: at.tree().clone().into(), at }
     }
 
     /// Where it stands.
@@ -42,13 +43,18 @@ impl Replay {
     }
 
     /// The snapshot where it stands, with its tree.
-    pub(crate) fn finish(self) -> Snapshot {
-        self.at.complete(self.tree);
+    pub(crate) fn finish(mut self) -> Snapshot {
+        self.at.complete(self.tree.whole().clone());
         self.at
+    }
+
+    /// The tree where it stands, to go on with. The snapshot makes its own when it is read.
+    pub(super) fn into_tree(self) -> WorkingTree {
+        self.tree
     }
 }
 
-fn apply_row(tree: &mut Tree, row: &LogRow, before: &Snapshot) -> Arc<Applied> {
+fn apply_row(tree: &mut WorkingTree, row: &LogRow, before: &Snapshot) -> Arc<Applied> {
     let mut changes = Vec::with_capacity(row.entries.len());
     let mut actions = Vec::new();
     for (sequence, entry) in row.entries.iter().enumerate() {

@@ -290,7 +290,7 @@ impl Committer {
     ) -> Vec<Ran> {
         let terms = || Terms { now, server: self.core.server.clone(), budget: self.core.options.transaction_budget };
         let standing = Standing {
-            tree: Some(head.snapshot.tree().clone()),
+            tree: Some(brought.take_tree().unwrap_or_else(|| head.snapshot.tree().clone().into())),
             snapshot: head.snapshot.clone(),
             matcher: head.matcher.clone(),
         };
@@ -381,7 +381,14 @@ impl Committer {
             Err(CommitError::Unknown(DriverError::Unavailable("cut by a test before the commit".to_owned())))
         } else {
             let limit = core.options.write_limit;
-            let committed = tokio::time::timeout(limit, session.commit(batch)).await;
+            let make_tree = async {
+                // Once the commit is on its way. It is not shown before it is durable, but it takes as long to be made.
+                tokio::task::yield_now().await;
+                if let Some(last) = transactions.last() {
+                    last.snapshot.tree();
+                }
+            };
+            let (committed, ()) = tokio::join!(tokio::time::timeout(limit, session.commit(batch)), make_tree);
             let committed = committed.unwrap_or_else(|_| {
                 Err(CommitError::Unknown(DriverError::Unavailable(format!("no answer within {limit:?}"))))
             });

@@ -18,14 +18,14 @@ use crate::driver::{LogEntry, LogRow, RecordWrite, ServerName};
 use crate::revision::{Revision, Timestamp};
 use crate::snapshot::Snapshot;
 use crate::transaction::{Effect, Transaction, TransactionError};
-use crate::tree::Tree;
+use crate::working_tree::WorkingTree;
 
 /// What a group starts from, and where it stands.
 #[derive(Clone)]
 pub(super) struct Standing {
     /// The tree of `snapshot`, for the next transaction to change in place. None while that runs, and where a transaction
     /// has not given it back: it is made from the snapshot then.
-    pub(super) tree: Option<Tree>,
+    pub(super) tree: Option<WorkingTree>,
     /// What was committed or prepared last.
     pub(super) snapshot: Snapshot,
     pub(super) matcher: Arc<Matcher>,
@@ -35,8 +35,8 @@ pub(super) struct Standing {
 enum Returned {
     Fine(Effect),
     /// It returned an error.
-    Rejected(Tree),
-    Refused(Tree, TransactionError),
+    Rejected(WorkingTree),
+    Refused(WorkingTree, TransactionError),
     /// The tree may be amid a change, and is not used any more.
     Panicked(Box<dyn Any + Send>),
 }
@@ -137,19 +137,12 @@ impl Group {
                 (closure, attributes, progress.standing.snapshot.clone(), progress.standing.tree.take())
             };
             // Not under the lock: making a tree can take long.
-            let tree = tree.unwrap_or_else(|| snapshot.tree().clone());
+            let tree = tree.unwrap_or_else(|| snapshot.tree().clone().into());
             let next = snapshot.revision().next();
             let mut transaction = Transaction::new(tree, next, self.terms.now, attributes, self.terms.budget);
             let returned = catch_unwind(AssertUnwindSafe(|| closure.run(&mut transaction)));
             if !self.settle(closure, Returned::of(returned, transaction)) {
                 return;
-            }
-        }
-        {
-            // It is what is shown next, and the only one of the group that is sure to be read.
-            let standing = &self.progress.lock().standing;
-            if let Some(tree) = &standing.tree {
-                standing.snapshot.complete(tree.clone());
             }
         }
         self.finished.notify_one();
@@ -223,7 +216,7 @@ fn prepare(
     standing: &Standing,
     submission: &Submission,
     effect: Effect,
-) -> (Prepared, Tree, Arc<Matcher>) {
+) -> (Prepared, WorkingTree, Arc<Matcher>) {
     let revision = standing.snapshot.revision().next();
     let mut entries = Vec::with_capacity(effect.changes.len() + effect.entries.len());
     let mut changes = Vec::with_capacity(effect.changes.len());
@@ -263,8 +256,8 @@ fn prepare(
         }
         entries.push(entry);
     }
-    let tree = effect.tree;
-    let matcher = if registrations_changed { Matcher::of(&tree) } else { standing.matcher.clone() };
+    let mut tree = effect.tree;
+    let matcher = if registrations_changed { Matcher::of(tree.whole()) } else { standing.matcher.clone() };
     let row = LogRow {
         revision,
         submission: submission.id,

@@ -208,7 +208,7 @@ impl Core {
         // It may touch every store, and nobody waits behind it: nothing else is written meanwhile.
         let budget = self.options.write_limit;
         let terms = Terms { now, server: self.server.clone(), budget };
-        let standing = Standing { tree: Some(at.tree().clone()), matcher: Matcher::of(at.tree()), snapshot: at };
+        let standing = Standing { tree: Some(at.tree().clone().into()), matcher: Matcher::of(at.tree()), snapshot: at };
         let queue = VecDeque::from([Submission::apart(SubmissionId::random(), attributes, closure)]);
         let group = Group::new(terms, standing, queue);
         let busy = |reason: String| WriteError::Unavailable { reason, retryable: true, waited: Duration::ZERO };

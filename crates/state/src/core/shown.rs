@@ -14,15 +14,23 @@ use crate::driver::{DriverError, LogRow};
 use crate::feed::FeedEvent;
 use crate::revision::{Epoch, Revision};
 use crate::snapshot::Snapshot;
+use crate::working_tree::WorkingTree;
 
 /// Transactions that the head has, and that nobody has been shown yet: under the write lock there is something more urgent.
 /// Dropping it shows them.
 pub(super) struct Unshown<'core> {
     core: &'core Core,
     transactions: Vec<Arc<Applied>>,
+    /// The tree after them, where there are any.
+    tree: Option<WorkingTree>,
 }
 
 impl Unshown<'_> {
+    /// The tree after them, to go on with, where there are any.
+    pub(super) fn take_tree(&mut self) -> Option<WorkingTree> {
+        self.tree.take()
+    }
+
     /// Shows them now.
     pub(super) fn show(&mut self) {
         self.core.show(&std::mem::take(&mut self.transactions));
@@ -51,9 +59,9 @@ impl Core {
             expect_next(replay.revision(), row)?;
             transactions.push(replay.row(row));
         }
-        replay.finish();
         self.advance(head, &transactions);
-        Ok(Unshown { core: self, transactions })
+        let tree = (!transactions.is_empty()).then(|| replay.into_tree());
+        Ok(Unshown { core: self, transactions, tree })
     }
 
     /// Moves the head on by transactions that follow it, and shows them.
@@ -82,6 +90,8 @@ impl Core {
     /// Shows transactions to everyone, in order. The caller holds the head, which has them.
     fn show(&self, transactions: &[Arc<Applied>]) {
         let Some(last) = transactions.last() else { return };
+        // It is sure to be read, and no reader is to wait for its tree.
+        last.snapshot.tree();
         self.published.store(last.snapshot.clone().into_inner());
         {
             let mut recent = self.recent.lock();

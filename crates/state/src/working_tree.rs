@@ -1,0 +1,129 @@
+//! The tree that transactions are carried out on, one after the other.
+//!
+//! To put an entity into a tree that others still read copies a part of that tree, which takes longer than all else that is done
+//! for a small transaction. Where an entity is only replaced, it is kept beside the tree for the time being: the tree is made
+//! when nobody waits for it under the write lock.
+//!
+//! Invariant: whatever stands beside the tree has its path in it, so that the tree says rightly which paths there are.
+
+use std::collections::HashSet;
+use std::hash::BuildHasherDefault;
+
+use crate::document::Document;
+use crate::path::Path;
+use crate::tree::{CarriedHash, Children, Node, Tree};
+
+/// See the module's text.
+#[derive(Clone)]
+pub(crate) struct WorkingTree {
+    tree: Tree,
+    replaced: HashSet<Node, BuildHasherDefault<CarriedHash>>,
+}
+
+impl From<Tree> for WorkingTree {
+    fn from(tree: Tree) -> WorkingTree {
+        WorkingTree { tree, replaced: HashSet::default() }
+    }
+}
+
+impl WorkingTree {
+    pub(crate) fn get(&self, path: &Path) -> Option<&Node> {
+        self.replaced.get(path).or_else(|| self.tree.get(path))
+    }
+
+    pub(crate) fn contains(&self, path: &Path) -> bool {
+        self.tree.contains(path)
+    }
+
+    /// Sets a node; its parent is the caller's concern.
+    pub(crate) fn insert(&mut self, document: Document) {
+        if self.tree.contains(document.path()) {
+            self.replaced.replace(Node::new(document));
+        } else {
+            self.tree.insert(document);
+        }
+    }
+
+    /// Removes one node, not what is below it.
+    pub(crate) fn remove(&mut self, path: &Path) -> Option<Node> {
+        let replaced = self.replaced.take(path);
+        let removed = self.tree.remove(path)?;
+        Some(replaced.unwrap_or(removed))
+    }
+
+    /// As [`Tree::subtree`].
+    pub(crate) fn subtree(&self, path: &Path) -> Vec<Path> {
+        self.tree.subtree(path)
+    }
+
+    /// As [`Tree::children_typed`].
+    pub(crate) fn children_typed(&self, parent: &Path, collection: &str, numeric: bool) -> Children<'_> {
+        self.tree.children_typed(parent, collection, numeric)
+    }
+
+    /// As [`Tree::along`].
+    pub(crate) fn along(&self, levels: &[(&'static str, bool)]) -> Vec<Path> {
+        self.tree.along(levels)
+    }
+
+    /// The tree with everything in it.
+    pub(crate) fn whole(&mut self) -> &Tree {
+        for node in self.replaced.drain() {
+            self.tree.insert(node.document);
+        }
+        &self.tree
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::driver::StoredDocument;
+    use crate::revision::Revision;
+
+    fn document(id: u8, text: u8) -> Document {
+        let path = Path::root().child("things", &id.to_string()).unwrap();
+        let stored = StoredDocument { format: 1, json: text.to_string().into() };
+        Document::stored_at(path, &stored, Revision(u64::from(text)))
+    }
+
+    proptest! {
+        /// Whatever is put and removed, and whenever the whole tree is asked for, it is as if there were the tree alone.
+        #[test]
+        fn a_working_tree_is_as_a_tree(
+            steps in prop::collection::vec((0_u8..6, any::<u8>(), 0_u8..4), 0..60),
+        ) {
+            let mut tree = Tree::default();
+            let mut working = WorkingTree::from(Tree::default());
+            for (id, text, step) in steps {
+                let document = document(id, text);
+                let path = document.path().clone();
+                match step {
+                    0 | 1 => {
+                        tree.insert(document.clone());
+                        working.insert(document);
+                    }
+                    2 => {
+                        let (expected, removed) = (tree.remove(&path), working.remove(&path));
+                        prop_assert_eq!(
+                            removed.map(|node| node.document.json().to_owned()),
+                            expected.map(|node| node.document.json().to_owned())
+                        );
+                    }
+                    _ => prop_assert_eq!(working.whole().diff(&tree).len(), 0),
+                }
+                for id in 0..6 {
+                    let path = self::document(id, 0).path().clone();
+                    let json = |node: Option<&Node>| node.map(|node| node.document.json().to_owned());
+                    prop_assert_eq!(json(working.get(&path)), json(tree.get(&path)));
+                    prop_assert_eq!(working.contains(&path), tree.contains(&path));
+                }
+                prop_assert_eq!(working.subtree(&Path::root()), tree.subtree(&Path::root()));
+            }
+            prop_assert_eq!(working.whole().diff(&tree).len(), 0);
+            prop_assert_eq!(working.whole().len(), tree.len());
+        }
+    }
+}
