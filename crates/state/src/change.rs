@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use crate::document::Document;
 use crate::driver::{HookNumber, RequestAction, RequestId};
 use crate::entity::Entity;
@@ -9,6 +11,20 @@ use crate::error::ReadError;
 use crate::path::Path;
 use crate::revision::{Attributes, Revision, SubmissionId, Timestamp};
 use crate::snapshot::{Snapshot, unreadable};
+
+/// The cluster hooks that a change asks to run: nearly always a few, which take no memory of their own.
+pub(crate) type Hooks = SmallVec<[HookNumber; 4]>;
+
+/// The changes of one transaction while they are put together: nearly always one.
+pub(crate) type Changes = SmallVec<[Change; 1]>;
+
+/// The changes of a transaction, for everyone to hold.
+pub(crate) fn shared(changes: Changes) -> Arc<[Change]> {
+    match changes.into_inner() {
+        Ok([change]) => Arc::new([change]),
+        Err(changes) => changes.into_vec().into(),
+    }
+}
 
 /// What one transaction did to one entity. Cheap to clone.
 #[derive(Clone)]
@@ -24,7 +40,7 @@ pub struct Change {
     /// Its place among the entries of the transaction, from 0.
     pub(crate) sequence: u32,
     /// The cluster hooks whose run it asks for.
-    pub(crate) hooks: Arc<[HookNumber]>,
+    pub(crate) hooks: Hooks,
 }
 
 impl Change {
@@ -94,7 +110,7 @@ pub struct Applied {
     /// The submission that it carried out.
     pub submission: SubmissionId,
     /// Entries that are no changes: catch-up requests and operators' actions.
-    pub(crate) actions: Arc<[AppliedAction]>,
+    pub(crate) actions: Vec<AppliedAction>,
 }
 
 /// An entry of a transaction that changes no entity.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use futures::FutureExt;
 use tokio_util::sync::CancellationToken;
 
-use crate::change::Change;
+use crate::change::{Change, Hooks};
 use crate::document::panic_message;
 use crate::entity::{Entity, Parent, Ref};
 use crate::feed::{Feed, FeedItem};
@@ -163,7 +163,7 @@ impl<H: LocalHook> Registered<H> {
                 before: None,
                 after: Some(node.document.clone()),
                 sequence: 0,
-                hooks: Arc::from([]),
+                hooks: Hooks::new(),
             };
             if !self.call(change, true, first.revision(), Arc::default(), first.clone()).await {
                 return;
@@ -196,7 +196,7 @@ impl<H: LocalHook> Registered<H> {
                         }
                         let revision = snapshot.revision();
                         let sequence = u32::try_from(sequence).unwrap_or(u32::MAX);
-                        let change = Change { path, revision, before, after, sequence, hooks: Arc::from([]) };
+                        let change = Change { path, revision, before, after, sequence, hooks: Hooks::new() };
                         if !self.call(change, false, revision, Arc::default(), snapshot.clone()).await {
                             return;
                         }

@@ -254,7 +254,14 @@ mod tests {
 
     fn change(path: &str, after: Option<Document>, at: u64) -> Arc<[Change]> {
         let path = Path::parse(path).unwrap();
-        let change = Change { path, revision: Revision(at), before: None, after, sequence: 0, hooks: Arc::from([]) };
+        let change = Change {
+            path,
+            revision: Revision(at),
+            before: None,
+            after,
+            sequence: 0,
+            hooks: crate::change::Hooks::new(),
+        };
         Arc::from([change])
     }
 

@@ -13,6 +13,9 @@ use crate::document::Document;
 use crate::path::Path;
 use crate::tree::{CarriedHash, Children, Node, Tree};
 
+/// How many entities are kept beside the tree: what it takes to make the tree of them holds up nobody for long.
+const BESIDE_MAX: usize = if cfg!(test) { 3 } else { 1_024 };
+
 /// See the module's text.
 #[derive(Clone)]
 pub(crate) struct WorkingTree {
@@ -37,7 +40,8 @@ impl WorkingTree {
 
     /// Sets a node; its parent is the caller's concern.
     pub(crate) fn insert(&mut self, document: Document) {
-        if self.tree.contains(document.path()) {
+        let has_room = self.replaced.len() < BESIDE_MAX || self.replaced.contains(document.path());
+        if has_room && self.tree.contains(document.path()) {
             self.replaced.replace(Node::new(document));
         } else {
             self.tree.insert(document);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Head;
 use super::behind::Behind;
-use crate::change::{Applied, AppliedAction, Change};
+use crate::change::{Applied, AppliedAction, Change, Changes, Hooks, shared};
 use crate::cluster_hook::matcher::Matcher;
 use crate::document::Document;
 use crate::driver::{Driver, DriverError, LogEntry, LogRow};
@@ -18,7 +18,7 @@ use crate::working_tree::WorkingTree;
 pub(super) const PAGE_ROWS: usize = 1_000;
 
 /// Rows of the log, one after the other, onto a tree. The snapshots that it hands out have no tree of their own yet; the last
-/// one gets its tree at the end.
+/// one gets its tree by [`Replay::finish`].
 pub(crate) struct Replay {
     tree: WorkingTree,
     at: Snapshot,
@@ -55,7 +55,7 @@ impl Replay {
 }
 
 fn apply_row(tree: &mut WorkingTree, row: &LogRow, before: &Snapshot) -> Arc<Applied> {
-    let mut changes = Vec::with_capacity(row.entries.len());
+    let mut changes = Changes::with_capacity(row.entries.len());
     let mut actions = Vec::new();
     for (sequence, entry) in row.entries.iter().enumerate() {
         let sequence = u32::try_from(sequence).unwrap_or(u32::MAX);
@@ -70,7 +70,7 @@ fn apply_row(tree: &mut WorkingTree, row: &LogRow, before: &Snapshot) -> Arc<App
                     }
                     None => tree.remove(path).map(|node| node.document),
                 };
-                let hooks = hooks.as_slice().into();
+                let hooks = Hooks::from_slice(hooks);
                 changes.push(Change { path: path.clone(), revision: row.revision, before, after, sequence, hooks });
             }
             LogEntry::Existing { path, hook } => {
@@ -81,7 +81,7 @@ fn apply_row(tree: &mut WorkingTree, row: &LogRow, before: &Snapshot) -> Arc<App
             }
         }
     }
-    let changes: Arc<[Change]> = changes.into();
+    let changes = shared(changes);
     Arc::new(Applied {
         revision: row.revision,
         at: row.at,
@@ -89,7 +89,7 @@ fn apply_row(tree: &mut WorkingTree, row: &LogRow, before: &Snapshot) -> Arc<App
         changes: changes.clone(),
         snapshot: Snapshot::after(before.clone(), changes, row.revision),
         submission: row.submission,
-        actions: actions.into(),
+        actions,
     })
 }
 

@@ -19,11 +19,14 @@ use crate::driver::{Batch, CommitError, DriverError, RecordWrite, Session};
 use crate::revision::Epoch;
 use crate::testing::points::{Pass, name as point};
 use crate::transaction::TransactionError;
+use crate::working_tree::WorkingTree;
 
 /// How far behind the head the lock is still taken; beyond it this server catches up first.
 const CATCH_UP_ROWS_MAX: usize = 1_000;
 /// How long the next commit waits for as many writers as were answered last time.
 const GATHER: Duration = Duration::from_micros(150);
+/// A lock that took longer to be had was waited for, or is far away: whoever is to come has come by then.
+const CONTENDED: Duration = Duration::from_micros(500);
 const RETRY_FIRST: Duration = Duration::from_millis(2);
 const RETRY_MAX: Duration = Duration::from_millis(250);
 
@@ -35,6 +38,8 @@ struct Committer {
     thread: Option<ClosureThread>,
     /// How many were answered last time.
     answered: usize,
+    /// How long the lock was waited for last time.
+    waited: Duration,
     /// The epoch that the last round began in.
     epoch: Epoch,
 }
@@ -79,7 +84,8 @@ impl Drop for Reads<'_> {
 /// Runs until the state is closed and everything that was accepted is answered.
 pub(super) async fn run(core: Arc<Core>, queue: mpsc::Receiver<Submission>) {
     let epoch = core.applied.borrow().0;
-    let mut committer = Committer { core, queue, waiting: VecDeque::new(), thread: None, answered: 1, epoch };
+    let mut committer =
+        Committer { core, queue, waiting: VecDeque::new(), thread: None, answered: 1, waited: Duration::ZERO, epoch };
     let mut retry = RETRY_FIRST;
     loop {
         if committer.waiting.is_empty() && !committer.wait_for_work().await {
@@ -135,10 +141,14 @@ impl Committer {
     }
 
     /// Takes what is queued, waiting a little for as many writers as were answered last time: they tend to come back,
-    /// and a commit that carries all of them saves a flush.
+    /// and a commit that carries all of them saves a flush. Where other servers commit, too, the lock is waited for, and what
+    /// comes meanwhile is taken in then.
     async fn gather(&mut self) {
         let wanted = self.answered.min(self.core.options.commit_group_max);
         self.drain();
+        if self.waited > CONTENDED {
+            return;
+        }
         let mut started = None;
         while self.waiting.len() < wanted {
             if started.get_or_insert_with(Instant::now).elapsed() > GATHER {
@@ -173,10 +183,12 @@ impl Committer {
         };
         self.epoch = epoch;
         let reads = Reads::begin(&core);
+        let asked = Instant::now();
         let begun = tokio::time::timeout(core.options.write_limit, core.driver.begin(epoch, after, CATCH_UP_ROWS_MAX));
         let begun = begun.await.unwrap_or_else(|_| {
             Err(DriverError::Unavailable(format!("the write lock was not had within {:?}", core.options.write_limit)))
         });
+        self.waited = asked.elapsed();
         let begun = match begun {
             Ok(begun) => begun,
             // Too far behind is told like an absent store; catching up finds out which it was.
@@ -225,8 +237,9 @@ impl Committer {
                 group.push_back(submission);
             }
         }
-        ran.append(&mut self.run_closures(&head, session.now(), group, brought).await);
-        self.commit(head, session, ran).await
+        let (mut in_order, tree) = self.run_closures(&head, session.now(), group, brought).await;
+        ran.append(&mut in_order);
+        self.commit(head, session, ran, tree).await
     }
 
     /// Answers those whose unknown commit has turned up, and lets the others run again: the lock is held and every row is
@@ -280,14 +293,15 @@ impl Committer {
         Ok(places.into_iter().zip(hold?).filter(|(_, holds)| !holds).map(|(place, _)| place).collect())
     }
 
-    /// Runs the closures on the closure thread, leaving behind those that do not come back within their budget.
+    /// Runs the closures on the closure thread, leaving behind those that do not come back within their budget. With them comes
+    /// the tree after them, unless it is to be made from the snapshot.
     async fn run_closures(
         &mut self,
         head: &Head,
         now: crate::revision::Timestamp,
         queue: VecDeque<Submission>,
         mut brought: Unshown<'_>,
-    ) -> Vec<Ran> {
+    ) -> (Vec<Ran>, Option<WorkingTree>) {
         let terms = || Terms { now, server: self.core.server.clone(), budget: self.core.options.transaction_budget };
         let standing = Standing {
             tree: Some(brought.take_tree().unwrap_or_else(|| head.snapshot.tree().clone().into())),
@@ -324,9 +338,9 @@ impl Committer {
                 let _ = tokio::time::timeout(patience, group.finished()).await;
                 match group.look() {
                     Look::Running(longer) => patience = longer.max(Duration::from_millis(1)),
-                    Look::Finished(mut done) => {
+                    Look::Finished(mut done, tree) => {
                         ran.append(&mut done);
-                        return ran;
+                        return (ran, tree);
                     }
                     Look::Abandoned { mut done, rest, standing } => {
                         ran.append(&mut done);
@@ -336,7 +350,7 @@ impl Committer {
                         );
                         self.thread = None;
                         if rest.is_empty() {
-                            return ran;
+                            return (ran, None);
                         }
                         group = Group::new(terms(), *standing, rest);
                         break;
@@ -351,6 +365,7 @@ impl Committer {
         mut head: MutexGuard<'_, Head>,
         session: Box<dyn Session>,
         mut ran: Vec<Ran>,
+        tree: Option<WorkingTree>,
     ) -> Result<(), Setback> {
         let core = self.core.clone();
         let mut batch = Batch::default();
@@ -384,8 +399,8 @@ impl Committer {
             let make_tree = async {
                 // Once the commit is on its way. It is not shown before it is durable, but it takes as long to be made.
                 tokio::task::yield_now().await;
-                if let Some(last) = transactions.last() {
-                    last.snapshot.tree();
+                if let (Some(mut tree), Some(last)) = (tree, transactions.last()) {
+                    last.snapshot.complete(tree.whole().clone());
                 }
             };
             let (committed, ()) = tokio::join!(tokio::time::timeout(limit, session.commit(batch)), make_tree);

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::submission::{Closure, Failure, Submission};
-use crate::change::{Applied, AppliedAction, Change};
+use crate::change::{Applied, AppliedAction, Change, Changes, Hooks, shared};
 use crate::cluster_hook::matcher::Matcher;
 use crate::document::{Document, panic_message};
 use crate::driver::{LogEntry, LogRow, RecordWrite, ServerName};
@@ -102,8 +102,8 @@ struct Progress {
 
 /// How a group stands when the committer looks.
 pub(super) enum Look {
-    /// All have run.
-    Finished(Vec<Ran>),
+    /// All have run. The tree after them is there unless it is to be made from the snapshot.
+    Finished(Vec<Ran>, Option<WorkingTree>),
     /// One is running, and is within its budget for so much longer.
     Running(Duration),
     /// One ran over its budget. What had run before it, and what is left to be run on a fresh thread.
@@ -193,7 +193,8 @@ impl Group {
         let budget = self.terms.budget;
         let Some((_, started)) = &progress.running else {
             if progress.queue.is_empty() {
-                return Look::Finished(std::mem::take(&mut progress.done));
+                let tree = progress.standing.tree.take();
+                return Look::Finished(std::mem::take(&mut progress.done), tree);
             }
             return Look::Running(budget);
         };
@@ -219,7 +220,7 @@ fn prepare(
 ) -> (Prepared, WorkingTree, Arc<Matcher>) {
     let revision = standing.snapshot.revision().next();
     let mut entries = Vec::with_capacity(effect.changes.len() + effect.entries.len());
-    let mut changes = Vec::with_capacity(effect.changes.len());
+    let mut changes = Changes::with_capacity(effect.changes.len());
     let mut actions = Vec::new();
     let mut registrations_changed = false;
     for (path, before, after) in effect.changes {
@@ -234,14 +235,14 @@ fn prepare(
             entries.push(LogEntry::Existing { path: path.clone(), hook });
         }
         let keep_before = !requested.hooks.is_empty() && standing.matcher.wants_before(&requested.hooks);
-        let sequence = place(entries.len());
+        let (sequence, hooks) = (place(entries.len()), Hooks::from_slice(&requested.hooks));
         entries.push(LogEntry::Change {
             path: path.clone(),
             before: if keep_before { before.as_ref().map(Document::to_stored) } else { None },
             after: after.as_ref().map(Document::to_stored),
-            hooks: requested.hooks.clone(),
+            hooks: requested.hooks,
         });
-        changes.push(Change { path, revision, before, after, sequence, hooks: requested.hooks.into() });
+        changes.push(Change { path, revision, before, after, sequence, hooks });
     }
     for entry in effect.entries {
         let sequence = place(entries.len());
@@ -266,7 +267,7 @@ fn prepare(
         attributes: submission.attributes.clone(),
         entries,
     };
-    let changes: Arc<[Change]> = changes.into();
+    let changes = shared(changes);
     let applied = Applied {
         revision,
         at: terms.now,
@@ -274,7 +275,7 @@ fn prepare(
         changes: changes.clone(),
         snapshot: Snapshot::after(standing.snapshot.clone(), changes, revision),
         submission: submission.id,
-        actions: actions.into(),
+        actions,
     };
     let prepared = Prepared { row: Arc::new(row), applied: Arc::new(applied), records: effect.records };
     (prepared, tree, matcher)

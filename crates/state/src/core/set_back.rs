@@ -219,7 +219,7 @@ impl Core {
         // Whether it came to its end or the time is over, the look says how it stands.
         let _ = tokio::time::timeout(budget, group.finished()).await;
         let outcome = match group.look() {
-            Look::Finished(mut done) | Look::Abandoned { mut done, .. } => done.pop().map(|ran| ran.outcome),
+            Look::Finished(mut done, _) | Look::Abandoned { mut done, .. } => done.pop().map(|ran| ran.outcome),
             Look::Running(_) => None,
         };
         match outcome {

@@ -33,6 +33,10 @@ impl Unshown<'_> {
 
     /// Shows them now.
     pub(super) fn show(&mut self) {
+        if let (Some(mut tree), Some(last)) = (self.tree.take(), self.transactions.last()) {
+            // Nobody goes on with it.
+            last.snapshot.complete(tree.whole().clone());
+        }
         self.core.show(&std::mem::take(&mut self.transactions));
     }
 }

@@ -77,6 +77,15 @@ pub(crate) fn concerned_hooks<'a>(rows: impl IntoIterator<Item = &'a LogRow>) ->
     concerned
 }
 
+/// How many hooks a row concerns at most: some may count twice.
+pub(crate) fn hooks_at_most(row: &LogRow) -> usize {
+    let of = |entry: &LogEntry| match entry {
+        LogEntry::Change { hooks, .. } => hooks.len(),
+        LogEntry::Existing { .. } | LogEntry::Action { .. } => 1,
+    };
+    row.entries.iter().map(of).sum()
+}
+
 /// Whether a row concerns the hook.
 pub(crate) fn concerns(row: &LogRow, hook: HookNumber) -> bool {
     row.entries.iter().any(|entry| match entry {

@@ -421,7 +421,7 @@ pub trait Driver: Send + Sync + 'static {
     /// Frees slots whose tokens hold, for others to take at once.
     async fn release_slots(&self, fences: &[Fence]) -> Result<(), DriverError>;
 
-    /// What waits in a slot after a revision (its watermark, or `read_to` of the page before); looks at no more than
+    /// What waits in a slot after a revision (its watermark, or `read_to` of the page before); gives no more than
     /// `rows_max` rows of the log that ask for runs of the hook. Call after `take_slots` has answered, never in one statement with it: a receipt that the
     /// taking over waited for must be seen.
     async fn pending(&self, slot: SlotId, after: Revision, rows_max: usize) -> Result<Pending, DriverError>;
@@ -456,8 +456,8 @@ pub trait Driver: Send + Sync + 'static {
     async fn replace_entities(&self, epoch: Epoch, tree: StoredTree) -> Result<(), DriverError>;
 
     /// Removes log rows and receipts that nothing needs any more and that are older than `keep`; at most `rows_max` in
-    /// one short transaction. Where a store keeps together what was committed together, that counts as one row, and goes once
-    /// all of it may. Says up to where the log is compacted now. The driver holds back what invariant 6 asks for
+    /// one short transaction. Where a store keeps together what was committed together, that goes once all of it may, and one
+    /// such part may be more. Says up to where the log is compacted now. The driver holds back what invariant 6 asks for
     /// as far as it knows: the newest row, rows that `entities` do not cover, rows above a slot's watermark. Rows above
     /// `floor` stay too: the caller, who knows the registrations, gives the revision below which no request can be of a
     /// slot that has no row yet (a registration one of whose slots was never leased: the revision before it was made).

@@ -151,7 +151,12 @@ fn c13_servers_with_other_zones_and_clocks_count_elapsed_time_by_one_clock_over_
     let seen = [0, 1].map(|number: usize| {
         let job = || serde_json::from_str::<Value>(&get(ports[number], "/v1/pushes/p").1).unwrap_or_default();
         until("the push has ended here, too", String::new, || job()["status"] == "COMPLETED");
-        job()
+        let mut ended = job();
+        for region in ended["regions"].as_array_mut().unwrap() {
+            // Regions go on reporting between the two looks.
+            region.as_object_mut().unwrap().remove("heard_at").expect("a time");
+        }
+        ended
     });
     for field in ["regions", "created_at", "completed_at", "ended_at"] {
         assert_eq!(seen[0][field], seen[1][field], "both say the same");

@@ -29,8 +29,14 @@ pub(crate) fn entries<'a>(
         let sequence = u32::try_from(sequence).ok()?;
         let id = RequestId { revision: row.revision, sequence, hook };
         let cause = move |path: &Path, before: Option<Document>, after: Option<Document>| {
-            let change =
-                Change { path: path.clone(), revision: row.revision, before, after, sequence, hooks: [hook].into() };
+            let change = Change {
+                path: path.clone(),
+                revision: row.revision,
+                before,
+                after,
+                sequence,
+                hooks: std::iter::once(hook).collect(),
+            };
             Arc::new(Cause { change, at: row.at, attributes: row.attributes.clone() })
         };
         match entry {
@@ -70,7 +76,7 @@ pub(crate) fn cause_of(exception: &Exception) -> Arc<Cause> {
         before: document(&stored.before),
         after: document(&stored.after),
         sequence: request.sequence,
-        hooks: [request.hook].into(),
+        hooks: std::iter::once(request.hook).collect(),
     };
     Arc::new(Cause { change, at: stored.at, attributes: stored.attributes.clone() })
 }

@@ -150,7 +150,7 @@ impl Owner {
         (self.core.options.hook_requests_in_memory / self.slots.len().max(1)).max(16)
     }
 
-    fn plan(&mut self, server: ServerId, unknown: bool) {
+    pub(super) fn plan(&mut self, server: ServerId, unknown: bool) {
         let Some(view) = &self.view else { return };
         let now = self.core.clock.now();
         let mut take: Vec<SlotId> = Vec::new();
@@ -238,8 +238,9 @@ impl Owner {
         }
         for (number, held, count) in give {
             let must = self.must_go(number);
-            self.give_some(held, count, if must { Reason::Must } else { Reason::Balance });
-            self.note_gift(number, now);
+            if self.give_some(held, count, if must { Reason::Must } else { Reason::Balance }) {
+                self.note_gift(number, now);
+            }
         }
         for slot in misplaced {
             self.stop_slot(slot, Reason::Must);
@@ -280,8 +281,9 @@ impl Owner {
             || hook.declared.version < definitions.entity.version()
     }
 
-    /// Gives up so many of these slots, those without runs first, and among them those in which most waits.
-    fn give_some(&mut self, held: Vec<SlotId>, count: usize, reason: Reason) {
+    /// Gives up so many of these slots, those without runs first, and among them those in which most waits. Says whether there
+    /// was one.
+    fn give_some(&mut self, held: Vec<SlotId>, count: usize, reason: Reason) -> bool {
         let now = Instant::now();
         let mut candidates: Vec<(usize, std::cmp::Reverse<usize>, SlotId)> = held
             .into_iter()
@@ -296,9 +298,11 @@ impl Owner {
             })
             .collect();
         candidates.sort_unstable();
-        for (_, _, id) in candidates.into_iter().take(count) {
-            self.stop_slot(id, reason);
+        candidates.truncate(count);
+        for (_, _, id) in &candidates {
+            self.stop_slot(*id, reason);
         }
+        !candidates.is_empty()
     }
 
     /// Gives up so many of these slots for others to run what waits in them. The last one in which something waits stays where
@@ -312,8 +316,7 @@ impl Owner {
         let (waiting, others): (Vec<SlotId>, Vec<SlotId>) = held.into_iter().partition(waits);
         let stay = usize::from(!others.iter().any(runs));
         let count = count.min(waiting.len().saturating_sub(stay));
-        self.give_some(waiting, count, Reason::Balance);
-        count > 0
+        self.give_some(waiting, count, Reason::Balance)
     }
 
     fn take_slots(&mut self, server: ServerId, slots: Vec<SlotId>) {

@@ -64,7 +64,7 @@ impl Owner {
                             before: None,
                             after: there,
                             sequence: *sequence,
-                            hooks: [*hook].into(),
+                            hooks: std::iter::once(*hook).collect(),
                         };
                         self.take_in_for(applied, &change, *hook);
                     }

@@ -4,11 +4,13 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use super::*;
+use crate::clock::{Clock as _, ManualClock};
+use crate::cluster_hook::balance;
 use crate::cluster_hook::key_queue::RetryPolicy;
 use crate::cluster_hook::registration::{Delivery, Registration};
 use crate::cluster_hook::run::{Outcome, Run};
-use crate::driver::ServerLoad;
 use crate::driver::memory::MemoryStore;
+use crate::driver::{HookLoad, ServerHook, ServerLoad};
 use crate::entity::{Entity, Ref, Root};
 use crate::state::{State, StateOptions};
 use crate::transaction::Transaction;
@@ -59,8 +61,13 @@ pub(super) struct Bench {
 
 impl Bench {
     pub(super) async fn new() -> Bench {
-        let state = State::open(MemoryStore::new().driver(), StateOptions::new("server")).await.unwrap();
-        let registration = Registration::new("hook", 1).on("/things/{thing}").key("{thing}").slots(1);
+        Bench::with(1, MemoryStore::new()).await
+    }
+
+    /// So many slots, all of them this owner's.
+    async fn with(slots: u32, store: MemoryStore) -> Bench {
+        let state = State::open(store.driver(), StateOptions::new("server")).await.unwrap();
+        let registration = Registration::new("hook", 1).on("/things/{thing}").key("{thing}").slots(slots);
         let number = state.register_only(registration).await.unwrap();
         let (sender, events) = mpsc::unbounded_channel();
         let (intake_sender, intake) = mpsc::channel(1);
@@ -68,7 +75,8 @@ impl Bench {
         let installation = uuid::Uuid::nil();
         let mut owner =
             Owner::new(state.core().clone(), state.downgrade(), sender, events, intake, &begin, installation);
-        let id = owner.definitions(number).unwrap().entity.current_layout().slot(number, 0);
+        let layout = owner.definitions(number).unwrap().entity.current_layout();
+        let ids: Vec<SlotId> = (0..slots).map(|slot| layout.slot(number, slot)).collect();
         let server = ServerRow {
             id: ServerId(uuid::Uuid::from_u128(1)),
             name: "server".into(),
@@ -80,18 +88,20 @@ impl Bench {
         };
         let driver = state.driver();
         driver.join(server.clone()).await.unwrap();
-        let fence = driver.take_slots(server.id, &[id]).await.unwrap()[0];
+        let fences = driver.take_slots(server.id, &ids).await.unwrap();
         let retry = RetryPolicy { attempts: None, first: Duration::from_secs(1), max: Duration::from_secs(1) };
-        let loading = SlotState::Loading {
-            queue: Box::new(SlotQueue::loading(Delivery::EveryChange, retry, 100)),
-            buffered: Vec::new(),
-            crashed: false,
-            read: Some(begin.revision()),
-        };
-        owner.slots.insert(id, leased(fence, loading));
+        for fence in &fences {
+            let loading = SlotState::Loading {
+                queue: Box::new(SlotQueue::loading(Delivery::EveryChange, retry, 100)),
+                buffered: Vec::new(),
+                crashed: false,
+                read: Some(begin.revision()),
+            };
+            owner.slots.insert(fence.slot, leased(*fence, loading));
+        }
         let declared = Declared { name: "hook".into(), version: 1, room: 1, handler: Arc::new(Nothing) };
-        owner.hooks.insert(number, Hook { slots: vec![id], ..Hook::new(declared) });
-        Bench { owner, fence, state, _intake: intake_sender }
+        owner.hooks.insert(number, Hook { slots: ids, ..Hook::new(declared) });
+        Bench { owner, fence: fences[0], state, _intake: intake_sender }
     }
 
     async fn put(&self, value: u64) {
@@ -153,7 +163,7 @@ fn cause_of(fence: &Fence) -> Arc<Cause> {
         before: None,
         after: None,
         sequence: 0,
-        hooks: [fence.slot.hook].into(),
+        hooks: std::iter::once(fence.slot.hook).collect(),
     };
     Arc::new(Cause { change, at: Timestamp(0), attributes: Arc::default() })
 }
@@ -280,6 +290,48 @@ async fn k47_rows_that_the_tail_has_not_brought_are_not_taken_from_the_log_that_
         bench.owner.reread_page(slot.hook, pending.clone());
         assert_eq!(bench.owner.slots[&slot].queue().unwrap().len(), in_memory + usize::from(known));
     }
+}
+
+/// Given a server in all of whose slots a key waits, one that joins gets its share at once, and one more only when it has had
+/// time to say that it has no room itself.
+#[tokio::test]
+async fn g8_who_was_given_slots_is_seen_to_have_room_before_it_gets_one_more() {
+    let clock = ManualClock::new(Timestamp(1_000_000));
+    let mut bench = Bench::with(4, MemoryStore::with_clock(Arc::new(clock.clone()))).await;
+    bench.owner.carry_on();
+    let hook = bench.fence.slot.hook;
+    let cause = cause_of(&bench.fence);
+    for slot in bench.owner.slots.values_mut() {
+        let request = RequestId { revision: Revision(5), sequence: 0, hook };
+        slot.queue_mut().unwrap().request(request, "thing", cause.clone(), &mut Vec::new());
+    }
+    let [own, newcomer] = [1, 2].map(|number| ServerId(uuid::Uuid::from_u128(number)));
+    let row = |id: ServerId, waiting: Vec<HookLoad>| ServerRow {
+        id,
+        name: "server".into(),
+        lease_until: clock.now().after(Duration::from_secs(100)),
+        draining: false,
+        hooks: vec![ServerHook { hook, version: 1, room: 1 }],
+        load: ServerLoad { waiting },
+        applied: Revision(5),
+    };
+    let since = Timestamp(clock.now().0 - 5_000);
+    let servers = vec![row(own, vec![HookLoad { hook, keys: 4, since, running: 1 }]), row(newcomer, Vec::new())];
+    let mut look = || {
+        let rows = bench.owner.slots.values().map(|slot| {
+            let owner = if slot.stopping.is_some() { newcomer } else { own };
+            let Fence { slot, token } = slot.fence;
+            (slot, SlotRow { slot, owner: Some(owner), token, watermark: Revision::ZERO })
+        });
+        bench.owner.view = Some(View { servers: servers.clone(), rows: rows.collect() });
+        bench.owner.plan(own, false);
+        bench.owner.slots.values().filter(|slot| slot.stopping.is_some()).count()
+    };
+    assert_eq!(look(), 2, "its share");
+    assert_eq!(look(), 2, "nothing is known yet of its room");
+    clock.advance(balance::RELIEF_PAUSE);
+    assert_eq!(look(), 3, "it has room still");
+    assert_eq!(look(), 3);
 }
 
 /// A hook was withdrawn, and forgotten, while its permit was being leased.

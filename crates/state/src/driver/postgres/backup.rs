@@ -22,7 +22,7 @@ use super::{Shared, schema};
 use crate::backup::{BackupError, BackupHeader, BackupWriter, Item, OnEntity, Written};
 use crate::revision::{Revision, Timestamp};
 
-/// How many rows are in memory at once.
+/// How many stored rows are in memory at once.
 const STEP: usize = 1_000;
 
 /// How long the database keeps the transaction while this side writes to its disk.

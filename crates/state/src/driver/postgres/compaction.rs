@@ -149,12 +149,15 @@ pub(super) async fn compact(
             values![compacted.0.cast_signed(), upto.0.cast_signed(), limit],
         );
         let rows = transaction.run(vec![look]).await?;
-        // In order, up to the first stored row that is to be kept: a clock that was set back leaves no hole.
+        // In order, up to the first stored row that is to be kept: a clock that was set back leaves no hole. Receipts go with
+        // each transaction, so that as many of these count, and not of stored rows.
         for row in &rows[0] {
-            if row.get::<_, i64>(1) >= keep.0 {
+            let last = column_revision(row, 0);
+            let is_much = reached > compacted && last.0 - compacted.0 > rows_max as u64;
+            if row.get::<_, i64>(1) >= keep.0 || is_much {
                 break;
             }
-            reached = column_revision(row, 0);
+            reached = last;
         }
     }
     let (from, to) = (compacted.0.cast_signed(), reached.0.cast_signed());

@@ -1,7 +1,7 @@
 //! Contracting the tables to this build's format, once nothing of the release before is left.
 //!
 //! While a server of that release is there, this one writes what that one reads. Who is there is who leases: one that has
-//! registered no hook leases nothing and is not seen here, nor does it read or write what differs.
+//! registered no hook leases nothing and is not seen here: it reads and writes on until then, and is refused from then on.
 //!
 //! # Invariants
 //! - Leases that end because the database was away, or because an epoch began, are no leaving. So nobody of the release before

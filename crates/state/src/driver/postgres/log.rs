@@ -99,10 +99,12 @@ pub(super) fn column_revision(row: &Row, column: usize) -> Revision {
     Revision(row.get::<_, i64>(column).cast_unsigned())
 }
 
-/// The newest row before another that has the submission, or its bytes amid something else.
+/// The newest row before another that has the submission, or a block that has its bytes, perhaps amid something else. Only what
+/// may be a block is looked into: what is larger would be fetched from elsewhere.
 pub(super) const SUBMISSION: &str = "
     SELECT revision, at, submission, body FROM changes
-    WHERE revision > $2 AND revision < $4 AND (submission = $1 OR position($3 IN body) > 0)
+    WHERE revision > $2 AND revision < $4
+      AND (submission = $1 OR (octet_length(body) <= 3900 AND position($3 IN body) > 0))
     ORDER BY revision DESC LIMIT 1";
 
 /// From the newest row back: what is asked for was usually committed a moment ago.

@@ -52,7 +52,7 @@
 //! A release brings the tables of the one before it up to date by adding to them, and runs beside servers of that release: as
 //! long as one of them leases, everything is written as it reads it. Once none was seen for
 //! [`PostgresOptions::contract_after`], the format in `meta` is raised, and that release is refused. A server that has
-//! registered no hook leases nothing, and holds nothing up.
+//! registered no hook leases nothing, and holds nothing up; it is refused from then on as well.
 //!
 //! # Connections
 //!

@@ -33,19 +33,20 @@ pub(super) async fn pending(
     let (mut rows, mut read_to, mut known) = (Vec::new(), after, None);
     // How many rows a stored one has is seen when it is read: it is begun as if they were full, and gone on with by what was
     // found. One more than is given out is looked for, to know where the page ends.
-    let (mut stored_max, mut stored) = (rows_max / BLOCK_ROWS + 1, 0);
+    let mut stored_max = rows_max / BLOCK_ROWS + 1;
     let (head, epoch) = loop {
         let limit = i64::try_from(stored_max).unwrap_or(i64::MAX);
         let call = Call::new(PENDING, values![read_to.0.cast_signed(), slot.hook.0.cast_signed(), limit]);
         let found = driver.read(vec![call]).await?;
         let first = own_row(&found[0])?;
         let (head, epoch) = (column_revision(first, 0), Epoch(first.get(1)));
-        if let Some(expected) = known.replace(epoch)
-            && expected != epoch
-        {
-            return Err(DriverError::EpochChanged { expected, found: epoch });
+        if known.replace(epoch).is_some_and(|before| before != epoch) {
+            // What was read before is of another log.
+            rows.clear();
+            read_to = after;
+            continue;
         }
-        let before = stored;
+        let (before, mut stored) = (rows.len(), 0);
         for row in found[0].iter().filter(|row| row.get::<_, Option<i64>>(2).is_some()) {
             let concerned = log_rows(row, 2)?.into_iter();
             rows.extend(concerned.filter(|row| row.revision > after && concerns(row, slot.hook)));
@@ -58,12 +59,12 @@ pub(super) async fn pending(
             rows.truncate(rows_max);
             break (head, epoch);
         }
-        if stored - before < stored_max {
+        if stored < stored_max {
             read_to = head;
             break (head, epoch);
         }
-        let in_each = (rows.len() / stored).max(1);
-        stored_max = (rows_max + 1 - rows.len()).div_ceil(in_each);
+        let in_each = ((rows.len() - before) / stored).max(1);
+        stored_max = (rows_max + 1 - rows.len()).div_ceil(in_each).max(stored_max * 2).min(rows_max + 1);
     };
     let [in_rows, in_blocks] = received_calls(slot.hook, after, read_to);
     let exceptions = Call::new(

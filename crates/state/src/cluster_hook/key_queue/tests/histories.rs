@@ -248,6 +248,13 @@ fn history(delivery: Delivery, bound: usize, steps: Vec<Step>) -> Result<(), Tes
             },
         }
         for command in std::mem::take(&mut bench.out) {
+            if let Command::Cancel { key, run } = &command {
+                // An operator has let go of something that the run covers: however it ends, the rest is to be run again.
+                let running = model.running.iter().map(|(run, _)| run);
+                let going = running.chain(model.committing.iter().map(|committing| &committing.run));
+                let cancelled = going.filter(|going| (&going.key, &going.run) == (key, run));
+                model.interrupted.extend(cancelled.map(|going| going.request));
+            }
             if let Command::Settle { item, ticket } = command {
                 // One exception of a request may land after another that was sent later.
                 let of = |item: &Item<u64>| match item {

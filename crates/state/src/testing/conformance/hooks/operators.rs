@@ -316,6 +316,12 @@ pub async fn k25_a_removed_registration_keeps_what_waits(case: Case) {
     assert!(world.cluster.server(1).unregister("hook").await.unwrap());
     assert!(!world.cluster.server(1).unregister("hook").await.unwrap());
     world.set(1, "c", 1).await;
+    // Until the other server has seen it, it starts what waits.
+    world
+        .eventually("slots in which nothing runs are given up", || async {
+            world.cluster.stored().await.slots.iter().any(|row| row.owner.is_none())
+        })
+        .await;
     probe.release("a");
     world
         .eventually("the running one is finished", || async {
