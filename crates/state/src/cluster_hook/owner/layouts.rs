@@ -17,9 +17,11 @@ use crate::transaction::{Transaction, TransactionError};
 pub(super) const PARK_BEHIND: u64 = 20_000;
 /// How many at once.
 pub(super) const PARK_AT_ONCE: usize = 500;
-/// A watermark is raised when it has so far to go, or so much time has passed.
+/// A watermark is raised when it has so far to go, or so much time has passed; but not again at once, however fast it goes. Each
+/// raise is another version of the slot's row, and while a foreign transaction is open all of them are read to find the last.
 const RAISE_BY: u64 = 1_000;
 const RAISE_AFTER: Duration = Duration::from_secs(5);
+const RAISE_PAUSE: Duration = Duration::from_secs(1);
 /// How many entities one transaction asks for.
 const CATCH_UP_AT_ONCE: usize = 500;
 
@@ -84,7 +86,8 @@ impl Owner {
             queue.passed(position);
             let to = queue.watermark();
             let far = to.0.saturating_sub(was.0);
-            if far >= RAISE_BY || far > 0 && raised.elapsed() >= RAISE_AFTER {
+            let pause = if far >= RAISE_BY { RAISE_PAUSE } else { RAISE_AFTER };
+            if far > 0 && raised.elapsed() >= pause {
                 raises.push((fence, to));
                 slot.watermark = to;
                 slot.raised = Instant::now();
