@@ -237,8 +237,8 @@ impl Committer {
                 group.push_back(submission);
             }
         }
-        let (mut in_order, tree) = self.run_closures(&head, session.now(), group, brought).await;
-        ran.append(&mut in_order);
+        let (in_order, tree) = self.run_closures(&head, session.now(), group, brought).await;
+        ran.extend(in_order);
         self.commit(head, session, ran, tree).await
     }
 

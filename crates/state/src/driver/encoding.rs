@@ -62,16 +62,19 @@ pub(crate) fn put_row(out: &mut Vec<u8>, row: &LogRow) {
     }
 }
 
+/// The hooks that an entry concerns.
+fn hooks_of(entry: &LogEntry) -> &[HookNumber] {
+    match entry {
+        LogEntry::Change { hooks, .. } => hooks,
+        LogEntry::Existing { hook, .. } => std::slice::from_ref(hook),
+        LogEntry::Action { request, .. } => std::slice::from_ref(&request.hook),
+    }
+}
+
 /// Every hook that one of the rows concerns, once, in order.
 pub(crate) fn concerned_hooks<'a>(rows: impl IntoIterator<Item = &'a LogRow>) -> Vec<u32> {
-    let mut concerned: Vec<u32> = Vec::new();
-    for entry in rows.into_iter().flat_map(|row| &row.entries) {
-        match entry {
-            LogEntry::Change { hooks, .. } => concerned.extend(hooks.iter().map(|hook| hook.0)),
-            LogEntry::Existing { hook, .. } => concerned.push(hook.0),
-            LogEntry::Action { request, .. } => concerned.push(request.hook.0),
-        }
-    }
+    let entries = rows.into_iter().flat_map(|row| &row.entries);
+    let mut concerned: Vec<u32> = entries.flat_map(hooks_of).map(|hook| hook.0).collect();
     concerned.sort_unstable();
     concerned.dedup();
     concerned
@@ -79,20 +82,12 @@ pub(crate) fn concerned_hooks<'a>(rows: impl IntoIterator<Item = &'a LogRow>) ->
 
 /// How many hooks a row concerns at most: some may count twice.
 pub(crate) fn hooks_at_most(row: &LogRow) -> usize {
-    let of = |entry: &LogEntry| match entry {
-        LogEntry::Change { hooks, .. } => hooks.len(),
-        LogEntry::Existing { .. } | LogEntry::Action { .. } => 1,
-    };
-    row.entries.iter().map(of).sum()
+    row.entries.iter().map(|entry| hooks_of(entry).len()).sum()
 }
 
 /// Whether a row concerns the hook.
 pub(crate) fn concerns(row: &LogRow, hook: HookNumber) -> bool {
-    row.entries.iter().any(|entry| match entry {
-        LogEntry::Change { hooks, .. } => hooks.contains(&hook),
-        LogEntry::Existing { hook: there, .. } => *there == hook,
-        LogEntry::Action { request, .. } => request.hook == hook,
-    })
+    row.entries.iter().any(|entry| hooks_of(entry).contains(&hook))
 }
 
 /// SQLite's `hooks` column: every hook that the row concerns, four bytes each; none if there is none.

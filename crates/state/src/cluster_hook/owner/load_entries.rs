@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use smallvec::smallvec;
+
 use crate::change::Change;
 use crate::cluster_hook::matcher::Definitions;
 use crate::cluster_hook::registration::Delivery;
@@ -29,14 +31,8 @@ pub(crate) fn entries<'a>(
         let sequence = u32::try_from(sequence).ok()?;
         let id = RequestId { revision: row.revision, sequence, hook };
         let cause = move |path: &Path, before: Option<Document>, after: Option<Document>| {
-            let change = Change {
-                path: path.clone(),
-                revision: row.revision,
-                before,
-                after,
-                sequence,
-                hooks: std::iter::once(hook).collect(),
-            };
+            let change =
+                Change { path: path.clone(), revision: row.revision, before, after, sequence, hooks: smallvec![hook] };
             Arc::new(Cause { change, at: row.at, attributes: row.attributes.clone() })
         };
         match entry {
@@ -76,7 +72,7 @@ pub(crate) fn cause_of(exception: &Exception) -> Arc<Cause> {
         before: document(&stored.before),
         after: document(&stored.after),
         sequence: request.sequence,
-        hooks: std::iter::once(request.hook).collect(),
+        hooks: smallvec![request.hook],
     };
     Arc::new(Cause { change, at: stored.at, attributes: stored.attributes.clone() })
 }

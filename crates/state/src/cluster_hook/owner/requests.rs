@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use smallvec::smallvec;
+
 use super::{Intake, Owner, Reason, SlotState};
 use crate::change::{Applied, AppliedAction, Change};
 use crate::cluster_hook::matcher::{Definitions, Matcher};
@@ -64,7 +66,7 @@ impl Owner {
                             before: None,
                             after: there,
                             sequence: *sequence,
-                            hooks: std::iter::once(*hook).collect(),
+                            hooks: smallvec![*hook],
                         };
                         self.take_in_for(applied, &change, *hook);
                     }

@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use smallvec::smallvec;
 
 use super::*;
 use crate::clock::{Clock as _, ManualClock};
@@ -163,7 +164,7 @@ fn cause_of(fence: &Fence) -> Arc<Cause> {
         before: None,
         after: None,
         sequence: 0,
-        hooks: std::iter::once(fence.slot.hook).collect(),
+        hooks: smallvec![fence.slot.hook],
     };
     Arc::new(Cause { change, at: Timestamp(0), attributes: Arc::default() })
 }

@@ -20,7 +20,7 @@ use super::super::encoding::{
 use super::super::{DriverError, LogRow};
 use super::connection::{Call, values};
 use super::log::column_revision;
-use super::receipts::BLOCKS_FORMAT;
+use super::schema::BLOCKS_FORMAT;
 use crate::revision::{Revision, SubmissionId, Timestamp};
 
 /// How many rows of the log a stored row has at most.
@@ -91,10 +91,11 @@ fn stored(rows: &[Arc<LogRow>], rows_max: usize) -> Vec<(&[Arc<LogRow>], Vec<u8>
         let mut to = from + 1;
         let mut bytes = HEAD_BYTES + bytes_of(from);
         while to < rows.len() && to - from < rows_max && rows[to].revision == rows[to - 1].revision.next() {
-            if bytes + bytes_of(to) > BLOCK_BYTES {
+            let with = bytes + bytes_of(to);
+            if with > BLOCK_BYTES {
                 break;
             }
-            bytes += bytes_of(to);
+            bytes = with;
             to += 1;
         }
         let part = &rows[from..to];

@@ -17,15 +17,13 @@ use super::super::encoding::{outcome_number, outcome_of};
 use super::super::{DriverError, Fence, HookNumber, Receipt, RequestId, SlotId, SlotToken};
 use super::connection::{Call, Value, values};
 use super::log::column_revision;
+use super::schema::BLOCKS_FORMAT;
 use super::settlement::{
     column_fence, column_number, column_request, columns, condition_values, held_slots, lock_fences, request_values,
     transaction_time,
 };
 use super::stored::damaged;
 use crate::revision::Revision;
-
-/// The first format whose log and receipts are in blocks.
-pub(super) const BLOCKS_FORMAT: u32 = 2;
 
 /// How many receipts a block has at most. Less than 2 000 bytes, beyond which the database moves values out of their table.
 const BLOCK: usize = 64;

@@ -17,6 +17,8 @@ use crate::revision::{Epoch, Revision};
 
 /// The newest format that this build knows: the number of the last migration.
 pub(super) const FORMAT: u32 = 2;
+/// The first format whose log and receipts are in blocks.
+pub(super) const BLOCKS_FORMAT: u32 = 2;
 const FORMATS: Formats = Formats { oldest: 1, newest: FORMAT };
 
 mod embedded {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Subject, append, declaration, document, path, receipt, row, rows, slot, submission};
+use super::{Subject, append, declaration, document, path, receipt, revisions, row, rows, slot, submission};
 use crate::driver::{
     Batch, CommitError, CommitFault, Driver, DriverError, Faults, FaultyDriver, Fence, LogEntry, RecordWrite, SlotToken,
 };
@@ -26,7 +26,7 @@ pub async fn d01_revisions_have_no_gap_and_a_batch_that_would_make_one_is_refuse
     assert_eq!(page.rows, rows(Revision(0), super::START, 5, &[]));
     assert_eq!(page.head, Revision(5));
     let page = subject.driver.read_log(subject.epoch().await, Revision(1), 2).await.unwrap();
-    assert_eq!(page.rows.iter().map(|row| row.revision.0).collect::<Vec<_>>(), [2, 3]);
+    assert_eq!(revisions(&page.rows), [2, 3]);
 }
 
 /// Given a batch of rows, records, a receipt and an exception in which one record can't be updated, none of it is there.
@@ -140,7 +140,6 @@ pub async fn d15_any_part_of_what_was_committed_together_can_be_read(subject: Su
         subject.commit(batch).await.unwrap();
     }
     let (epoch, head) = (subject.epoch().await, subject.head().await);
-    let revisions = |rows: &[Arc<crate::driver::LogRow>]| rows.iter().map(|row| row.revision.0).collect::<Vec<_>>();
     for after in 0..=head.0 {
         for rows_max in [1, 2, 50, 1_000] {
             let page = subject.driver.read_log(epoch, Revision(after), rows_max).await.unwrap();
@@ -183,7 +182,7 @@ pub async fn d33_who_is_far_behind_does_not_get_the_lock(subject: Subject) {
     let refused = subject.driver.begin(epoch, Revision(0), 10).await;
     assert!(matches!(refused, Err(DriverError::Unavailable(_))));
     let begun = subject.driver.begin(epoch, Revision(45), 10).await.unwrap();
-    assert_eq!(begun.rows.iter().map(|row| row.revision.0).collect::<Vec<_>>(), [46, 47, 48, 49, 50]);
+    assert_eq!(revisions(&begun.rows), [46, 47, 48, 49, 50]);
     drop(begun);
     subject.put(1, &[]).await;
 }

@@ -149,6 +149,10 @@ pub(crate) fn rows(head: Revision, at: Timestamp, count: u64, hooks: &[HookNumbe
     (head.0 + 1..=head.0 + count).map(|revision| row(Revision(revision), at, hooks)).collect()
 }
 
+pub(crate) fn revisions(rows: &[Arc<LogRow>]) -> Vec<u64> {
+    rows.iter().map(|row| row.revision.0).collect()
+}
+
 pub(crate) fn submission(revision: Revision) -> SubmissionId {
     SubmissionId(Uuid::from_u128(0x5000_0000 + u128::from(revision.0)))
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{HOOK, Subject, append, declaration, entity, exception, path, receipt, rows, server, slot};
+use super::{HOOK, Subject, append, declaration, entity, exception, path, receipt, revisions, rows, server, slot};
 use crate::clock::Clock;
 use crate::driver::{DriverError, ExceptionState, HookNumber, Settle, SlotId, SlotToken};
 use crate::revision::{Epoch, Revision, Timestamp};
@@ -119,10 +119,7 @@ pub async fn d41_of_what_was_committed_together_nothing_goes_that_is_needed(subj
         assert!(before <= reached && reached.0 <= floor.min(29), "{reached} with a floor of {floor}");
         assert!(floor - reached.0 < 11, "{reached} with a floor of {floor}: a commit or less stays for it");
         let log = subject.driver.read_log(epoch, reached, 100).await.unwrap();
-        assert_eq!(
-            log.rows.iter().map(|row| row.revision.0).collect::<Vec<_>>(),
-            (reached.0 + 1..=30).collect::<Vec<_>>()
-        );
+        assert_eq!(revisions(&log.rows), (reached.0 + 1..=30).collect::<Vec<_>>());
         let pending = subject.driver.pending(slot(0), reached, 100).await.unwrap();
         assert_eq!((pending.rows.len() as u64, pending.receipts.len() as u64), (30 - reached.0, 30 - reached.0));
         before = reached;
