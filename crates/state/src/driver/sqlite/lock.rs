@@ -9,8 +9,17 @@ use super::super::DriverError;
 /// Held until it is dropped, or the process ends however it does.
 #[derive(Debug)]
 pub(super) struct FileLock {
-    // The lock goes with the open file.
-    _file: File,
+    file: File,
+}
+
+impl Drop for FileLock {
+    /// Closing the file would not do at once: a process that this one is just starting has it open, too, until it becomes
+    /// its program.
+    fn drop(&mut self) {
+        if let Err(error) = self.file.unlock() {
+            tracing::debug!(%error, "the lock of a database goes when its file is closed");
+        }
+    }
 }
 
 impl FileLock {
@@ -38,7 +47,7 @@ impl FileLock {
             Err(TryLockError::WouldBlock) => {
                 let mut holder = String::new();
                 // Only for the message: a holder that can't be read is still a holder.
-                let _ = file.take(32).read_to_string(&mut holder);
+                let _ = (&file).take(32).read_to_string(&mut holder);
                 let holder = match holder.trim() {
                     "" => "another process".to_owned(),
                     pid if pid == std::process::id().to_string() => format!("process {pid}, which is this one"),
@@ -56,6 +65,26 @@ impl FileLock {
         if let Err(error) = written {
             tracing::warn!(path = %path.display(), %error, "the lock file does not name this process");
         }
-        Ok(FileLock { _file: file })
+        Ok(FileLock { file })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_was_dropped_is_free_although_its_file_is_open_elsewhere() {
+        // Given a process that is being started, and has every file of this one.
+        let folder = tempfile::tempdir().unwrap();
+        let database = folder.path().join("store.db");
+        let lock = FileLock::take(&database).unwrap();
+        let inherited = lock.file.try_clone().unwrap();
+        let refused = FileLock::take(&database);
+        assert!(matches!(refused, Err(DriverError::Held(_))), "{refused:?}");
+        // When the store is closed, then it can be opened again at once.
+        drop(lock);
+        let again = FileLock::take(&database).unwrap();
+        drop((inherited, again));
     }
 }
