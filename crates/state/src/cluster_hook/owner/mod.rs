@@ -3,6 +3,7 @@
 //! whose answers come back as [`Event`]s, so that nothing that waits holds up anything else.
 
 mod ends;
+mod events;
 mod giving_up;
 mod layouts;
 mod lease;
@@ -11,6 +12,7 @@ pub(crate) mod load_entries;
 mod moving;
 mod requests;
 mod settle;
+mod slot;
 mod starts;
 
 use std::collections::{BTreeMap, HashMap};
@@ -22,20 +24,18 @@ use foldhash::fast::FixedState;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
+pub(crate) use self::events::{CommitEnd, Declared, Event, Order};
 use self::lease::Membership;
 use self::load::{Load, Reread};
 use self::settle::Settlements;
-use super::key_queue::{KeyIndex, SlotQueue};
+use self::slot::{Intake, Reason, Retiring, Slot, SlotState};
+use super::key_queue::SlotQueue;
 use super::lease_end::LeaseEnd;
 use super::matcher::{Definitions, Matcher};
-use super::run::{Cause, ClusterHook, RunControl};
-use super::runner::{Ended, Runner};
+use super::runner::Runner;
 use crate::change::{Applied, AppliedAction};
 use crate::core::Core;
-use crate::driver::{
-    DriverError, Exception, Fence, HookNumber, Pending, RequestId, ServerId, ServerRow, Settled, SlotId, SlotRow,
-    SlotToken,
-};
+use crate::driver::{HookNumber, ServerId, ServerRow, SlotId, SlotRow, SlotToken};
 use crate::feed::FeedItem;
 use crate::revision::{Epoch, Revision, Timestamp};
 use crate::snapshot::Snapshot;
@@ -47,123 +47,6 @@ const INTAKE_AT_ONCE: usize = 512;
 const EVENTS_AT_ONCE: usize = 1_024;
 /// How often what depends on no event is looked at.
 const TICK: Duration = Duration::from_millis(50);
-
-/// What the owner is asked to do.
-pub(crate) enum Order {
-    /// This server runs a hook from now on.
-    Declare { number: HookNumber, hook: Declared, done: oneshot::Sender<()> },
-    /// This server runs a hook no longer: its slots pass on.
-    Withdraw { number: HookNumber },
-    /// Hand everything back, interrupting what has not ended at the limit, and leave.
-    Drain { limit: Duration, done: oneshot::Sender<()> },
-    /// Which requests are running here, of one hook or of all.
-    Running { done: oneshot::Sender<Vec<RequestId>> },
-}
-
-/// A hook with its code, as this server declares it.
-#[derive(Clone)]
-pub(crate) struct Declared {
-    pub(crate) name: Arc<str>,
-    pub(crate) version: u32,
-    pub(crate) room: u32,
-    pub(crate) handler: Arc<dyn ClusterHook>,
-}
-
-/// What comes back to the owner.
-pub(crate) enum Event {
-    Order(Order),
-    Ended(Vec<Ended>),
-    Polled { hook: HookNumber, slowest: Duration },
-    Committed { slot: SlotId, token: SlotToken, key: KeyIndex, run: u32, retry_at: Option<Timestamp>, end: CommitEnd },
-    Settled { tags: Vec<settle::Tag>, results: Option<Vec<Settled>> },
-    Heartbeat { server: ServerId, sent: Instant, until: Timestamp, draining: bool, result: Result<(), DriverError> },
-    Joined { server: ServerId, sent: Instant, until: Timestamp, result: Result<(), DriverError> },
-    Lapsed { server: ServerId },
-    View { server: ServerId, servers: Vec<ServerRow>, slots: Vec<SlotRow>, taken: bool },
-    ViewFailed { taken: bool },
-    Page { load: u64, exceptions: Option<Vec<Exception>>, pending: Pending },
-    LoadFailed { load: u64 },
-    RereadPage { hook: HookNumber, pending: Pending },
-    RereadFailed { hook: HookNumber },
-    Released { fences: Vec<Fence>, result: Result<(), DriverError> },
-    CaughtUp { hook: HookNumber },
-    Left,
-}
-
-/// How the commit of a run's writes went.
-pub(crate) enum CommitEnd {
-    Committed,
-    /// The writes were refused: a failed run.
-    Rejected(String),
-    /// The token no longer holds.
-    Fenced,
-    /// This server is closing.
-    Closed,
-}
-
-/// Why a slot is being given up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reason {
-    /// Others are to have it; its runs may go on for the hand-over limit, then it stays.
-    Balance,
-    /// It must go, however long its runs take: the hook was withdrawn, this build is too old, the server drains, or the
-    /// feed lost its place.
-    Must,
-}
-
-/// A slot that this server leases.
-struct Slot {
-    fence: Fence,
-    state: SlotState,
-    runs: HashMap<u32, Arc<RunControl>, FixedState>,
-    /// Items on their way to be stored.
-    outstanding: usize,
-    /// Commits of runs' writes on their way.
-    commits: usize,
-    stopping: Option<(Reason, Instant)>,
-    /// The final watermark has been sent.
-    last_raise: bool,
-    watermark: Revision,
-    raised: Instant,
-    /// Not to be given up for balance before this.
-    stays_until: Option<Instant>,
-    retiring: Retiring,
-}
-
-/// How far a slot of an old layout is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Retiring {
-    No,
-    /// What is left is to go to the next layout's slots once nothing runs.
-    Due,
-    /// It has been handed over, and the watermark is to say that nothing belongs here any more.
-    Handed,
-    /// The watermark says so.
-    Left,
-}
-
-enum SlotState {
-    /// What is pending is being read; what the tail brings meanwhile is kept.
-    Loading {
-        queue: Box<SlotQueue<Arc<Cause>>>,
-        buffered: Vec<Intake>,
-        crashed: bool,
-        read: Option<Revision>,
-    },
-    Active(Box<SlotQueue<Arc<Cause>>>),
-    /// Rows of the log have passed it by, so it can't say up to where everything is settled: no watermark is raised, what
-    /// runs comes to its end, and then it is released.
-    Skipped(Box<SlotQueue<Arc<Cause>>>),
-    Releasing,
-    /// Leased to count runs by, not to run anything.
-    Permit,
-}
-
-/// Something that the tail brought for a slot that is being loaded.
-enum Intake {
-    Request { id: RequestId, key: Arc<str>, cause: Arc<Cause> },
-    Act { id: RequestId, target: RequestId, action: crate::driver::RequestAction },
-}
 
 /// A hook that this server runs.
 struct Hook {
@@ -565,62 +448,6 @@ impl Hook {
             withdrawn: false,
             catching_up: false,
         }
-    }
-}
-
-impl Slot {
-    fn queue(&self) -> Option<&SlotQueue<Arc<Cause>>> {
-        match &self.state {
-            SlotState::Active(queue) | SlotState::Skipped(queue) => Some(queue),
-            SlotState::Loading { .. } | SlotState::Releasing | SlotState::Permit => None,
-        }
-    }
-
-    fn queue_mut(&mut self) -> Option<&mut SlotQueue<Arc<Cause>>> {
-        match &mut self.state {
-            SlotState::Active(queue) | SlotState::Skipped(queue) => Some(queue),
-            SlotState::Loading { .. } | SlotState::Releasing | SlotState::Permit => None,
-        }
-    }
-
-    /// The queue, where every row up to the owner's position was taken in.
-    fn whole_queue_mut(&mut self) -> Option<&mut SlotQueue<Arc<Cause>>> {
-        match &mut self.state {
-            SlotState::Active(queue) => Some(queue),
-            SlotState::Skipped(_) | SlotState::Loading { .. } | SlotState::Releasing | SlotState::Permit => None,
-        }
-    }
-
-    /// What is left of it belongs to slots of the next layout. Whatever is stored of it now would take it back to a slot
-    /// that nobody leases any more; what is to happen to it is read from the log by its next owner.
-    fn has_handed_over(&self) -> bool {
-        matches!(self.retiring, Retiring::Handed | Retiring::Left)
-    }
-
-    /// Rows of the log have passed it by.
-    fn skip_rows(&mut self) {
-        if self.retiring == Retiring::Due {
-            // What it would hand over is not all there is.
-            self.retiring = Retiring::No;
-        }
-        self.state = match std::mem::replace(&mut self.state, SlotState::Releasing) {
-            SlotState::Loading { queue, .. } | SlotState::Active(queue) | SlotState::Skipped(queue) => {
-                SlotState::Skipped(queue)
-            }
-            state @ (SlotState::Releasing | SlotState::Permit) => state,
-        };
-    }
-
-    /// Nothing runs, and nothing is on its way to be stored.
-    fn is_quiet(&self) -> bool {
-        self.outstanding == 0
-            && self.commits == 0
-            && self.runs.is_empty()
-            && match &self.state {
-                SlotState::Active(queue) | SlotState::Skipped(queue) => queue.is_quiet(),
-                SlotState::Loading { .. } | SlotState::Permit => true,
-                SlotState::Releasing => false,
-            }
     }
 }
 
