@@ -121,6 +121,10 @@
 //! | G9 | bounded attempts with backoff, then a dead letter; other keys go on | a row for each of the few that fail |
 //! | G10 | a request waits for a server that has the code | nothing |
 //!
+//! A request whose runs kill servers is found: after five deaths it is a dead letter that says so, whatever attempts its
+//! registration allows. From the second on it runs alone among such requests, and on a server that has been there for a
+//! second, so that none is blamed for what its servers die of anyway.
+//!
 //! Not guaranteed: that a run's effects outside the tree happen once. Pass [`Run::token`] to what can refuse a lower one,
 //! and [`Run::idempotency_key`] to what can tell a repetition.
 //!

@@ -14,7 +14,7 @@ use std::time::Duration;
 use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
 use tidegate_state::driver::sqlite::{SqliteOptions, SqliteStore};
-use tidegate_state::driver::{LogEntry, ReceiptOutcome, RequestId, StoredState};
+use tidegate_state::driver::{ExceptionState, LogEntry, ReceiptOutcome, RequestId, StoredState};
 use tidegate_state::testing::history::{Expectation, Recorder, check};
 use tidegate_state::testing::linter::lint;
 use tidegate_state::{
@@ -241,7 +241,10 @@ fn broken(folder: &Path, stored: &StoredState, names: &HashMap<u32, String>) -> 
     let by_text: HashMap<String, RequestId> = keys.keys().map(|request| (request.to_string(), *request)).collect();
     let records = effects.iter().filter_map(|effect| Some((*by_text.get(&effect.request)?, effect.token))).collect();
     let expectation = Expectation { stored: Some(stored.clone()), keys, records, ..Expectation::default() };
-    let mut found: Vec<String> = check(&history, &expectation).iter().map(ToString::to_string).collect();
+    let dead = stored.exceptions.iter().filter(|exception| exception.state == ExceptionState::Dead);
+    let mut found: Vec<String> =
+        dead.map(|dead| format!("{} is a dead letter: {:?}", dead.request, dead.error)).collect();
+    found.extend(check(&history, &expectation).iter().map(ToString::to_string));
     let declaration = IndexDeclaration {
         kind: Effect::KIND.into(),
         indexes: Effect::INDEXES.iter().map(|index| (*index).to_owned()).collect(),

@@ -32,7 +32,8 @@ use crate::revision::{Revision, Timestamp};
 
 /// How many servers may die while a request may have been running before it is a dead letter.
 pub(crate) const DEATHS_MAX: u32 = 5;
-/// From so many deaths on, a request runs alone among the suspects of its server, so that bystanders are not blamed.
+/// From so many deaths on, a request runs alone among the suspects of its server, and on none that has only just come up,
+/// so that bystanders are not blamed, nor requests for what servers die of anyway.
 const DEATHS_ISOLATED: u32 = 2;
 /// A key with no more requests than this in memory is not cut to make room for others.
 const SHORT: usize = 4;

@@ -10,7 +10,8 @@ use crate::revision::{Revision, Timestamp};
 
 impl<P: Clone> SlotQueue<P> {
     /// The next run to start: the first request of the key whose turn it is. `snapshot` is what the run will read;
-    /// `isolated_allowed` says that no other request that is suspected of killing servers is running.
+    /// `isolated_allowed` says that a request which several servers have died with may run here, and that no other such
+    /// one does.
     pub(crate) fn start(
         &mut self,
         snapshot: Revision,

@@ -217,6 +217,7 @@ impl Owner {
         self.core.member.send_replace(Some(id));
         self.look_soon();
         let now = self.core.clock.now();
+        self.suspects_from.get_or_insert(now.after(super::starts::SUSPECTS_AFTER));
         self.heartbeat_if_due(now);
     }
 

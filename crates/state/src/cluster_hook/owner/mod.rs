@@ -104,6 +104,8 @@ pub(crate) struct Owner {
     next_view: Instant,
     drain: Option<Drain>,
     clock_wait: Option<(Timestamp, Pin<Box<dyn Future<Output = ()> + Send>>)>,
+    /// From when on this server, which has joined, runs what several servers have died with.
+    suspects_from: Option<Timestamp>,
     ended: bool,
 }
 
@@ -179,6 +181,7 @@ impl Owner {
             next_view: Instant::now(),
             drain: None,
             clock_wait: None,
+            suspects_from: None,
             ended: false,
         }
     }
@@ -390,7 +393,8 @@ impl Owner {
             | SlotState::Permit => None,
         });
         let lease = self.membership.as_ref().map(|membership| membership.next_by_clock(now));
-        let Some(at) = timers.chain(lease).min() else {
+        let suspects = self.suspects_from.filter(|from| *from > now);
+        let Some(at) = timers.chain(lease).chain(suspects).min() else {
             self.clock_wait = None;
             return;
         };

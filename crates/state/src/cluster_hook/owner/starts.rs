@@ -11,6 +11,9 @@ use crate::revision::Timestamp;
 
 /// How many runs share a task at most.
 const BATCH_MAX: usize = 64;
+/// How long a server has been there before it runs what several servers have died with. One that dies sooner, again and
+/// again, dies of something else, which no request is to be blamed for.
+pub(super) const SUSPECTS_AFTER: Duration = Duration::from_secs(1);
 
 impl Owner {
     /// Starts what may start.
@@ -37,6 +40,7 @@ impl Owner {
         let room = if definitions.entity.runs_in_cluster().is_some() { room.min(hook.permits) } else { room };
         let mut isolated: usize =
             self.slots.values().filter_map(super::Slot::queue).map(super::SlotQueue::isolated).sum();
+        let runs_suspects = self.suspects_from.is_some_and(|from| from <= now);
         let mut batch = Vec::new();
         let mut started = 0_u64;
         let mut barren = 0;
@@ -62,7 +66,7 @@ impl Owner {
             }
             let before = queue.isolated();
             let mut out = Vec::new();
-            let next = queue.start(snapshot.revision(), isolated == 0, &mut out);
+            let next = queue.start(snapshot.revision(), runs_suspects && isolated == 0, &mut out);
             isolated = isolated + queue.isolated() - before;
             if !out.is_empty() {
                 self.obey_queue(id, out);

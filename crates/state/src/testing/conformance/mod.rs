@@ -400,6 +400,7 @@ macro_rules! state_conformance_cases {
             k50_all_that_did_not_fit_into_memory_runs_in_its_order,
             k50_keys_take_turns_beside_one_with_a_hundred_thousand_requests,
             k51_a_hook_that_kills_its_servers_is_found,
+            k51_a_request_is_not_blamed_for_servers_that_die_as_soon_as_they_are_up,
             u04_each_kind_of_damage_is_named,
             u04_a_sound_store_gives_none_whatever_goes_on_in_it,
         }

@@ -147,8 +147,12 @@ pub async fn k51_a_hook_that_kills_its_servers_is_found(case: Case) {
         world
             .eventually("it starts or is dead", || {
                 let started = !probe.seen_of("killer").is_empty();
-                let dead = dead();
-                async move { started || dead.await }
+                let (dead, world) = (dead(), &world);
+                // What several servers have died with waits until its next one has been there for a while.
+                async move {
+                    world.step(Duration::from_millis(100)).await;
+                    started || dead.await
+                }
             })
             .await;
         if dead().await {
@@ -164,6 +168,8 @@ pub async fn k51_a_hook_that_kills_its_servers_is_found(case: Case) {
         world.restart(0).await;
     }
     assert_eq!(deaths, 5);
+    // What ran beside it may be suspected, too, until it has run.
+    world.step(Duration::from_secs(2)).await;
     let report = world.hooks_finish(1).await;
     assert_eq!(report.dead.len(), 1);
     assert_eq!(plain_key(&report.dead[0].key), "killer");
@@ -172,4 +178,46 @@ pub async fn k51_a_hook_that_kills_its_servers_is_found(case: Case) {
     assert!(listed.iter().all(|entry| plain_key(&entry.key) == "killer"), "nothing else waits or is blamed");
     assert_eq!(count_of(&world, 1, "beside").await, 1, "what was asked for beside it is done, once");
     world.finish_waiting().await;
+}
+
+/// K51: what servers die of anyway is no request's fault.
+pub async fn k51_a_request_is_not_blamed_for_servers_that_die_as_soon_as_they_are_up(case: Case) {
+    // Given a request that two servers have died with, so that it may have been what killed them.
+    let mut world = World::new(&case, 2).await;
+    let hook = per_store("hook").slots(1);
+    for life in 0..2 {
+        let probe = Probe::answering(counted);
+        probe.hold("suspect");
+        world.register(0, &hook, 8, &probe).await;
+        if life == 0 {
+            world.set(1, "suspect", 1).await;
+        }
+        probe.until("it starts", |probe| !probe.seen_of("suspect").is_empty()).await;
+        world.kill(0);
+        world.step(Duration::from_secs(12)).await;
+        world.restart(0).await;
+    }
+    // When one server after the other dies soon after it has come up and run something else of the same slot.
+    for life in 0..8 {
+        let probe = Probe::answering(counted);
+        probe.hold("suspect");
+        world.register(0, &hook, 8, &probe).await;
+        let other = format!("other-{life}");
+        world.set(1, other.clone(), 1).await;
+        world.eventually("another one is run", || async { count_of(&world, 1, &other).await == 1 }).await;
+        assert_eq!(probe.seen_of("suspect"), [], "it starts on none that has only just come up");
+        world.kill(0);
+        world.step(Duration::from_secs(12)).await;
+        world.restart(0).await;
+    }
+    // Then the one that stays runs it after all.
+    world.register(0, &hook, 8, &Probe::answering(counted)).await;
+    world
+        .eventually("it is run", || async {
+            world.step(Duration::from_millis(100)).await;
+            count_of(&world, 1, "suspect").await == 1
+        })
+        .await;
+    assert!(world.hooks_finish(1).await.dead.is_empty());
+    world.finish().await;
 }
