@@ -74,8 +74,10 @@ pub async fn k39_a_cap_holds_and_leaks_no_place_whatever_happens_to_its_servers(
         }
         // Nothing more can start now, wherever it is.
         let takes_a_place = |seen: &&Seen| held.contains(&seen.key);
-        let all_taken = |probe: &Probe| probe.seen()[before..].iter().filter(takes_a_place).count() == CAP;
-        probe.until("all places are taken by runs that go on", all_taken).await;
+        let taken = || probe.seen()[before..].iter().filter(takes_a_place).count();
+        // Places and slots go to where they are needed a second after the ones before at the earliest.
+        let all_taken = || async { taken() == CAP };
+        world.eventually_as_time_passes("all places are taken by runs that go on", all_taken).await;
         match round % 4 {
             kind @ (0 | 1) => {
                 let points = world.cluster.points(victim).clone();
@@ -86,11 +88,11 @@ pub async fn k39_a_cap_holds_and_leaks_no_place_whatever_happens_to_its_servers(
                     holds = Some((points.hold(points::SLOT_BEFORE_HEARTBEAT), points.hold(points::SLOT_BEFORE_LAPSE)));
                 }
                 world.step(Duration::from_secs(6)).await;
-                assert!(all_taken(&probe), "its places are its own as long as its lease holds");
+                assert!(taken() == CAP, "its places are its own as long as its lease holds");
                 world.step(Duration::from_secs(6)).await;
                 // Others run what it ran, and it may still run that itself.
-                let again = |probe: &Probe| probe.seen()[before..].iter().filter(takes_a_place).count() > CAP;
-                probe.until("its places are free", again).await;
+                let again = || async { taken() > CAP };
+                world.eventually_as_time_passes("its places are free", again).await;
                 drop(holds);
             }
             2 => {
@@ -121,7 +123,8 @@ pub async fn k39_a_cap_holds_and_leaks_no_place_whatever_happens_to_its_servers(
         probe.hold(key);
         world.set_beside_others(4, key.as_str(), rounds + 1).await;
     }
-    probe.until("as many as the cap run side by side", |probe| probe.seen().len() == before + CAP).await;
+    let side_by_side = || async { probe.seen().len() == before + CAP };
+    world.eventually_as_time_passes("as many as the cap run side by side", side_by_side).await;
     world.step(Duration::from_secs(4)).await;
     assert_eq!(probe.seen().len(), before + CAP, "and no more");
     for key in &held {

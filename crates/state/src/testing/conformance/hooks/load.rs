@@ -144,15 +144,10 @@ pub async fn k51_a_hook_that_kills_its_servers_is_found(case: Case) {
         };
         // Either it starts once more, or it has become a dead letter.
         let mut is_dead = false;
+        // What several servers have died with waits until its next one has been there for a while.
         world
-            .eventually("it starts or is dead", || {
-                let started = !probe.seen_of("killer").is_empty();
-                let (dead, world) = (dead(), &world);
-                // What several servers have died with waits until its next one has been there for a while.
-                async move {
-                    world.step(Duration::from_millis(100)).await;
-                    started || dead.await
-                }
+            .eventually_as_time_passes("it starts or is dead", || async {
+                !probe.seen_of("killer").is_empty() || dead().await
             })
             .await;
         if dead().await {
@@ -163,9 +158,7 @@ pub async fn k51_a_hook_that_kills_its_servers_is_found(case: Case) {
         }
         deaths += 1;
         assert!(deaths <= 10, "server after server dies");
-        world.kill(0);
-        world.step(Duration::from_secs(12)).await;
-        world.restart(0).await;
+        world.kill_and_restart(0).await;
     }
     assert_eq!(deaths, 5);
     // What ran beside it may be suspected, too, until it has run.
@@ -193,9 +186,7 @@ pub async fn k51_a_request_is_not_blamed_for_servers_that_die_as_soon_as_they_ar
             world.set(1, "suspect", 1).await;
         }
         probe.until("it starts", |probe| !probe.seen_of("suspect").is_empty()).await;
-        world.kill(0);
-        world.step(Duration::from_secs(12)).await;
-        world.restart(0).await;
+        world.kill_and_restart(0).await;
     }
     // When one server after the other dies soon after it has come up and run something else of the same slot.
     for life in 0..8 {
@@ -206,18 +197,12 @@ pub async fn k51_a_request_is_not_blamed_for_servers_that_die_as_soon_as_they_ar
         world.set(1, other.clone(), 1).await;
         world.eventually("another one is run", || async { count_of(&world, 1, &other).await == 1 }).await;
         assert_eq!(probe.seen_of("suspect"), [], "it starts on none that has only just come up");
-        world.kill(0);
-        world.step(Duration::from_secs(12)).await;
-        world.restart(0).await;
+        world.kill_and_restart(0).await;
     }
     // Then the one that stays runs it after all.
     world.register(0, &hook, 8, &Probe::answering(counted)).await;
-    world
-        .eventually("it is run", || async {
-            world.step(Duration::from_millis(100)).await;
-            count_of(&world, 1, "suspect").await == 1
-        })
-        .await;
+    let has_run = || async { count_of(&world, 1, "suspect").await == 1 };
+    world.eventually_as_time_passes("it is run", has_run).await;
     assert!(world.hooks_finish(1).await.dead.is_empty());
     world.finish().await;
 }

@@ -189,9 +189,7 @@ pub async fn k20_waiting_and_running_requests_are_cancelled(case: Case) {
         assert_eq!(row.attributes.get("by").map(String::as_str), Some("operator"));
     }
     drop(handle);
-    world.kill(0);
-    world.step(Duration::from_secs(12)).await;
-    world.restart(0).await;
+    world.kill_and_restart(0).await;
     let _handle = world.cluster.server(0).register(per_store("hook"), 1, Arc::new(hook)).await.unwrap();
     world.set(1, "c", 1).await;
     world.hooks_finish(1).await;

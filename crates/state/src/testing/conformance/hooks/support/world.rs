@@ -81,6 +81,13 @@ impl World {
         self.cluster.restart(server).await;
     }
 
+    /// Kills a server, and starts it again once its lease has ended.
+    pub(crate) async fn kill_and_restart(&mut self, server: usize) {
+        self.kill(server);
+        self.step(Duration::from_secs(12)).await;
+        self.restart(server).await;
+    }
+
     pub(crate) async fn close(&mut self, server: usize) {
         self.cluster.close(server).await;
         self.handles.retain(|(of, _)| *of != server);
@@ -151,6 +158,22 @@ impl World {
             assert!(tokio::time::Instant::now() < deadline, "{what}: not within {LIMIT:?}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// As [`World::eventually`], for what takes some time by the servers' clock as well.
+    pub(crate) async fn eventually_as_time_passes<F, Fut>(&self, what: &str, mut holds: F)
+    where
+        F: FnMut() -> Fut,
+        Fut: Future<Output = bool>,
+    {
+        self.eventually(what, || {
+            let holds = holds();
+            async move {
+                self.step(Duration::from_millis(100)).await;
+                holds.await
+            }
+        })
+        .await;
     }
 
     /// Waits until the hook's slots are spread over so many servers, and all leased.
