@@ -238,6 +238,12 @@ impl Definitions {
         layouts[..place].iter().map(move |layout| layout.slot_of(self.entity.number, key))
     }
 
+    /// No request at or below this revision is a slot's own, whatever its watermark says: one that nobody had before knows
+    /// only up to where the log was compacted.
+    pub(crate) fn begins(&self, slot: SlotId) -> Revision {
+        self.layouts().iter().find(|layout| layout.contains(slot)).map_or(Revision::ZERO, |layout| layout.since)
+    }
+
     /// The layouts, the oldest first.
     pub(crate) fn layouts(&self) -> &[SlotLayout] {
         &self.entity.layouts

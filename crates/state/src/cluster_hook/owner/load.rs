@@ -3,6 +3,7 @@
 //! Invariants: what is pending is read after the lease was granted, so that every receipt that the taking over waited for
 //! is seen; while it is read, what the tail brings is kept; a slot starts runs only when this server has applied all that
 //! was read, which only revisions of its own epoch say. Slots of one hook are read together, since they share the log.
+//! What lies below the beginning of their layout is not: it was done with, or handed over, before any of them was leased.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ const AGAIN: Duration = Duration::from_millis(100);
 /// Slots of one hook whose pending requests are being read.
 pub(super) struct Load {
     hook: HookNumber,
+    /// Each with the revision above which its own requests are.
     slots: Vec<(Fence, Revision)>,
 }
 
@@ -37,9 +39,12 @@ pub(super) struct Reread {
 impl Owner {
     /// Slots were leased: reads what is pending in them.
     pub(super) fn load(&mut self, hook: HookNumber, rows: &[SlotRow]) {
-        let Some(from) = rows.iter().map(|row| row.watermark).min() else { return };
+        let definitions = self.definitions(hook);
+        let begins = |slot| definitions.as_ref().map_or(Revision::ZERO, |definitions| definitions.begins(slot));
+        let settled = |row: &SlotRow| row.watermark.max(begins(row.slot));
         let slots: Vec<(Fence, Revision)> =
-            rows.iter().map(|row| (Fence { slot: row.slot, token: row.token }, row.watermark)).collect();
+            rows.iter().map(|row| (Fence { slot: row.slot, token: row.token }, settled(row))).collect();
+        let Some(from) = slots.iter().map(|(_, settled)| *settled).min() else { return };
         let first = slots[0].0.slot;
         let load = self.next_load;
         self.next_load += 1;
@@ -118,8 +123,8 @@ impl Owner {
             for entry in entries(row, hook, &definitions, existing) {
                 match entry {
                     Entry::Request { id, slot, key, cause } => {
-                        let Some((fence, watermark)) = wanted(slot) else { continue };
-                        if id.revision <= watermark || finished.contains(&id) {
+                        let Some((fence, settled)) = wanted(slot) else { continue };
+                        if id.revision <= settled || finished.contains(&id) {
                             continue;
                         }
                         if let Some(queue) = self.loading(fence) {

@@ -397,6 +397,7 @@ macro_rules! state_conformance_cases {
             k47_what_a_take_over_and_a_start_read_does_not_grow,
             k48_what_a_server_does_past_its_lease_is_refused,
             k49_another_number_of_slots_takes_over_when_the_old_ones_are_drained,
+            k49_what_a_new_layout_reads_does_not_grow,
             k50_all_that_did_not_fit_into_memory_runs_in_its_order,
             k50_keys_take_turns_beside_one_with_a_hundred_thousand_requests,
             k51_a_hook_that_kills_its_servers_is_found,

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::cluster_hook::slots::RETIRED;
+use crate::driver::Call;
 use crate::testing::START;
-use crate::{Outcome, QueueFilter, Registration, RequestState, Run, Timestamp};
+use crate::{Outcome, QueueFilter, Registration, RequestState, Revision, Run, Timestamp};
 
 use super::Case;
 use super::faults::count_of;
@@ -133,5 +134,30 @@ pub async fn k49_another_number_of_slots_takes_over_when_the_old_ones_are_draine
     for key in keys {
         assert_eq!(count_of(&world, 4, key).await, 6, "{key}");
     }
+    world.finish().await;
+}
+
+/// K49: what the first owners of a layout's slots read does not grow with what lies before it, also where nothing was
+/// compacted.
+pub async fn k49_what_a_new_layout_reads_does_not_grow(case: Case) {
+    let mut world = World::new(&case, 5).await;
+    let probe = Probe::new();
+    world.register(0, &registration(1, 1), 8, &probe).await;
+    world.spread("hook", 1).await;
+    let changes = (0..2_000).flat_map(|value| [("x", value), ("y", value)]);
+    futures::future::join_all(changes.map(|(key, value)| world.set_beside_others(4, key, value))).await;
+    assert!(world.hooks_finish(4).await.finished);
+    for (generation, slots) in [(1, 2), (2, 1), (3, 2)] {
+        let owner = generation as usize;
+        world.register(owner, &registration(generation + 1, slots), 8, &probe).await;
+        all_of_layout(&world, generation, slots as usize).await;
+        world.set(4, "x", 2_000 + u64::from(generation)).await;
+        assert!(world.hooks_finish(4).await.finished);
+        let pages = world.cluster.faults(owner).take_calls()[&Call::Pending];
+        // Of the layout before it may have had a slot, whose watermark is up to a thousand revisions behind.
+        assert!(pages <= 6, "{pages} pages of requests were read by the first owner of {slots} slots; the log has 9");
+        assert_eq!(world.cluster.meta().await.compacted, Revision::ZERO);
+    }
+    assert_eq!(probe.seen().len(), 4_003);
     world.finish().await;
 }
