@@ -65,7 +65,9 @@ struct Hook {
     /// The row that was sent last says that keys wait for room.
     said_to_wait: bool,
     /// When it last gave a slot away.
-    gave_at: Option<Timestamp>,
+    gave_slot_at: Option<Timestamp>,
+    /// When it last gave a permit away.
+    gave_permit_at: Option<Timestamp>,
     withdrawn: bool,
     catching_up: bool,
 }
@@ -448,7 +450,8 @@ impl Hook {
             probe: None,
             overloaded_at: None,
             said_to_wait: false,
-            gave_at: None,
+            gave_slot_at: None,
+            gave_permit_at: None,
             withdrawn: false,
             catching_up: false,
         }

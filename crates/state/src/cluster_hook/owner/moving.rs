@@ -214,7 +214,9 @@ impl Owner {
                 let here = |slot: &SlotId| self.slots.contains_key(slot);
                 take.extend(plan.take.iter().copied().filter(|slot| !here(slot)));
                 if plan.is_relief {
-                    if hook.gave_at.is_none_or(|at| now.since(at) >= balance::RELIEF_PAUSE) {
+                    let gave_at =
+                        if held.iter().any(|id| is_permit(*id)) { hook.gave_permit_at } else { hook.gave_slot_at };
+                    if gave_at.is_none_or(|at| now.since(at) >= balance::RELIEF_PAUSE) {
                         relief.push((*number, held, plan.give_up));
                     }
                 } else if plan.give_up > 0 {
@@ -232,14 +234,16 @@ impl Owner {
             unsettled |= asks_for_more;
         }
         for (number, held, count) in relief {
+            let of_permits = held.iter().any(|id| is_permit(*id));
             if self.give_waiting(held, count) {
-                self.note_gift(number, now);
+                self.note_gift(number, of_permits, now);
             }
         }
         for (number, held, count) in give {
             let must = self.must_go(number);
+            let of_permits = held.iter().any(|id| is_permit(*id));
             if self.give_some(held, count, if must { Reason::Must } else { Reason::Balance }) {
-                self.note_gift(number, now);
+                self.note_gift(number, of_permits, now);
             }
         }
         for slot in misplaced {
@@ -255,10 +259,10 @@ impl Owner {
         }
     }
 
-    fn note_gift(&mut self, number: HookNumber, now: Timestamp) {
-        if let Some(hook) = self.hooks.get_mut(&number) {
-            hook.gave_at = Some(now);
-        }
+    fn note_gift(&mut self, number: HookNumber, of_permits: bool, now: Timestamp) {
+        let Some(hook) = self.hooks.get_mut(&number) else { return };
+        let gave_at = if of_permits { &mut hook.gave_permit_at } else { &mut hook.gave_slot_at };
+        *gave_at = Some(now);
     }
 
     /// The slots of a hook that a test has placed, each with the server that it is placed at, where that can have it.
