@@ -23,7 +23,17 @@ const LOCK: &str = "client.lock";
 pub(super) struct WorkFolder {
     path: PathBuf,
     /// Held for the lock on it.
-    _lock: File,
+    lock: File,
+}
+
+impl Drop for WorkFolder {
+    /// Closing the file would not do at once: a process that this one is just starting has it open, too, until it becomes
+    /// its program.
+    fn drop(&mut self) {
+        if let Err(error) = self.lock.unlock() {
+            tracing::debug!(%error, "the lock of a work folder goes when its file is closed");
+        }
+    }
 }
 
 impl WorkFolder {
@@ -42,7 +52,7 @@ impl WorkFolder {
             create_private(&path).map_err(|error| failed(&path, error))?;
             let lock = File::create(path.join(LOCK)).map_err(|error| failed(&path, error))?;
             match lock.try_lock() {
-                Ok(()) => return Ok(Self { path, _lock: lock }),
+                Ok(()) => return Ok(Self { path, lock }),
                 Err(TryLockError::WouldBlock) => {}
                 Err(TryLockError::Error(error)) => return Err(failed(&path, error)),
             }

@@ -427,8 +427,20 @@ fn remove_folder(path: &Path) -> Result<(), BuildError> {
     }
 }
 
-/// Holds the work folder for this build; the system lets go when the process ends, however.
-fn lock(work: &Path) -> Result<File, BuildError> {
+/// A work folder that is held for one build; the system lets go when the process ends, however.
+struct WorkLock(File);
+
+impl Drop for WorkLock {
+    /// Closing the file would not do at once: a process that this one is just starting has it open, too, until it becomes
+    /// its program.
+    fn drop(&mut self) {
+        // What could not be unlocked goes when the file is closed.
+        let _ = self.0.unlock();
+    }
+}
+
+/// Holds the work folder for this build.
+fn lock(work: &Path) -> Result<WorkLock, BuildError> {
     let path = work.join("lock");
     let file = File::options()
         .create(true)
@@ -437,7 +449,7 @@ fn lock(work: &Path) -> Result<File, BuildError> {
         .open(&path)
         .map_err(|source| disk_error(&path, source))?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(WorkLock(file)),
         Err(std::fs::TryLockError::WouldBlock) => Err(BuildError::Busy { folder: display(work) }),
         Err(std::fs::TryLockError::Error(source)) => Err(disk_error(&path, source)),
     }

@@ -25,7 +25,6 @@
 //!   lets in are the control plane's, as it was last told of them. See `access::region`.
 //! - It does not let go of its nodes: stopping stops commanding, then answering.
 
-use std::fs::File;
 use std::future::IntoFuture;
 use std::io;
 use std::net::SocketAddr;
@@ -51,7 +50,7 @@ use crate::access::config::{Authentication, TlsSection};
 use crate::access::region::RegionGuard;
 use crate::access::{AccessMetrics, Door, Exposed, Exposure};
 use crate::config::check_region_name;
-use crate::data_folder::{self, FolderError};
+use crate::data_folder::{self, FolderError, FolderLock};
 use crate::http::guard::Room;
 use crate::http::metrics::HttpMetrics;
 use crate::http::serve::ConnectionMetrics;
@@ -221,7 +220,7 @@ pub struct AgentHandle {
     asking: JoinSet<()>,
     /// To be asked further, if nobody has answered yet.
     admission: Option<Admission>,
-    _lock: File,
+    _lock: FolderLock,
 }
 
 impl std::fmt::Debug for AgentHandle {

@@ -1,6 +1,5 @@
 //! An agent that nobody is connected to: for orders that are given while none runs.
 
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,7 +19,7 @@ use tidegate_state::SystemClock;
 use super::nodes::Nodes;
 use super::removals::Removals;
 use super::{AgentSetup, AgentStartError, LOCK_FILE};
-use crate::data_folder::{self, write_private};
+use crate::data_folder::{self, FolderLock, write_private};
 
 /// The format that this release writes.
 const FORMAT: u32 = 1;
@@ -72,7 +71,7 @@ pub(super) struct OfflineAgent {
     pub(super) region: Arc<HostedRegion>,
     pub(super) nodes: Nodes,
     pub(super) removals: Removals,
-    _lock: File,
+    _lock: FolderLock,
 }
 
 impl OfflineAgent {

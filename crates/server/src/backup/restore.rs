@@ -1,6 +1,5 @@
 //! Restoring a backup: first all that can be said about it, then, if it is still wanted, carrying it out.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +16,7 @@ use super::at_hand::{AtHand, Looked, look_at_file, look_at_shared};
 use super::take::folder_beside;
 use super::{BackupFailure, CopyError, Database, NamedArtifact, Place, blocking, swap, tokens, versions};
 use crate::access::AuditRecord;
-use crate::data_folder;
+use crate::data_folder::{self, FolderLock};
 use crate::database::with_records;
 
 /// How long the one transaction that raises all numbers may take.
@@ -38,7 +37,7 @@ pub struct Restoration {
     /// How many tokens it revokes again; none where the database at hand can't tell which were.
     revoked: Option<u64>,
     /// No server starts on the folder as long as this is held.
-    _lock: Option<File>,
+    _lock: Option<FolderLock>,
 }
 
 /// What is to be known before a restore.

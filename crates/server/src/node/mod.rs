@@ -16,7 +16,6 @@
 //! - An order with a lower token than one seen before is refused, also after a restart.
 //! - A step whose agent has gone away is cut off.
 
-use std::fs::File;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -43,7 +42,7 @@ use crate::access::region::RegionGuard;
 use crate::access::{AccessMetrics, Door, Exposure};
 use crate::agent::service::{Listening, Serving};
 use crate::agent::{AgentStartError, ServiceLimits, secret, unruled};
-use crate::data_folder::{self, write_private};
+use crate::data_folder::{self, FolderLock, write_private};
 use crate::http::metrics::HttpMetrics;
 use crate::http::serve::ConnectionMetrics;
 
@@ -118,7 +117,7 @@ pub struct NodeHandle {
     announcing: JoinHandle<()>,
     /// What the agent said when it let go of the node.
     removed: watch::Receiver<Option<Box<ErrorBody>>>,
-    _lock: File,
+    _lock: FolderLock,
 }
 
 impl std::fmt::Debug for NodeHandle {

@@ -1,6 +1,5 @@
 //! A server that runs, and its end.
 
-use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 
@@ -11,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
 use crate::artifacts::Adoption;
+use crate::data_folder::FolderLock;
 use crate::http::address;
 use crate::http::serve::drain;
 use crate::work::HooksSlot;
@@ -29,7 +29,7 @@ pub struct Handle {
     pub(super) has_tls: bool,
     pub(super) first_token: Option<String>,
     pub(super) adoption: Option<Adoption>,
-    pub(super) _lock: File,
+    pub(super) _lock: FolderLock,
 }
 
 impl std::fmt::Debug for Handle {
