@@ -6,6 +6,7 @@
 //! served goes on: nodes have their own copies. A store that can't be reached for a while is no other store.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -74,8 +75,18 @@ impl Standing {
 pub(crate) struct MarkWatch {
     state: State,
     store: ArtifactStore,
-    checked: Mutex<(Tree, Standing)>,
+    checked: Mutex<Checked>,
+    /// How many looks have begun.
+    looks: AtomicU64,
     matches: Gauge,
+}
+
+/// What came of a look.
+struct Checked {
+    tree: Tree,
+    standing: Standing,
+    /// Which look that was: one that began before it says nothing new.
+    look: u64,
 }
 
 impl MarkWatch {
@@ -96,7 +107,8 @@ impl MarkWatch {
         Arc::new(Self {
             state: state.clone(),
             store: store.clone(),
-            checked: Mutex::new((tree, Standing::Right)),
+            checked: Mutex::new(Checked { tree, standing: Standing::Right, look: 0 }),
+            looks: AtomicU64::new(0),
             matches,
         })
     }
@@ -144,17 +156,18 @@ impl MarkWatch {
     }
 
     fn trouble(&self, snapshot: &Snapshot) -> Option<String> {
-        let (tree, standing) = &*self.checked.lock();
-        if *tree != tree_of(snapshot) {
+        let checked = self.checked.lock();
+        if checked.tree != tree_of(snapshot) {
             return Some(
                 "the state was replaced, and whether the store is that of what is there now is being looked at"
                     .to_owned(),
             );
         }
-        standing.trouble().map(str::to_owned)
+        checked.standing.trouble().map(str::to_owned)
     }
 
     async fn look(&self) {
+        let look = self.looks.fetch_add(1, Ordering::Relaxed) + 1;
         let snapshot = self.state.snapshot();
         let tree = tree_of(&snapshot);
         let found = match known(&snapshot) {
@@ -165,8 +178,11 @@ impl MarkWatch {
             Err(error) => Found::Nothing(error),
         };
         let mut checked = self.checked.lock();
-        let next = checked.1.next(checked.0 == tree, found);
-        if checked.1 != next {
+        if checked.look > look {
+            return;
+        }
+        let next = checked.standing.next(checked.tree == tree, found);
+        if checked.standing != next {
             match next.trouble() {
                 Some(why) => tracing::error!(
                     store = self.store.name(),
@@ -177,7 +193,7 @@ impl MarkWatch {
             }
         }
         self.matches.set(i64::from(next == Standing::Right));
-        *checked = (tree, next);
+        *checked = Checked { tree, standing: next, look };
     }
 
     async fn found(&self, known: &SourceStore) -> Found {
