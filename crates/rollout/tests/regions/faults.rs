@@ -223,6 +223,7 @@ async fn n2_a_load_that_runs_full_fails_with_its_kind_and_leaves_nothing() {
 async fn c10_one_stores_trouble_holds_up_no_other() {
     let mut world = World::new(2, 2).await;
     world.options.limits.heavy_steps = 2;
+    world.options.limits.step = Duration::from_secs(60);
     for node in &world.nodes {
         node.always_for("engine-error", On::Load, retry("this store's load always fails"));
         node.always_for("hanging-swap", On::Swap, Fault::Hangs);

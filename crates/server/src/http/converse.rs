@@ -252,17 +252,21 @@ mod tests {
     #[tokio::test]
     async fn an_answer_that_takes_its_time_is_no_idle_connection() {
         let (told, tell) = oneshot::channel::<()>();
-        let tell = Arc::new(parking_lot::Mutex::new(Some(tell)));
+        let (reached, reach) = oneshot::channel::<()>();
+        let both = Arc::new(parking_lot::Mutex::new(Some((tell, reached))));
         let slow = get(move || {
-            let tell = tell.lock().take();
+            let both = both.lock().take();
             async move {
-                tell.expect("asked once").await.unwrap();
+                let (tell, reached) = both.expect("asked once");
+                reached.send(()).unwrap();
+                tell.await.unwrap();
                 "at last"
             }
         });
         let (address, closing, serving) = hasty(Router::new().route("/", slow)).await;
         let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        reach.await.unwrap();
         // Another connection is idle meanwhile, and is closed: so much time has passed.
         let mut idle = TcpStream::connect(address).await.unwrap();
         assert_eq!(idle.read(&mut [0; 1]).await.unwrap(), 0);

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use tidegate_client::api::manifest::Part;
-use tidegate_client::api::{EndedBy, FailRequest, InputFault, PushPhase, PushStatus, code};
+use tidegate_client::api::{
+    EndedBy, FailRequest, InputFault, OnNewPush, PushPhase, PushStart, PushStatus, StorePatch, code,
+};
 use tidegate_client::{Error, PushEvent};
 
 use crate::world::{LIMIT, World, manifest_without_last};
@@ -212,8 +214,14 @@ async fn f11_without_a_server_the_client_says_where_it_looked_and_for_how_long()
 async fn f11_a_client_that_has_waited_long_enough_says_so_and_the_push_goes_on() {
     let world = World::start().await;
     world.store().await;
-    let mut job = world.job("p1", &world.rows("one.csv", 300_000, "a-rather-long-value-"));
-    job.options.timeout = Some(Duration::from_millis(1));
+    // Another push is before it, whose client never comes.
+    let queue = StorePatch { on_new_push: Some(OnNewPush::Queue), ..StorePatch::default() };
+    world.client.update_store("s", &queue).await.unwrap();
+    let before = PushStart { id: "p0".to_owned(), store: "s".to_owned(), ..PushStart::default() };
+    world.client.start_push(&before).await.unwrap();
+    let mut job = world.job("p1", &world.rows("one.csv", 40, "one-"));
+    // It is how long the first answer may take, too.
+    job.options.timeout = Some(Duration::from_secs(3));
     let outcome = job.run(&world.client, &mut |_| {}).await.unwrap();
     assert!(outcome.timed_out, "{outcome:?}");
     assert!(!outcome.state.status.is_terminal(), "{outcome:?}");

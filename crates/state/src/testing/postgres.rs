@@ -128,7 +128,7 @@ impl PostgresServer {
         for _ in 0..5 {
             server.port = free_port()?;
             server.configure(settings)?;
-            match server.resume() {
+            match server.run() {
                 Ok(()) => return Ok(server),
                 Err(error) => last = error,
             }
@@ -175,11 +175,24 @@ impl PostgresServer {
             .map_err(|error| error.to_string())
     }
 
-    /// Starts the server again after [`PostgresServer::stop`]. Waits until it takes connections.
+    /// Starts the server again after [`PostgresServer::stop`]. Waits until it takes connections. Where somebody has its port
+    /// for the moment, it is tried again.
     ///
     /// # Errors
     /// The end of its log.
     pub fn resume(&self) -> Result<(), String> {
+        let until = Instant::now() + START_LIMIT;
+        loop {
+            match self.run() {
+                Err(error) if error.contains("Address already in use") && Instant::now() < until => {
+                    std::thread::sleep(POLL);
+                }
+                ended => return ended,
+            }
+        }
+    }
+
+    fn run(&self) -> Result<(), String> {
         let mut running = self.supervisor.lock();
         let before = self.log().len();
         let mut supervisor = self

@@ -42,7 +42,7 @@ impl Agent {
         assert!(self.child.is_none(), "the agent runs");
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log()).unwrap();
         let mut command = tidegate();
-        command.args(["agent", "--region", "b", "--control-plane", &self.control_plane, "--lease", "2s"]);
+        command.args(["agent", "--region", "b", "--control-plane", &self.control_plane, "--lease", "6s"]);
         command.args(["--name", &self.name, "--listen", &format!("127.0.0.1:{}", self.port), "--data"]).arg(&self.data);
         self.child = Some(command.stdout(Stdio::null()).stderr(log).spawn().unwrap());
         self.until("it answers", |agent| get(agent.port, "/healthz").0 == 200);

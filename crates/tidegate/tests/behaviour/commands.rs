@@ -38,6 +38,7 @@ fn f10_a_client_that_waits_for_the_swap_is_told_of_the_end_at_once() {
         }
     }
     server.json(&["store", "set", "things", "limits.push_ms=1000"]);
+    let deadline = Instant::now() + PATIENCE;
     while client.try_wait().unwrap().is_none() {
         if Instant::now() >= deadline {
             client.kill().unwrap();
@@ -349,7 +350,7 @@ fn b8_a_rollback_whose_region_is_away_says_so_within_its_timeout_and_a_second_on
     server.kill();
     server.restart();
     let back = ["store", "rollback", "things", "--reason", "off", "--yes"];
-    let followed = server.run(&[&back[..], &["--watch", "--timeout", "2s"]].concat());
+    let followed = server.run(&[&back[..], &["--watch", "--timeout", "10s"]].concat());
     assert_eq!(followed.status.code(), Some(14), "{}", describe(&followed));
     let said = String::from_utf8_lossy(&followed.stderr);
     // Whoever hosted it counts as its host for a while yet.

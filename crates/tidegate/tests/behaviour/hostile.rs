@@ -130,7 +130,7 @@ fn d9_a_client_that_leaves_before_the_data_is_complete_says_how_long_it_is_waite
     let input = input.to_str().unwrap();
     server.json(&["store", "create", "things", "--key", "id"]);
     server.json(&["store", "set", "things", "on_new_push=queue"]);
-    let first = server.run(&["push", "things", input, "--id", "p1", "--timeout", "1s"]);
+    let first = server.run(&["push", "things", input, "--id", "p1", "--timeout", "5s"]);
     assert_eq!(first.status.code(), Some(14), "{}", describe(&first));
 
     let check = |output: &std::process::Output, id: &str, code: i32| {
@@ -140,7 +140,7 @@ fn d9_a_client_that_leaves_before_the_data_is_complete_says_how_long_it_is_waite
             assert!(said.contains(part), "{part} in {said}");
         }
     };
-    let second = server.run(&["push", "things", input, "--id", "p2", "--timeout", "1s"]);
+    let second = server.run(&["push", "things", input, "--id", "p2", "--timeout", "5s"]);
     check(&second, "p2", 14);
     let mut command = server.command(&["push", "things", input, "--id", "p2"]);
     let mut client = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

@@ -94,6 +94,9 @@ pub async fn k15_latest_state_coalesces_into_one_further_run(case: Case) {
                 Outcome::Done
             }
         });
+        let label = crate::cluster_hook::metrics::label("hook");
+        let queued = || async { world.cluster.server(0).metrics().hooks.queued.get_or_create(&label).get() == 6 };
+        world.eventually("its owner has them all", queued).await;
         probe.release(key);
         if fails_first {
             probe.until("the first run ends", |probe| probe.ended_of(key) >= 1).await;

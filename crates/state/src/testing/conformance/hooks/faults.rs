@@ -144,10 +144,11 @@ pub async fn k10_a_server_that_hears_nothing_cancels_its_runs_when_its_lease_end
                 .any(|line| matches!(&line.event, HistoryEvent::SlotLost { .. }) && line.server == "server-0")
         })
         .await;
-    world.set(2, "c", 1).await;
+    // It has a while to clean up before it is aborted.
     first.release("a");
     first.until("the run ends", |probe| probe.ended_of("a") == 1).await;
     assert_eq!(*cancelled.lock(), Some(true));
+    world.set(2, "c", 1).await;
     assert!(first.seen_of("c").is_empty(), "it starts nothing more");
     world.cluster.faults(0).lose_heartbeat_answers(false);
     drop(heartbeat);

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::driver::Call;
 use crate::{LocalCall, QueueFilter, RequestState, Scope, slot_index};
 
 use super::Case;
@@ -61,11 +62,8 @@ pub async fn k29_slots_leave_a_server_without_room_for_one_that_has_it(case: Cas
     assert!(can_go > 0);
     world.register(1, &per_store("hook").slots(8), 64, &idle).await;
     // Half of the slots first; then, since keys wait for over a second, more and more of the others.
-    for _ in 0..10 {
-        world.step(Duration::from_secs(2)).await;
-        tokio::time::sleep(Duration::from_millis(150)).await;
-    }
-    world.eventually("the idle server runs what waited", || async { idle.seen().len() >= can_go }).await;
+    let all_run = || async { idle.seen().len() >= can_go };
+    world.eventually_as_time_passes("the idle server runs what waited", all_run).await;
     world.none_came_back();
     assert_eq!(busy.seen().len(), 2, "none of its runs was interrupted");
     for key in 0..24 {
@@ -99,6 +97,17 @@ pub async fn k29_slots_pass_on_until_who_takes_them_is_busy(case: Case) {
         rows.iter().filter(|row| row.load.waiting.iter().any(|load| load.keys > 0)).count() == 2
     };
     world.eventually("both say that keys wait", are_known_as_busy).await;
+    // What either read before the other had said so is handled by then.
+    for server in [0, 1] {
+        let mut looks = 0;
+        let _ = world.cluster.faults(server).take_calls();
+        let has_looked = || {
+            let calls = world.cluster.faults(server).take_calls();
+            looks += calls.get(&Call::Cluster).copied().unwrap_or(0);
+            std::future::ready(looks >= 2)
+        };
+        world.eventually("it looks at the cluster twice more", has_looked).await;
+    }
     let spread = || async { world.cluster.server(2).cluster().await.unwrap().spread("hook") };
     // A slot may be on its way still: they have come to rest when all are leased, and stay for longer than it takes to notice
     // that keys wait.

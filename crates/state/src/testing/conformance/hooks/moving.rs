@@ -25,7 +25,8 @@ pub(super) fn key_per_slot(world: &World, slots: u32) -> Vec<String> {
 pub async fn k30_a_drain_hands_back_at_once_what_does_not_run(case: Case) {
     let mut world = World::configured(&case, 3, |index, mut options| {
         if index == 0 {
-            options.drain_limit = Duration::from_secs(2);
+            // Fifteen keys pass on within it.
+            options.drain_limit = Duration::from_secs(8);
         }
         options
     })

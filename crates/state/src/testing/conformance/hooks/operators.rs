@@ -13,7 +13,7 @@ use crate::{
 };
 
 use super::Case;
-use super::support::{LIMIT, Probe, Store, World, counted, effect, per_store, plain_key, store};
+use super::support::{LIMIT, Probe, SHORT, Store, World, counted, effect, per_store, plain_key, store};
 
 async fn list(world: &World, server: usize) -> Vec<crate::QueueEntry> {
     world.cluster.server(server).queue().list(QueueFilter::all()).await.unwrap()
@@ -409,7 +409,7 @@ pub async fn k33_waiting_for_hooks_says_what_is_not_finished_and_keeps_its_limit
     let wait = WaitForHooks::all().limit(LIMIT);
     assert!(state.wait_for_hooks(wait.clone().key(world.key("b"))).await.unwrap().finished);
     assert!(state.wait_for_hooks(wait.hook("other")).await.unwrap().finished);
-    let short = WaitForHooks::all().limit(Duration::from_millis(100));
+    let short = WaitForHooks::all().limit(SHORT);
     match state.wait_for_hooks(short.until(revision)).await {
         Err(WaitError::HooksTimedOut { unfinished, .. }) => {
             assert!(unfinished.contains(&format!("hook {}", world.key("a"))), "{unfinished}")
@@ -422,7 +422,7 @@ pub async fn k33_waiting_for_hooks_says_what_is_not_finished_and_keeps_its_limit
     let existing = per_store("existing").from_existing();
     state.register_only(existing.clone()).await.unwrap();
     let wait = WaitForHooks::all().hook("existing");
-    match state.wait_for_hooks(wait.clone().limit(Duration::from_millis(100))).await {
+    match state.wait_for_hooks(wait.clone().limit(SHORT)).await {
         Err(WaitError::HooksTimedOut { unfinished, .. }) => assert!(unfinished.contains("existing"), "{unfinished}"),
         other => panic!("{other:?}"),
     }

@@ -6,7 +6,7 @@ use crate::cluster_hook::points;
 use crate::{Outcome, QueueEntry, QueueFilter, RequestState, WaitError, WaitForHooks};
 
 use super::Case;
-use super::support::{LIMIT, Probe, Store, World, per_store, plain_key};
+use super::support::{LIMIT, Probe, SHORT, Store, World, per_store, plain_key};
 
 /// For so long it asks to be left alone.
 const LATER: Duration = Duration::from_secs(100);
@@ -118,7 +118,7 @@ pub async fn k33_waiting_tells_of_letters_failures_and_slots_that_pass_on(case: 
         || async { list(&world, 2).await.iter().any(|entry| matches!(entry.state, RequestState::BackingOff(_))) };
     world.eventually("the other hook backs off", backs_off).await;
     let often = || WaitForHooks::all().hook("often");
-    match state.wait_for_hooks(often().limit(Duration::from_millis(100))).await {
+    match state.wait_for_hooks(often().limit(SHORT)).await {
         Err(WaitError::HooksTimedOut { unfinished, .. }) => assert!(unfinished.contains("often"), "{unfinished}"),
         other => panic!("{other:?}"),
     }
@@ -132,7 +132,7 @@ pub async fn k33_waiting_tells_of_letters_failures_and_slots_that_pass_on(case: 
         lease.reached().await;
         world.set(2, "amid", 1).await;
         let wait = often().key(key.as_str());
-        let waits = state.wait_for_hooks(wait.clone().limit(Duration::from_millis(100))).await;
+        let waits = state.wait_for_hooks(wait.clone().limit(SHORT)).await;
         assert!(matches!(waits, Err(WaitError::HooksTimedOut { .. })), "{waits:?}");
         drop(lease);
         assert!(state.wait_for_hooks(wait.limit(LIMIT)).await.unwrap().finished);

@@ -16,6 +16,9 @@ pub(crate) use world::World;
 /// How long a test waits for what is about to happen. Only a failure takes as long.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
+/// A limit that is to pass, though not before what has nothing to wait for is done.
+pub(crate) const SHORT: Duration = Duration::from_secs(1);
+
 /// The key of a store as a case names it, whether the case's variant makes its id awkward or not.
 pub(crate) fn plain_key(key: &str) -> &str {
     static SUFFIX: LazyLock<String> = LazyLock::new(|| key_of(&awkward("")));
