@@ -13,7 +13,7 @@
 //!
 //! | here | stands for, in `crates/state/src/` |
 //! |---|---|
-//! | `Commit` | `core/committer.rs` `Committer::commit`, `core/group.rs` `prepare`: change and request in one row |
+//! | `Commit` | `core/committer/mod.rs` `Committer::commit`, `core/group.rs` `prepare`: change and request in one row |
 //! | `TakeIn` | `cluster_hook/owner/requests.rs` `take_in_for`; `key_queue/requests.rs` `request`, `noticed`, `revive` |
 //! | `Reload` | `core/tail.rs` `reload`, `feed.rs` `start_again`; `owner/requests.rs` `take_in` of a `FeedItem::Snapshot` |
 //! | `Join`, `Heartbeat`, `EndLease` | `driver/leases.rs` `join`, `heartbeat`, `lives`; `owner/lease.rs` `heartbeat_answered` |
