@@ -13,13 +13,15 @@ use crate::revision::{Epoch, Revision};
 use crate::tree::{Node, Tree};
 
 /// The whole tree at one revision. Immutable, cheap to take, to clone and to hold; reading it does no I/O, and reading the
-/// newest one takes no lock. One from amid several that came together makes its tree when it is first read. It holds on to
+/// newest one again takes no lock. The first to read one that nobody has read may make its tree, which takes up to a
+/// millisecond or two; where snapshots are read all the time, the newest ones have it. It holds on to
 /// what it shows, so one that is kept for long keeps old values in memory.
 #[derive(Clone)]
 pub struct Snapshot(Arc<Inner>);
 
 /// Each transaction has a snapshot, and most are never read: of those that are committed or applied together only the last
-/// one's tree is made before it is shown. The others know what it is made of, and make it when it is first asked for.
+/// one's tree is made before it is shown, and that only where somebody reads (see `core/head_tree.rs`). The others know what
+/// it is made of, and make it when it is first asked for.
 ///
 /// Invariant: as long as there is no tree, there are the parts.
 pub(crate) struct Inner {
@@ -74,6 +76,11 @@ impl Snapshot {
 
     pub(crate) fn into_inner(self) -> Arc<Inner> {
         self.0
+    }
+
+    /// Whether its tree was made.
+    pub(crate) fn has_tree(&self) -> bool {
+        self.0.tree.get().is_some()
     }
 
     #[inline]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::Head;
 use super::behind::Behind;
+use super::head_tree::HeadTree;
 use crate::change::{Applied, AppliedAction, Change, Changes, Hooks, shared};
 use crate::cluster_hook::matcher::Matcher;
 use crate::document::Document;
@@ -27,7 +28,12 @@ pub(crate) struct Replay {
 impl Replay {
     /// From this snapshot on.
     pub(crate) fn from(at: Snapshot) -> Replay {
-        Replay { tree: at.tree().clone().into(), at }
+        Replay::on(at.tree().clone().into(), at)
+    }
+
+    /// From this snapshot on, whose tree is at hand.
+    pub(super) fn on(tree: WorkingTree, at: Snapshot) -> Replay {
+        Replay { tree, at }
     }
 
     /// Where it stands.
@@ -105,6 +111,7 @@ impl Loaded {
             matcher: Matcher::of(self.snapshot.tree()),
             unresolved: HashMap::new(),
             behind: self.behind,
+            tree: HeadTree::default(),
             snapshot: self.snapshot,
         }
     }

@@ -7,6 +7,7 @@ mod burden;
 mod closure_thread;
 mod committer;
 mod group;
+mod head_tree;
 mod record_indexes;
 mod seen;
 mod set_back;
@@ -30,6 +31,7 @@ pub(crate) use closure_thread::within_transaction;
 pub(crate) use submission::{Fenced, Submission};
 
 use self::behind::Behind;
+use self::head_tree::HeadTree;
 use self::set_back::SetBack;
 use crate::change::Applied;
 use crate::clock::Clock;
@@ -42,6 +44,7 @@ use crate::revision::{Epoch, Revision, SubmissionId};
 use crate::snapshot::{self, Snapshot};
 use crate::state::StateOptions;
 use crate::testing::points::Points;
+use crate::working_tree::WorkingTree;
 
 /// How many transactions a feed may fall behind before it rereads the log.
 const FEED_CAPACITY: usize = 1_024;
@@ -92,10 +95,18 @@ pub(crate) struct Core {
 /// The head of the log as this server has applied it.
 struct Head {
     snapshot: Snapshot,
+    tree: HeadTree,
     matcher: Arc<Matcher>,
     /// Submissions whose commit is unknown, and the revision once a row of theirs was applied.
     unresolved: HashMap<SubmissionId, Option<Revision>>,
     behind: Behind,
+}
+
+impl Head {
+    /// See [`HeadTree::take`].
+    fn take_tree(&mut self) -> WorkingTree {
+        self.tree.take(&self.snapshot)
+    }
 }
 
 impl Core {

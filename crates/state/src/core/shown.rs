@@ -14,29 +14,22 @@ use crate::driver::{DriverError, LogRow};
 use crate::feed::FeedEvent;
 use crate::revision::{Epoch, Revision};
 use crate::snapshot::Snapshot;
-use crate::working_tree::WorkingTree;
 
 /// Transactions that the head has, and that nobody has been shown yet: under the write lock there is something more urgent.
 /// Dropping it shows them.
 pub(super) struct Unshown<'core> {
     core: &'core Core,
     transactions: Vec<Arc<Applied>>,
-    /// The tree after them, where there are any.
-    tree: Option<WorkingTree>,
+}
+
+/// How many entities transactions change.
+pub(super) fn changes_of(transactions: &[Arc<Applied>]) -> usize {
+    transactions.iter().map(|applied| applied.changes.len()).sum()
 }
 
 impl Unshown<'_> {
-    /// The tree after them, to go on with, where there are any.
-    pub(super) fn take_tree(&mut self) -> Option<WorkingTree> {
-        self.tree.take()
-    }
-
     /// Shows them now.
     pub(super) fn show(&mut self) {
-        if let (Some(mut tree), Some(last)) = (self.tree.take(), self.transactions.last()) {
-            // Nobody goes on with it.
-            last.snapshot.complete(tree.whole().clone());
-        }
         self.core.show(&std::mem::take(&mut self.transactions));
     }
 }
@@ -50,22 +43,27 @@ impl Drop for Unshown<'_> {
 impl Core {
     /// Applies rows that follow the head (those that it has already are skipped) and shows them.
     pub(super) fn apply(&self, head: &mut Head, rows: &[Arc<LogRow>]) -> Result<Revision, DriverError> {
-        drop(self.follow(head, rows)?);
+        let brought = self.follow(head, rows)?;
+        head.tree.complete(&head.snapshot);
+        drop(brought);
         Ok(head.snapshot.revision())
     }
 
     /// Applies rows that follow the head, as [`Core::apply`]. The head must be held until they are shown.
     pub(super) fn follow(&self, head: &mut Head, rows: &[Arc<LogRow>]) -> Result<Unshown<'_>, DriverError> {
-        let mut replay = Replay::from(head.snapshot.clone());
-        let known = replay.revision();
+        let known = head.snapshot.revision();
+        let mut new = rows.iter().filter(|row| row.revision > known).peekable();
         let mut transactions = Vec::new();
-        for row in rows.iter().filter(|row| row.revision > known) {
-            expect_next(replay.revision(), row)?;
-            transactions.push(replay.row(row));
+        if new.peek().is_some() {
+            let mut replay = Replay::on(head.take_tree(), head.snapshot.clone());
+            for row in new {
+                expect_next(replay.revision(), row)?;
+                transactions.push(replay.row(row));
+            }
+            self.advance(head, &transactions);
+            head.tree.put(replay.into_tree(), &head.snapshot, changes_of(&transactions));
         }
-        self.advance(head, &transactions);
-        let tree = (!transactions.is_empty()).then(|| replay.into_tree());
-        Ok(Unshown { core: self, transactions, tree })
+        Ok(Unshown { core: self, transactions })
     }
 
     /// Moves the head on by transactions that follow it, and shows them.
@@ -94,8 +92,6 @@ impl Core {
     /// Shows transactions to everyone, in order. The caller holds the head, which has them.
     fn show(&self, transactions: &[Arc<Applied>]) {
         let Some(last) = transactions.last() else { return };
-        // It is sure to be read, and no reader is to wait for its tree.
-        last.snapshot.tree();
         self.published.store(last.snapshot.clone().into_inner());
         {
             let mut recent = self.recent.lock();

@@ -16,9 +16,10 @@ use setback::Setback;
 
 use super::closure_thread::ClosureThread;
 use super::group::{Group, Look, Outcome, Prepared, Ran, Standing, Terms};
-use super::shown::Unshown;
+use super::shown::{Unshown, changes_of};
 use super::submission::{Answer, Failure, Submission};
 use super::{Core, Head};
+use crate::change::Applied;
 use crate::driver::{Batch, CommitError, DriverError, Session};
 use crate::revision::Epoch;
 use crate::testing::points::{Pass, name as point};
@@ -89,6 +90,14 @@ pub(super) async fn run(core: Arc<Core>, queue: mpsc::Receiver<Submission>) {
                 }
             }
         }
+    }
+}
+
+/// Keeps the tree after what was committed last, if anything was.
+fn keep(head: &mut Head, tree: Option<WorkingTree>, last: Option<&Arc<Applied>>, changes: usize) {
+    let snapshot = last.map_or(&head.snapshot, |last| &last.snapshot).clone();
+    if let Some(tree) = tree {
+        head.tree.put(tree, &snapshot, changes);
     }
 }
 
@@ -219,7 +228,9 @@ impl Committer {
                 group.push_back(submission);
             }
         }
-        let (in_order, tree) = self.run_closures(&head, session.now(), group, brought).await;
+        let standing =
+            Standing { tree: Some(head.take_tree()), snapshot: head.snapshot.clone(), matcher: head.matcher.clone() };
+        let (in_order, tree) = self.run_closures(standing, session.now(), group, brought).await;
         ran.extend(in_order);
         self.commit(head, session, ran, tree).await
     }
@@ -279,17 +290,12 @@ impl Committer {
     /// the tree after them, unless it is to be made from the snapshot.
     async fn run_closures(
         &mut self,
-        head: &Head,
+        standing: Standing,
         now: crate::revision::Timestamp,
         queue: VecDeque<Submission>,
         mut brought: Unshown<'_>,
     ) -> (Vec<Ran>, Option<WorkingTree>) {
         let terms = || Terms { now, server: self.core.server.clone(), budget: self.core.options.transaction_budget };
-        let standing = Standing {
-            tree: Some(brought.take_tree().unwrap_or_else(|| head.snapshot.tree().clone().into())),
-            snapshot: head.snapshot.clone(),
-            matcher: head.matcher.clone(),
-        };
         let mut ran: Vec<Ran> = Vec::with_capacity(queue.len());
         let mut group = Group::new(terms(), standing, queue);
         loop {
@@ -347,7 +353,7 @@ impl Committer {
         mut head: MutexGuard<'_, Head>,
         session: Box<dyn Session>,
         mut ran: Vec<Ran>,
-        tree: Option<WorkingTree>,
+        mut tree: Option<WorkingTree>,
     ) -> Result<(), Setback> {
         let core = self.core.clone();
         let mut batch = Batch::default();
@@ -365,8 +371,10 @@ impl Committer {
                 batch.exceptions.extend(fenced.exceptions.iter().cloned());
             }
         }
+        let changes = changes_of(&transactions);
         if batch.rows.is_empty() && batch.receipts.is_empty() && batch.exceptions.is_empty() {
             drop(session);
+            keep(&mut head, tree, None, changes);
             drop(head);
             self.answer(ran);
             return Ok(());
@@ -381,7 +389,7 @@ impl Committer {
             let make_tree = async {
                 // Once the commit is on its way. It is not shown before it is durable, but it takes as long to be made.
                 tokio::task::yield_now().await;
-                if let (Some(mut tree), Some(last)) = (tree, transactions.last()) {
+                if let (Some(tree), Some(last), true) = (&mut tree, transactions.last(), head.tree.is_due(changes)) {
                     last.snapshot.complete(tree.whole().clone());
                 }
             };
@@ -402,6 +410,7 @@ impl Committer {
                 core.metrics.transactions.inc_by(size as u64);
                 core.metrics.group_size.observe(size as f64);
                 core.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
+                keep(&mut head, tree, transactions.last(), changes);
                 core.publish(&mut head, &transactions);
                 drop(head);
                 self.answer(ran);
