@@ -271,18 +271,25 @@ impl StoreTask {
         if self.in_trouble {
             self.shared.figures.stores_in_trouble.dec();
         }
-        self.stop().await;
+        let all_ended = self.stop().await;
+        let disk = self.shared.disk.clone();
         if self.let_go {
-            let disk = self.shared.disk.clone();
             let store = self.file.store.clone();
             let removed = tokio::task::spawn_blocking(move || disk.remove(&store)).await;
             if let Ok(Err(error)) = removed {
                 tracing::error!(store = %self.file.store, %error, "what was kept of a store that is gone could not be removed");
             }
+        } else if all_ended && self.unsaved && self.next_incarnation.is_none() {
+            // What came while an earlier state was being saved: the next life is to begin with it.
+            let file = self.file.clone();
+            if let Ok(Err(error)) = tokio::task::spawn_blocking(move || disk.save(&file)).await {
+                tracing::warn!(store = %self.file.store, %error, "what was heard last could not be saved; it will be heard again");
+            }
         }
     }
 
-    async fn stop(&mut self) {
+    /// Ends what is being done. Says whether all of it has ended.
+    async fn stop(&mut self) -> bool {
         for running in self.running.values() {
             running.cancelled.cancel();
         }
@@ -291,11 +298,12 @@ impl StoreTask {
         tokio::pin!(patience);
         loop {
             tokio::select! {
-                ended = self.jobs.join_next() => if ended.is_none() { return },
+                ended = self.jobs.join_next() => if ended.is_none() { return true },
                 () = &mut patience => break,
             }
         }
         self.jobs.shutdown().await;
+        false
     }
 
     fn now(&self) -> Timestamp {
