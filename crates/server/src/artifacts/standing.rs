@@ -85,8 +85,22 @@ pub(crate) struct MarkWatch {
 struct Checked {
     tree: Tree,
     standing: Standing,
-    /// Which look that was: one that began before it says nothing new.
+    /// The last look that has learned this: one that began before it says nothing new.
     look: u64,
+}
+
+impl Checked {
+    /// What is known after a look that ended now, if it says anything new. Pure.
+    fn next(&self, look: u64, tree: Tree, found: Found) -> Option<Self> {
+        if look < self.look {
+            return None;
+        }
+        let is_same_tree = self.tree == tree;
+        // One that has learned nothing does not stand against what an earlier one has seen.
+        let has_learned = !is_same_tree || !matches!(found, Found::Nothing(_));
+        let standing = self.standing.next(is_same_tree, found);
+        Some(Self { tree, standing, look: if has_learned { look } else { self.look } })
+    }
 }
 
 impl MarkWatch {
@@ -156,8 +170,9 @@ impl MarkWatch {
     }
 
     fn trouble(&self, snapshot: &Snapshot) -> Option<String> {
+        let tree = tree_of(snapshot);
         let checked = self.checked.lock();
-        if checked.tree != tree_of(snapshot) {
+        if checked.tree != tree {
             return Some(
                 "the state was replaced, and whether the store is that of what is there now is being looked at"
                     .to_owned(),
@@ -178,12 +193,9 @@ impl MarkWatch {
             Err(error) => Found::Nothing(error),
         };
         let mut checked = self.checked.lock();
-        if checked.look > look {
-            return;
-        }
-        let next = checked.standing.next(checked.tree == tree, found);
-        if checked.standing != next {
-            match next.trouble() {
+        let Some(next) = checked.next(look, tree, found) else { return };
+        if checked.standing != next.standing {
+            match next.standing.trouble() {
                 Some(why) => tracing::error!(
                     store = self.store.name(),
                     why,
@@ -192,8 +204,8 @@ impl MarkWatch {
                 None => tracing::info!(store = self.store.name(), "the artifact store is the installation's"),
             }
         }
-        self.matches.set(i64::from(next == Standing::Right));
-        *checked = Checked { tree, standing: next, look };
+        self.matches.set(i64::from(next.standing == Standing::Right));
+        *checked = next;
     }
 
     async fn found(&self, known: &SourceStore) -> Found {
@@ -233,5 +245,23 @@ mod tests {
         }
         assert_eq!(Standing::Right.trouble(), None);
         assert_eq!((wrong.trouble(), unknown.trouble()), (Some("w"), Some("u")));
+    }
+
+    #[test]
+    fn of_looks_that_cross_the_one_that_began_later_counts_if_it_has_learned_anything() {
+        let tree = || (Epoch(uuid::Uuid::nil()), None);
+        let begun = Checked { tree: tree(), standing: Standing::Right, look: 0 };
+        let (other, nothing) = (|| Found::Other("w".to_owned()), || Found::Nothing("u".to_owned()));
+        // The later one found the mark: what the earlier one has seen is over.
+        let later = begun.next(2, tree(), Found::Mark).unwrap();
+        assert!(later.next(1, tree(), other()).is_none());
+        // The later one had no answer: what the earlier one has seen counts.
+        let later = begun.next(2, tree(), nothing()).unwrap();
+        assert_eq!(later.next(1, tree(), other()).unwrap().standing, Standing::Wrong("w".to_owned()));
+        // It was about another tree: the earlier one says nothing about that.
+        let another = (Epoch(uuid::Uuid::from_u128(1)), None);
+        let later = begun.next(2, another, nothing()).unwrap();
+        assert_eq!(later.standing, Standing::Unknown("u".to_owned()));
+        assert!(later.next(1, tree(), Found::Mark).is_none());
     }
 }
