@@ -83,6 +83,19 @@ impl Snapshot {
         self.0.tree.get().is_some()
     }
 
+    /// How many snapshots its tree would be made of, besides the last one that has a tree.
+    #[cfg(test)]
+    pub(crate) fn parts_without_tree(&self) -> usize {
+        let mut count = 0;
+        let mut at = self.clone();
+        while !at.has_tree() {
+            let Some(Parts { before, .. }) = at.0.parts.lock().clone() else { break };
+            at = before;
+            count += 1;
+        }
+        count
+    }
+
     #[inline]
     pub(crate) fn tree(&self) -> &Tree {
         match self.0.tree.get() {

@@ -238,8 +238,9 @@ impl Definitions {
         layouts[..place].iter().map(move |layout| layout.slot_of(self.entity.number, key))
     }
 
-    /// No request at or below this revision is a slot's own, whatever its watermark says: one that nobody had before knows
-    /// only up to where the log was compacted.
+    /// No request at or below this revision is a slot's own, whatever its watermark says: that of a slot which nobody had
+    /// before only says up to where the log was compacted. Nor is an action on what was handed to the slot: whoever handed it
+    /// over had taken in every row up to here, and had it settled.
     pub(crate) fn begins(&self, slot: SlotId) -> Revision {
         self.layouts().iter().find(|layout| layout.contains(slot)).map_or(Revision::ZERO, |layout| layout.since)
     }

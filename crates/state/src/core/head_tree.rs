@@ -5,8 +5,8 @@
 //! read one makes its tree (see [`Snapshot`]). Whoever has read is likely to read again, and the next ones get theirs before
 //! they are shown.
 //!
-//! Invariants: the tree that is kept is that of the head's snapshot; a snapshot that is shown without a tree is made of a
-//! bounded number of changes, so that whoever reads it waits for a millisecond or two at most.
+//! Invariants: the tree that is kept is that of the head's snapshot; a snapshot that is shown without a tree is made of fewer
+//! than [`CHANGES_MAX`] changes, so that whoever reads it waits for a millisecond or two at most.
 
 use crate::snapshot::Snapshot;
 use crate::working_tree::WorkingTree;
@@ -47,11 +47,28 @@ impl HeadTree {
     }
 
     /// Keeps the tree of a snapshot that is the head's from now on, that many changes after the one before. It is not shown
-    /// yet.
-    pub(super) fn put(&mut self, tree: WorkingTree, snapshot: &Snapshot, changes: usize) {
+    /// yet, and gets its tree here if it has none and is made of too many changes.
+    pub(super) fn put(&mut self, mut tree: WorkingTree, before: &Snapshot, snapshot: &Snapshot, changes: usize) {
+        if changes > 0 {
+            if self.changes > 0 && before.has_tree() {
+                // It was read while this one came about.
+                self.changes = 0;
+                self.wanted = AFTER_A_READ;
+            }
+            self.changes += changes;
+            if self.changes >= CHANGES_MAX && !snapshot.has_tree() {
+                snapshot.complete(tree.whole().clone());
+            }
+            self.note(snapshot);
+        }
         self.kept = Some(tree);
-        self.changes += changes;
-        self.note(snapshot);
+    }
+
+    /// The same where the tree was lost: the snapshot's is made of its parts.
+    pub(super) fn put_lost(&mut self, snapshot: &Snapshot) {
+        snapshot.tree();
+        self.changes = 0;
+        self.kept = None;
     }
 
     /// Gives the head's snapshot, which is about to be shown, its tree if that is due.
@@ -76,6 +93,8 @@ impl HeadTree {
 mod tests {
     use std::sync::Arc;
 
+    use proptest::prelude::*;
+
     use super::*;
     use crate::change::Change;
     use crate::document::Document;
@@ -84,76 +103,141 @@ mod tests {
     use crate::revision::{Epoch, Revision};
     use crate::tree::Tree;
 
-    /// The head of a log, as a server goes through it.
+    /// What may become of a transaction, and of the snapshot after it.
+    #[derive(Debug, Clone, Copy)]
+    enum Step {
+        Committed,
+        /// It changes no entity.
+        CommittedWithout,
+        /// The thread that had the tree is left behind, and what had run before is committed.
+        Lost,
+        Failed,
+        /// Nothing was to be committed.
+        Nothing,
+        Read,
+    }
+
+    /// The head of a log, as a server goes through it, and a tree that is made at once.
     struct Head {
         tree: HeadTree,
         snapshot: Snapshot,
+        whole: Tree,
     }
 
     impl Head {
         fn new() -> Head {
             let snapshot = Snapshot::new(Tree::default(), Revision::ZERO, Epoch(uuid::Uuid::nil()));
-            Head { tree: HeadTree::default(), snapshot }
+            Head { tree: HeadTree::default(), snapshot, whole: Tree::default() }
         }
 
-        /// One transaction that changes one entity. Says whether its snapshot is shown with a tree.
-        fn change(&mut self) -> bool {
+        fn go(&mut self, step: Step) {
+            if let Step::Read = step {
+                self.snapshot.tree();
+                return;
+            }
+            let mut tree = self.tree.take(&self.snapshot);
+            if let Step::Nothing = step {
+                self.tree.put(tree, &self.snapshot, &self.snapshot, 0);
+                return;
+            }
             let revision = self.snapshot.revision().next();
             let path = Path::root().child("things", &(revision.0 % 5).to_string()).unwrap();
             let stored = StoredDocument { format: 1, json: revision.0.to_string().into() };
             let after = Document::stored_at(path.clone(), &stored, revision);
-            let mut tree = self.tree.take(&self.snapshot);
-            let before = tree.get(&path).map(|node| node.document.clone());
-            tree.insert(after.clone());
-            let change =
-                Change { path, revision, before, after: Some(after), sequence: 0, hooks: smallvec::SmallVec::new() };
-            self.snapshot = Snapshot::after(self.snapshot.clone(), Arc::from([change]), revision);
-            if self.tree.is_due(1) {
-                self.snapshot.complete(tree.whole().clone());
+            let change = Change {
+                path: path.clone(),
+                revision,
+                before: tree.get(&path).map(|node| node.document.clone()),
+                after: Some(after.clone()),
+                sequence: 0,
+                hooks: smallvec::SmallVec::new(),
+            };
+            let changes = if let Step::CommittedWithout = step { Vec::new() } else { vec![change] };
+            let next = Snapshot::after(self.snapshot.clone(), Arc::from(changes), revision);
+            if !matches!(step, Step::CommittedWithout) {
+                tree.insert(after.clone());
             }
-            self.tree.put(tree, &self.snapshot, 1);
-            self.snapshot.has_tree()
+            if self.tree.is_due(1) {
+                next.complete(tree.whole().clone());
+            }
+            match step {
+                Step::Failed => return,
+                Step::Lost => self.tree.put_lost(&next),
+                _ => self.tree.put(tree, &self.snapshot, &next, 1),
+            }
+            if !matches!(step, Step::CommittedWithout) {
+                self.whole.insert(after);
+            }
+            self.snapshot = next;
         }
 
-        fn newest(&self) -> u64 {
-            let newest = |path: &Path| self.snapshot.document(path).map(|document| document.json().parse().unwrap());
-            (0..5).filter_map(|id| newest(&Path::root().child("things", &id.to_string()).unwrap())).max().unwrap()
+        fn has_tree_after(&mut self, step: Step) -> bool {
+            self.go(step);
+            self.snapshot.has_tree()
+        }
+    }
+
+    proptest! {
+        /// Whatever becomes of transactions and whenever somebody reads, what is kept and what is read are what a tree that is
+        /// made at once is, and no snapshot is made of more changes than it may be.
+        #[test]
+        fn what_is_kept_is_the_tree_of_the_head(
+            steps in prop::collection::vec(
+                prop_oneof![
+                    6 => Just(Step::Committed),
+                    2 => Just(Step::CommittedWithout),
+                    1 => Just(Step::Lost),
+                    1 => Just(Step::Failed),
+                    1 => Just(Step::Nothing),
+                    1 => Just(Step::Read),
+                ],
+                0..60,
+            ),
+        ) {
+            let mut head = Head::new();
+            for step in steps {
+                head.go(step);
+                if let Some(mut kept) = head.tree.kept.clone() {
+                    prop_assert_eq!(kept.whole().diff(&head.whole).len(), 0);
+                }
+                prop_assert!(head.snapshot.has_tree() || head.snapshot.parts_without_tree() < CHANGES_MAX);
+            }
+            prop_assert_eq!(head.snapshot.tree().diff(&head.whole).len(), 0);
         }
     }
 
     #[test]
     fn where_nobody_reads_a_tree_is_made_once_in_a_while() {
-        let mut head = Head::new();
-        let made: Vec<bool> = (0..24).map(|_| head.change()).collect();
-        assert_eq!(made.iter().filter(|made| **made).count(), 3);
-        assert!(made[7] && made[15] && made[23]);
+        for step in [Step::Committed, Step::CommittedWithout] {
+            let mut head = Head::new();
+            let made: Vec<bool> = (0..24).map(|_| head.has_tree_after(step)).collect();
+            assert_eq!(made.iter().filter(|made| **made).count(), 3);
+            assert!(made[7] && made[15] && made[23]);
+        }
     }
 
     #[test]
     fn whoever_has_read_finds_the_next_trees_made() {
         let mut head = Head::new();
-        assert!(!head.change() && !head.change());
-        assert_eq!(head.newest(), 2);
-        for revision in 3..19 {
-            assert!(head.change(), "{revision}");
-            assert_eq!(head.newest(), revision);
+        assert!(!head.has_tree_after(Step::Committed));
+        head.go(Step::Read);
+        for _ in 0..AFTER_A_READ {
+            assert!(head.has_tree_after(Step::Committed));
         }
         // Left without, to learn whether anybody reads still.
-        assert!(!head.change());
-        assert_eq!(head.newest(), 19);
-        assert!(head.change());
-        assert_eq!(head.newest(), 20);
+        assert!(!head.has_tree_after(Step::Committed));
+        assert!(!head.has_tree_after(Step::Committed));
     }
 
     #[test]
-    fn a_tree_that_is_not_put_back_is_made_from_the_snapshot() {
+    fn who_reads_while_the_next_transaction_comes_about_is_noticed_too() {
         let mut head = Head::new();
-        for _ in 0..3 {
-            head.change();
-        }
-        // A commit that failed.
-        drop(head.tree.take(&head.snapshot));
-        head.change();
-        assert_eq!(head.newest(), 4);
+        head.go(Step::Committed);
+        let tree = head.tree.take(&head.snapshot);
+        head.snapshot.tree();
+        let next = Snapshot::after(head.snapshot.clone(), Arc::from([]), head.snapshot.revision().next());
+        head.tree.put(tree, &head.snapshot, &next, 1);
+        head.snapshot = next;
+        assert!(head.has_tree_after(Step::Committed));
     }
 }

@@ -22,9 +22,9 @@ pub(super) struct Unshown<'core> {
     transactions: Vec<Arc<Applied>>,
 }
 
-/// How many entities transactions change.
+/// How many changes a snapshot of these transactions is made of. One that changes no entity is a step on the way, too.
 pub(super) fn changes_of(transactions: &[Arc<Applied>]) -> usize {
-    transactions.iter().map(|applied| applied.changes.len()).sum()
+    transactions.iter().map(|applied| applied.changes.len().max(1)).sum()
 }
 
 impl Unshown<'_> {
@@ -60,8 +60,9 @@ impl Core {
                 expect_next(replay.revision(), row)?;
                 transactions.push(replay.row(row));
             }
+            let before = head.snapshot.clone();
             self.advance(head, &transactions);
-            head.tree.put(replay.into_tree(), &head.snapshot, changes_of(&transactions));
+            head.tree.put(replay.into_tree(), &before, &head.snapshot, changes_of(&transactions));
         }
         Ok(Unshown { core: self, transactions })
     }

@@ -65,10 +65,12 @@ impl Tally {
     /// A client that had ended by `moment` says that a push takes less than it did when it was measured, as it does once the
     /// regions have the data: later moments would all be too late.
     fn note(&mut self, client: &mut Child, moment: Duration, takes: &mut Duration) {
-        if client.try_wait().unwrap().is_none() {
-            self.hit += 1;
-        } else {
-            *takes = moment;
+        match client.try_wait().unwrap() {
+            None => self.hit += 1,
+            Some(status) => {
+                assert!(status.success(), "the push ended before it was disturbed: {status}");
+                *takes = moment;
+            }
         }
     }
 

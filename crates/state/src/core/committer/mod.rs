@@ -95,9 +95,11 @@ pub(super) async fn run(core: Arc<Core>, queue: mpsc::Receiver<Submission>) {
 
 /// Keeps the tree after what was committed last, if anything was.
 fn keep(head: &mut Head, tree: Option<WorkingTree>, last: Option<&Arc<Applied>>, changes: usize) {
-    let snapshot = last.map_or(&head.snapshot, |last| &last.snapshot).clone();
-    if let Some(tree) = tree {
-        head.tree.put(tree, &snapshot, changes);
+    let snapshot = last.map_or(&head.snapshot, |last| &last.snapshot);
+    match tree {
+        Some(tree) => head.tree.put(tree, &head.snapshot, snapshot, changes),
+        None if last.is_some() => head.tree.put_lost(snapshot),
+        None => {}
     }
 }
 

@@ -149,6 +149,7 @@ pub async fn k10_a_server_that_hears_nothing_cancels_its_runs_when_its_lease_end
     first.until("the run ends", |probe| probe.ended_of("a") == 1).await;
     assert_eq!(*cancelled.lock(), Some(true));
     world.set(2, "c", 1).await;
+    world.cluster.server(0).flush().await.unwrap();
     assert!(first.seen_of("c").is_empty(), "it starts nothing more");
     world.cluster.faults(0).lose_heartbeat_answers(false);
     drop(heartbeat);
