@@ -31,10 +31,8 @@ impl HeadTree {
     /// The tree of the head's snapshot, to be changed. If it is not put back, it is made from the snapshot next time.
     pub(super) fn take(&mut self, snapshot: &Snapshot) -> WorkingTree {
         let kept = self.kept.take();
-        if self.changes > 0 && snapshot.has_tree() {
+        if self.was_read(snapshot) {
             // Whoever has read it has made what would be made here once more.
-            self.changes = 0;
-            self.wanted = AFTER_A_READ;
             return snapshot.tree().clone().into();
         }
         kept.unwrap_or_else(|| snapshot.tree().clone().into())
@@ -50,11 +48,8 @@ impl HeadTree {
     /// yet, and gets its tree here if it has none and is made of too many changes.
     pub(super) fn put(&mut self, mut tree: WorkingTree, before: &Snapshot, snapshot: &Snapshot, changes: usize) {
         if changes > 0 {
-            if self.changes > 0 && before.has_tree() {
-                // It was read while this one came about.
-                self.changes = 0;
-                self.wanted = AFTER_A_READ;
-            }
+            // That may have been while this one came about, too.
+            self.was_read(before);
             self.changes += changes;
             if self.changes >= CHANGES_MAX && !snapshot.has_tree() {
                 snapshot.complete(tree.whole().clone());
@@ -68,7 +63,6 @@ impl HeadTree {
     pub(super) fn put_lost(&mut self, snapshot: &Snapshot) {
         snapshot.tree();
         self.changes = 0;
-        self.kept = None;
     }
 
     /// Gives the head's snapshot, which is about to be shown, its tree if that is due.
@@ -81,6 +75,17 @@ impl HeadTree {
         }
     }
 
+    /// Whether the head's snapshot was shown without a tree and has one by now, which is noticed once.
+    fn was_read(&mut self, head: &Snapshot) -> bool {
+        let was_read = self.changes > 0 && head.has_tree();
+        if was_read {
+            self.changes = 0;
+            self.wanted = AFTER_A_READ;
+        }
+        was_read
+    }
+
+    /// Counts from a snapshot that has got its tree here.
     fn note(&mut self, snapshot: &Snapshot) {
         if self.changes > 0 && snapshot.has_tree() {
             self.changes = 0;
