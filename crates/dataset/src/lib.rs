@@ -43,6 +43,7 @@
 //! | [`key`] | encodes keys, hashes them, reads them as people write them |
 //! | [`build`] | the second pass: sorts within a memory bound, writes parts and manifest |
 //! | [`artifact`] | artifacts in an object store: put, get, copy, verify, delete |
+//! | [`FolderLock`] | a folder that one process at a time works in |
 //! | [`location`] | where that store is, with whose credentials, and opening it |
 //! | [`index`] | a node's memory-mapped file for look-ups, its checks and its scrub |
 //! | [`diff`](mod@diff) | what is different between two inputs or artifacts |
@@ -74,6 +75,7 @@ pub mod build;
 pub mod diff;
 mod digest;
 mod exact_sum;
+mod folder_lock;
 pub mod index;
 pub mod infer;
 pub mod input;
@@ -87,6 +89,7 @@ mod sort;
 mod statistics;
 mod value;
 
+pub use folder_lock::{FolderLock, FolderLockError};
 pub use infer::{InferredSchema, infer_schema, infer_schema_against};
 pub use progress::{Cancel, OnProgress, Phase, Progress, quiet};
 pub use value::Malformed;

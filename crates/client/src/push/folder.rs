@@ -1,10 +1,12 @@
 //! The folder in which a push's artifact is built.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
+
+use tidegate_dataset::{FolderLock, FolderLockError};
 
 use crate::error::Error;
 
@@ -22,18 +24,7 @@ const LOCK: &str = "client.lock";
 #[derive(Debug)]
 pub(super) struct WorkFolder {
     path: PathBuf,
-    /// Held for the lock on it.
-    lock: File,
-}
-
-impl Drop for WorkFolder {
-    /// Closing the file would not do at once: a process that this one is just starting has it open, too, until it becomes
-    /// its program.
-    fn drop(&mut self) {
-        if let Err(error) = self.lock.unlock() {
-            tracing::debug!(%error, "the lock of a work folder goes when its file is closed");
-        }
-    }
+    _lock: FolderLock,
 }
 
 impl WorkFolder {
@@ -50,11 +41,10 @@ impl WorkFolder {
         for name in [name.clone(), format!("{name}.{}", std::process::id())] {
             let path = base.join(name);
             create_private(&path).map_err(|error| failed(&path, error))?;
-            let lock = File::create(path.join(LOCK)).map_err(|error| failed(&path, error))?;
-            match lock.try_lock() {
-                Ok(()) => return Ok(Self { path, lock }),
-                Err(TryLockError::WouldBlock) => {}
-                Err(TryLockError::Error(error)) => return Err(failed(&path, error)),
+            match FolderLock::take(&path, LOCK) {
+                Ok(lock) => return Ok(Self { path, _lock: lock }),
+                Err(FolderLockError::Held { .. }) => {}
+                Err(FolderLockError::Unusable { source, .. }) => return Err(failed(&path, source)),
             }
         }
         Err(Error::Local {

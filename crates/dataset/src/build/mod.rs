@@ -15,7 +15,6 @@
 mod options;
 mod partitions;
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use tidegate_api::manifest::{Field, GoldenKey, HASH_FUNCTION, MANIFEST_FORMAT, Manifest, Schema};
@@ -23,6 +22,7 @@ use tidegate_api::manifest::{Field, GoldenKey, HASH_FUNCTION, MANIFEST_FORMAT, M
 pub use options::BuildOptions;
 
 use crate::digest::{artifact_id, sha256};
+use crate::folder_lock::{FolderLock, FolderLockError};
 use crate::infer::infer_files;
 use crate::input::{InputError, InputFile, Place, discover, display};
 use crate::key::{KEY_BYTES_MAX, KeyCodec, KeyError, partition_of, shorten};
@@ -427,30 +427,10 @@ fn remove_folder(path: &Path) -> Result<(), BuildError> {
     }
 }
 
-/// A work folder that is held for one build; the system lets go when the process ends, however.
-struct WorkLock(File);
-
-impl Drop for WorkLock {
-    /// Closing the file would not do at once: a process that this one is just starting has it open, too, until it becomes
-    /// its program.
-    fn drop(&mut self) {
-        // What could not be unlocked goes when the file is closed.
-        let _ = self.0.unlock();
-    }
-}
-
 /// Holds the work folder for this build.
-fn lock(work: &Path) -> Result<WorkLock, BuildError> {
-    let path = work.join("lock");
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(|source| disk_error(&path, source))?;
-    match file.try_lock() {
-        Ok(()) => Ok(WorkLock(file)),
-        Err(std::fs::TryLockError::WouldBlock) => Err(BuildError::Busy { folder: display(work) }),
-        Err(std::fs::TryLockError::Error(source)) => Err(disk_error(&path, source)),
-    }
+fn lock(work: &Path) -> Result<FolderLock, BuildError> {
+    FolderLock::take(work, "lock").map_err(|error| match error {
+        FolderLockError::Held { path } => BuildError::Busy { folder: display(&path) },
+        FolderLockError::Unusable { path, source } => disk_error(&path, source),
+    })
 }

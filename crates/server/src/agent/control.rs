@@ -29,7 +29,7 @@ use super::{AgentApp, AgentStartError, LOCK_FILE, offline, secret};
 use crate::access::region::{RegionGate, Secret, region_guard};
 use crate::access::table::Process;
 use crate::config::ServerLimits;
-use crate::data_folder::{self, FolderError, write_private};
+use crate::data_folder::{self, FolderLockError, write_private};
 use crate::http::errors::{ApiError, ApiResult, NOTHING_CHANGED};
 use crate::http::extract::{Body, Path, Query};
 use crate::http::guard::{self, Hosts};
@@ -368,7 +368,7 @@ fn retry_on_disk(data: &FilePath, error: RemoteError) -> Result<(), ControlError
         RemoteError::Refused { status: 403 | 404, .. } | RemoteError::Unreachable { .. } => {
             match data_folder::take(data, LOCK_FILE) {
                 Ok(_) => Ok(()),
-                Err(FolderError::InUse { .. }) => Err(ControlError::Unreachable { why: error.to_string() }),
+                Err(FolderLockError::Held { .. }) => Err(ControlError::Unreachable { why: error.to_string() }),
                 Err(error) => Err(AgentStartError::from(error).into()),
             }
         }

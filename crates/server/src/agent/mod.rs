@@ -50,7 +50,7 @@ use crate::access::config::{Authentication, TlsSection};
 use crate::access::region::RegionGuard;
 use crate::access::{AccessMetrics, Door, Exposed, Exposure};
 use crate::config::check_region_name;
-use crate::data_folder::{self, FolderError, FolderLock};
+use crate::data_folder::{self, FolderLock, FolderLockError};
 use crate::http::guard::Room;
 use crate::http::metrics::HttpMetrics;
 use crate::http::serve::ConnectionMetrics;
@@ -199,11 +199,11 @@ pub enum AgentStartError {
     Region(#[from] HostError),
 }
 
-impl From<FolderError> for AgentStartError {
-    fn from(error: FolderError) -> Self {
+impl From<FolderLockError> for AgentStartError {
+    fn from(error: FolderLockError) -> Self {
         match error {
-            FolderError::InUse { path } => AgentStartError::DataInUse { path },
-            FolderError::Unusable { path, source } => AgentStartError::Data { path, source },
+            FolderLockError::Held { path } => AgentStartError::DataInUse { path },
+            FolderLockError::Unusable { path, source } => AgentStartError::Data { path, source },
         }
     }
 }

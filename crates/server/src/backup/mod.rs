@@ -102,12 +102,12 @@ pub enum BackupFailure {
     },
 }
 
-impl From<crate::data_folder::FolderError> for BackupFailure {
-    fn from(error: crate::data_folder::FolderError) -> Self {
-        use crate::data_folder::FolderError;
+impl From<crate::data_folder::FolderLockError> for BackupFailure {
+    fn from(error: crate::data_folder::FolderLockError) -> Self {
+        use crate::data_folder::FolderLockError;
         match error {
-            FolderError::InUse { path } => BackupFailure::InUse { path },
-            FolderError::Unusable { path, source } => BackupFailure::File { path, source },
+            FolderLockError::Held { path } => BackupFailure::InUse { path },
+            FolderLockError::Unusable { path, source } => BackupFailure::File { path, source },
         }
     }
 }

@@ -14,7 +14,7 @@ use tidegate_state::{DriverError, OpenError, RegisterError};
 
 use crate::access;
 use crate::config::ConfigError;
-use crate::data_folder::FolderError;
+use crate::data_folder::FolderLockError;
 use crate::http::tls::TlsError;
 
 /// Why a server did not start.
@@ -123,11 +123,11 @@ pub enum StartError {
     Prepare(String),
 }
 
-impl From<FolderError> for StartError {
-    fn from(error: FolderError) -> Self {
+impl From<FolderLockError> for StartError {
+    fn from(error: FolderLockError) -> Self {
         match error {
-            FolderError::InUse { path } => StartError::DataInUse { path },
-            FolderError::Unusable { path, source } => StartError::Data { path, source },
+            FolderLockError::Held { path } => StartError::DataInUse { path },
+            FolderLockError::Unusable { path, source } => StartError::Data { path, source },
         }
     }
 }
