@@ -15,6 +15,7 @@ use tidegate_lifecycle::{
     Answer, Context, Function, RegionStatus, Registry, StoreLifecycleHooks, StoreVersionLifecycleEventOutcome as Four,
 };
 use tidegate_state::Timestamp;
+use tidegate_state::testing::HeldPort;
 
 /// An application that answers as its path says, and counts who followed its redirect.
 struct Application {
@@ -112,17 +113,10 @@ async fn g14_2xx_is_healthy_and_everything_else_is_a_failed_check() {
     assert_eq!(check(&url, &[]).await.outcome, Four::Proceed);
 }
 
-/// An address that nobody listens on, and that nobody else gets as long as the socket is held.
-fn closed() -> (tokio::net::TcpSocket, String) {
-    let socket = tokio::net::TcpSocket::new_v4().unwrap();
-    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    let url = format!("http://{}/", socket.local_addr().unwrap());
-    (socket, url)
-}
-
 #[tokio::test]
 async fn g14_refused_is_a_failed_check_unless_it_has_a_budget_of_its_own() {
-    let (_held, url) = closed();
+    let nobody = HeldPort::new().unwrap();
+    let url = format!("http://127.0.0.1:{}/", nobody.number());
     let answer = check(&url, &[]).await;
     assert!(waits(&answer).contains("1 bad, 0 unreachable"), "{answer:?}");
     let answer = check(&url, &[("unreachable_max", "5")]).await;

@@ -20,8 +20,9 @@ use tidegate_rollout::region::{
 use tidegate_server::agent::{Agent, AgentHandle, AgentSetup, pin_version, pins, unpin};
 use tidegate_server::config::RegionSection;
 use tidegate_server::{Options, Server};
+use tidegate_state::testing::HeldPort;
 use tidegate_state::{Epoch, Revision};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use uuid::Uuid;
 
@@ -30,24 +31,8 @@ use crate::world::{LIMIT, World, options};
 /// A server on a port that it keeps, with region `a` of its own and region `b` for an agent.
 struct Plane {
     world: World,
-    port: Port,
-    nobody: Port,
-}
-
-/// A port that nothing listens on but who is told its number. It is bound as long as this is there, so that it is given to
-/// nobody else while who listens there is down.
-struct Port {
-    number: u16,
-    _bound: TcpSocket,
-}
-
-impl Port {
-    fn new() -> Self {
-        let bound = TcpSocket::new_v4().unwrap();
-        bound.set_reuseaddr(true).unwrap();
-        bound.bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-        Port { number: bound.local_addr().unwrap().port(), _bound: bound }
-    }
+    port: HeldPort,
+    nobody: HeldPort,
 }
 
 fn regions() -> Vec<RegionSection> {
@@ -61,10 +46,10 @@ fn settle(options: &mut Options, port: u16) {
 
 impl Plane {
     async fn start() -> Self {
-        let port = Port::new();
-        let world = World::start_with(|options| settle(options, port.number)).await;
+        let port = HeldPort::new().unwrap();
+        let world = World::start_with(|options| settle(options, port.number())).await;
         world.store().await;
-        Plane { world, port, nobody: Port::new() }
+        Plane { world, port, nobody: HeldPort::new().unwrap() }
     }
 
     async fn stop(&mut self) {
@@ -73,7 +58,7 @@ impl Plane {
 
     async fn start_again(&mut self) {
         let mut options = options(self.world.folder.path());
-        settle(&mut options, self.port.number);
+        settle(&mut options, self.port.number());
         self.world.server = Some(Server::start(options).await.unwrap());
     }
 
@@ -82,9 +67,9 @@ impl Plane {
     }
 
     fn setup(&self, name: &str) -> AgentSetup {
-        let address = format!("http://127.0.0.1:{}", self.port.number);
+        let address = format!("http://127.0.0.1:{}", self.port.number());
         // The first address is nobody's: the next one is tried.
-        let nobody = format!("http://127.0.0.1:{}", self.nobody.number);
+        let nobody = format!("http://127.0.0.1:{}", self.nobody.number());
         let mut setup = AgentSetup::new("b", vec![nobody, address], self.data(name));
         setup.listen = SocketAddr::from(([127, 0, 0, 1], 0));
         setup.name = Some(name.to_owned());
@@ -244,7 +229,7 @@ async fn c19_a_server_goes_on_without_a_region_that_an_agent_hosts_and_the_other
     plane.push("p1", "x").await;
     plane.stop().await;
     let mut options = options(plane.world.folder.path());
-    settle(&mut options, plane.port.number);
+    settle(&mut options, plane.port.number());
     options.config.regions = vec![RegionSection::new("a"), RegionSection::new("b")];
     plane.world.server = Some(Server::start(options).await.unwrap());
     // What is read there the agent answers; asked what it knows itself, it says who that is.
@@ -382,7 +367,7 @@ async fn artifacts_are_read_over_http_whole_and_in_ranges() {
     plane.push("p1", "x").await;
     let local = ArtifactStore::local(plane.data("data").join("artifacts")).unwrap();
     let id = local.list().await.unwrap()[0].clone();
-    let proxy = Proxy::start(plane.port.number).await;
+    let proxy = Proxy::start(plane.port.number()).await;
     let client = RemoteClient::new(RemoteOptions::new([proxy.url()], "test")).unwrap();
     let remote = ArtifactStore::new(Arc::new(RemoteArtifacts::new(client)));
     let digest = local.manifest(&id).await.unwrap().digest;
@@ -421,7 +406,7 @@ async fn artifacts_are_read_over_http_whole_and_in_ranges() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn c12_a_push_completes_though_every_connection_is_cut_again_and_again() {
     let plane = Plane::start().await;
-    let proxy = Proxy::start(plane.port.number).await;
+    let proxy = Proxy::start(plane.port.number()).await;
     let mut setup = plane.setup("agent-1");
     setup.control_planes = vec![proxy.url()];
     let agent = Agent::start(setup).await.unwrap();

@@ -60,10 +60,12 @@ pub mod history;
 pub mod linter;
 pub mod placement;
 pub mod points;
+mod port;
 pub mod postgres;
 pub mod proxy;
 mod steps;
 mod store;
 
 pub use cluster::{Cluster, ClusterBuilder, START};
+pub use port::HeldPort;
 pub use store::{StoreFactory, StoreKind, Tamper, TestStore};

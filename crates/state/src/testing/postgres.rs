@@ -6,7 +6,6 @@
 //! (`TIDEGATE_SKIP_LOG`).
 
 use std::io::Write;
-use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -16,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::HeldPort;
 use crate::driver::postgres::PostgresOptions;
 
 /// How long the server may take to start, or to stop once it has been made to.
@@ -57,14 +57,18 @@ pub struct PostgresServer {
     programs: PathBuf,
     user: Option<(u32, u32)>,
     folder: PathBuf,
-    port: u16,
+    port: HeldPort,
     supervisor: Mutex<Option<Child>>,
     schemas: AtomicU64,
 }
 
 impl std::fmt::Debug for PostgresServer {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("PostgresServer").field("folder", &self.folder).field("port", &self.port).finish()
+        formatter
+            .debug_struct("PostgresServer")
+            .field("folder", &self.folder)
+            .field("port", &self.port.number())
+            .finish()
     }
 }
 
@@ -113,28 +117,23 @@ impl PostgresServer {
         if let Some((uid, gid)) = user {
             std::os::unix::fs::chown(folder.path(), Some(uid), Some(gid)).map_err(|error| error.to_string())?;
         }
-        let mut server = PostgresServer {
+        let server = PostgresServer {
             programs,
             user,
-            port: 0,
+            port: HeldPort::new().map_err(|error| format!("no free port: {error}"))?,
             // The supervisor removes it.
             folder: folder.keep(),
             supervisor: Mutex::new(None),
             schemas: AtomicU64::new(0),
         };
         server.make_data()?;
-        let mut last = String::new();
-        // Between the choice of a free port and its use another process may take it.
-        for _ in 0..5 {
-            server.port = free_port()?;
-            server.configure(settings)?;
-            match server.run() {
-                Ok(()) => return Ok(server),
-                Err(error) => last = error,
+        match server.configure(settings).and_then(|()| server.run()) {
+            Ok(()) => Ok(server),
+            Err(error) => {
+                let _ = std::fs::remove_dir_all(&server.folder);
+                Err(error)
             }
         }
-        let _ = std::fs::remove_dir_all(&server.folder);
-        Err(last)
     }
 
     fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
@@ -168,28 +167,19 @@ impl PostgresServer {
              shared_buffers = '64MB'\nmax_wal_size = '4GB'\nlogging_collector = off\n\
              authentication_timeout = '2s'\n\
              log_line_prefix = '%m [%p] %a '\n",
-            self.port,
+            self.port.number(),
             self.folder.display()
         );
         std::fs::write(self.folder.join("data/postgresql.conf"), format!("{fixed}{}\n", settings.join("\n")))
             .map_err(|error| error.to_string())
     }
 
-    /// Starts the server again after [`PostgresServer::stop`]. Waits until it takes connections. Where somebody has its port
-    /// for the moment, it is tried again.
+    /// Starts the server again after [`PostgresServer::stop`]. Waits until it takes connections.
     ///
     /// # Errors
     /// The end of its log.
     pub fn resume(&self) -> Result<(), String> {
-        let until = Instant::now() + START_LIMIT;
-        loop {
-            match self.run() {
-                Err(error) if error.contains("Address already in use") && Instant::now() < until => {
-                    std::thread::sleep(POLL);
-                }
-                ended => return ended,
-            }
-        }
+        self.run()
     }
 
     fn run(&self) -> Result<(), String> {
@@ -252,7 +242,7 @@ impl PostgresServer {
     /// Its address over TCP.
     #[must_use]
     pub fn url(&self) -> String {
-        self.url_at(self.port)
+        self.url_at(self.port.number())
     }
 
     /// Its address as seen through another port of this machine: a proxy's.
@@ -264,13 +254,13 @@ impl PostgresServer {
     /// Its address by its socket.
     #[must_use]
     pub fn socket_url(&self) -> String {
-        format!("host={} port={} user={SUPERUSER} dbname=postgres", self.folder.display(), self.port)
+        format!("host={} port={} user={SUPERUSER} dbname=postgres", self.folder.display(), self.port.number())
     }
 
     /// The port that it listens on, on the loopback address.
     #[must_use]
     pub fn port(&self) -> u16 {
-        self.port
+        self.port.number()
     }
 
     /// Where its socket, its log and its data are.
@@ -325,11 +315,6 @@ fn end(supervisor: &mut Child, line: &[u8], limit: Duration) -> bool {
         std::thread::sleep(POLL);
     }
     true
-}
-
-fn free_port() -> Result<u16, String> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(|error| format!("no free port: {error}"))?;
-    Ok(listener.local_addr().map_err(|error| error.to_string())?.port())
 }
 
 /// The folder with `initdb` and `postgres` of the newest version.

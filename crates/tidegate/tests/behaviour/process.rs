@@ -1,14 +1,12 @@
 //! Starts the command as a process, on free ports and in folders that go with the test.
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tokio::net::TcpSocket;
+use tidegate_state::testing::HeldPort;
 
 /// How long anything that is waited for may take at the very most; a bound on failure, not a measurement.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
@@ -24,16 +22,9 @@ pub(crate) fn tidegate() -> Command {
     command
 }
 
-/// A port that nothing listens on. It stays bound, so that it is given to nobody else, also while who listens there is down;
-/// to listen there, or to be refused, nothing but its number is needed.
+/// A port that nothing listens on, and that is given to nobody else.
 pub(crate) fn free_port() -> u16 {
-    static BOUND: Mutex<Vec<TcpSocket>> = Mutex::new(Vec::new());
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.set_reuseaddr(true).unwrap();
-    socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-    let port = socket.local_addr().unwrap().port();
-    BOUND.lock().unwrap().push(socket);
-    port
+    HeldPort::new().unwrap().for_good()
 }
 
 /// Status and body of what is answered at a port; status 0 where nobody answers.

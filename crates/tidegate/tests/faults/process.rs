@@ -1,13 +1,12 @@
 //! One process of a run: `tidegate server`, `agent` or `node`, kept at one port, with its output in a file.
 
-use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+use tidegate_state::testing::HeldPort;
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::Instant;
 
@@ -29,17 +28,9 @@ pub(crate) fn tidegate() -> Command {
     command
 }
 
-/// A port that nothing listens on, below those that the system gives to connections: one that is kept while its process is
-/// down must not become the near end of a connection meanwhile.
+/// A port that nothing listens on, and that is given to nobody else while its process is down.
 pub(crate) fn free_port() -> u16 {
-    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
-    for _ in 0..1_000 {
-        let port = rand::random_range(20_000..32_000);
-        if GIVEN.lock().unwrap().insert(port) && std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
-    panic!("no port is free")
+    HeldPort::new().unwrap().for_good()
 }
 
 /// What is started, again and again, at the same port.
