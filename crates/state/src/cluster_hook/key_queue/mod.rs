@@ -294,6 +294,8 @@ pub(crate) struct SlotQueue<P> {
     /// What has gone to the next layout already, under a lease before this one. Not of this slot any more, whatever the log
     /// says.
     handed_over: HashSet<RequestId, FixedState>,
+    /// What finished requests were asked by, for the caller to let go of.
+    spent: Vec<P>,
     loading: bool,
 }
 
@@ -324,6 +326,7 @@ impl<P: Clone> SlotQueue<P> {
             barren: None,
             emptying: false,
             handed_over: HashSet::default(),
+            spent: Vec::new(),
             loading: true,
         }
     }
@@ -346,6 +349,12 @@ impl<P: Clone> SlotQueue<P> {
     /// Keys that could start now.
     pub(crate) fn ready(&self) -> usize {
         if self.is_partly_handed_over() { 0 } else { self.ready.len() }
+    }
+
+    /// What requests were asked by that have finished in [`SlotQueue::settled`] and [`SlotQueue::committed`] since the last
+    /// call.
+    pub(crate) fn take_spent(&mut self, into: &mut Vec<P>) {
+        into.append(&mut self.spent);
     }
 
     /// Requests in memory.

@@ -76,6 +76,7 @@ impl<P: Clone> SlotQueue<P> {
             let Some(entry) = self.key_mut(index).queue.pop_front() else { return };
             self.total -= usize::from(!entry.stored);
             self.close(entry.id);
+            self.spent.push(entry.cause);
         }
     }
 

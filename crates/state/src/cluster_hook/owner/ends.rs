@@ -21,7 +21,7 @@ use crate::transaction::{Transaction, TransactionError};
 
 impl Owner {
     /// A run has ended.
-    pub(super) fn run_ended(&mut self, ended: Ended) {
+    pub(super) fn run_ended(&mut self, ended: Ended, now: Timestamp) {
         let Ended { run, key, number, outcome, took } = ended;
         self.core.metrics.hooks.run_seconds.observe(took.as_secs_f64());
         let fence = run.fence;
@@ -55,12 +55,12 @@ impl Owner {
         let Some(queue) = slot.queue_mut() else { return };
         // What never began is nobody's failure, and has another turn; if an operator has cancelled it, it ends so.
         let Some(outcome) = outcome else {
-            self.end_run(id, key, number, RunEnd::Interrupted);
+            self.end_run(id, key, number, RunEnd::Interrupted, now);
             return;
         };
         if run.control.is_revoked() && self.drain.as_ref().is_some_and(|drain| drain.signalled) {
             // It was told to end at the drain's limit, so whatever it still says does not count, a failure neither.
-            self.end_run(id, key, number, RunEnd::Interrupted);
+            self.end_run(id, key, number, RunEnd::Interrupted, now);
             return;
         }
         let (writes, retry_at, end) = match outcome {
@@ -77,11 +77,10 @@ impl Owner {
             self.commit_writes(run, key, number, writes, covered, retry_at);
             return;
         }
-        self.end_run(id, key, number, end);
+        self.end_run(id, key, number, end, now);
     }
 
-    fn end_run(&mut self, id: SlotId, key: KeyIndex, run: u32, end: RunEnd) {
-        let now = self.core.clock.now();
+    fn end_run(&mut self, id: SlotId, key: KeyIndex, run: u32, end: RunEnd, now: Timestamp) {
         let jitter = rand::random_range(0.0..1.0);
         let Some(queue) = self.slots.get_mut(&id).and_then(super::Slot::queue_mut) else { return };
         let mut out = Vec::new();
@@ -189,21 +188,23 @@ impl Owner {
         let fence = slot.fence;
         match end {
             CommitEnd::Committed => {
-                let mut out = Vec::new();
+                let (mut out, mut spent) = (Vec::new(), Vec::new());
                 if let Some(queue) = slot.queue_mut() {
                     queue.committed(key, run, retry_at, &mut out);
+                    queue.take_spent(&mut spent);
                 }
                 self.obey_queue(id, out);
+                self.let_go(spent);
             }
             CommitEnd::Rejected(error) => {
                 if let Some(hook) = self.hooks.get(&id.hook) {
                     let label = crate::cluster_hook::metrics::label(&hook.declared.name);
                     self.core.metrics.hooks.failures.get_or_create(&label).inc();
                 }
-                self.end_run(id, key, run, RunEnd::Failed(bounded(error)));
+                self.end_run(id, key, run, RunEnd::Failed(bounded(error)), self.core.clock.now());
             }
             CommitEnd::Fenced => self.token_is_void(fence, "a run's completion with writes"),
-            CommitEnd::Closed => self.end_run(id, key, run, RunEnd::Interrupted),
+            CommitEnd::Closed => self.end_run(id, key, run, RunEnd::Interrupted, self.core.clock.now()),
         }
     }
 }

@@ -145,6 +145,7 @@ impl Owner {
             }
         }
         debug_assert!(ignored.is_empty(), "a slot that is being loaded stores nothing");
+        self.let_go(pending.rows);
         if pending.read_to >= pending.head {
             self.loads.remove(&id);
             for (fence, _) in slots {

@@ -88,8 +88,8 @@ enum Next {
 }
 
 impl Settlements {
-    fn push(&mut self, item: (Settle, Tag), awaited: bool, now: Instant) {
-        self.due = self.due.or(Some(now + COMPANY));
+    fn push(&mut self, item: (Settle, Tag), awaited: bool, now: impl FnOnce() -> Instant) {
+        self.due = self.due.or_else(|| Some(now() + COMPANY));
         self.awaited |= awaited;
         self.unstored += 1;
         self.items.push(item);
@@ -181,7 +181,7 @@ impl Owner {
         }
         let awaited = slot.stopping.is_some() || slot.queue().is_some_and(|queue| queue.awaits(ticket));
         let settle = stored_form(fence, item);
-        self.settlements.push((settle, Tag { fence, kind: TagKind::Queue(ticket) }), awaited, Instant::now());
+        self.settlements.push((settle, Tag { fence, kind: TagKind::Queue(ticket) }), awaited, Instant::now);
     }
 
     /// What is left in a slot of an old layout goes to the slots of the next one.
@@ -189,13 +189,13 @@ impl Owner {
         let Some(slot) = self.slots.get_mut(&id) else { return };
         let fence = slot.fence;
         slot.outstanding += items.len();
-        let (tag, now) = (Tag { fence, kind: TagKind::Handed }, Instant::now());
+        let tag = Tag { fence, kind: TagKind::Handed };
         for (next, item) in items {
             let mut settle = stored_form(fence, item);
             if let Settle::Exception { exception, .. } = &mut settle {
                 exception.slot = next;
             }
-            self.settlements.push((settle, tag), true, now);
+            self.settlements.push((settle, tag), true, Instant::now);
         }
     }
 
@@ -251,7 +251,7 @@ impl Owner {
             }
             return;
         };
-        let mut out = Vec::new();
+        let (mut out, mut spent) = (Vec::new(), Vec::new());
         for (tag, result) in tags.into_iter().zip(results) {
             let id = tag.fence.slot;
             let Some(slot) = self.slots.get_mut(&id).filter(|slot| slot.fence == tag.fence) else { continue };
@@ -260,6 +260,7 @@ impl Owner {
                 Settled::Durable => {
                     if let (TagKind::Queue(ticket), Some(queue)) = (tag.kind, slot.queue_mut()) {
                         queue.settled(ticket, &mut out);
+                        queue.take_spent(&mut spent);
                         if !out.is_empty() {
                             let commands = std::mem::take(&mut out);
                             self.obey_queue(id, commands);
@@ -269,6 +270,7 @@ impl Owner {
                 Settled::Refused => self.token_is_void(tag.fence, "a settlement"),
             }
         }
+        self.let_go(spent);
     }
 
     /// The store refused something under a token: the slot is not this server's any more.

@@ -47,7 +47,7 @@ fn settlements(keys: &[(&str, usize)]) -> Settlements {
 /// They come at this time, and nothing waits for them.
 fn come(settlements: &mut Settlements, keys: &[(&str, usize)], now: Instant) {
     for item in receipts(keys) {
-        settlements.push(item, false, now);
+        settlements.push(item, false, || now);
     }
 }
 
@@ -128,7 +128,7 @@ fn k31_where_runs_end_thick_and_fast_receipts_get_company_unless_something_waits
     // When something waits for one of them, or there are many, they do not wait.
     let mut awaited = thick(now);
     come(&mut awaited, &[("b", 1)], now);
-    awaited.push(receipts(&[("c", 1)]).remove(0), true, now);
+    awaited.push(receipts(&[("c", 1)]).remove(0), true, || now);
     assert_eq!(next_size(&mut awaited, now), Some(2));
     let mut full = thick(now);
     come(&mut full, &[("b", FULL)], now);
