@@ -131,6 +131,23 @@ impl Document {
         Ok(Document(Arc::new(Inner { path, format, written_at, json, decoded: OnceLock::from(decoded) })))
     }
 
+    /// The same, written by the transaction of this revision.
+    pub(crate) fn written(mut self, written_at: Revision) -> Document {
+        if let Some(inner) = Arc::get_mut(&mut self.0) {
+            inner.written_at = written_at;
+            return self;
+        }
+        let Inner { path, decoded, json, format, .. } = &*self.0;
+        let decoded = match decoded.get() {
+            Some(Decoded { value, exact, .. }) => {
+                OnceLock::from(Decoded { value: value.clone(), next: OnceLock::new(), exact: *exact })
+            }
+            None => OnceLock::new(),
+        };
+        let (path, json) = (path.clone(), json.clone());
+        Document(Arc::new(Inner { path, decoded, json, written_at, format: *format }))
+    }
+
     /// The text with the fields that `E` does not know, or none if there are no such fields.
     fn carry_over<E: Entity>(&self, known: &str) -> Option<Arc<str>> {
         let decoded = self.decoded::<E>();

@@ -132,9 +132,10 @@
 //!
 //! The tree is in every server's memory: about a million small entities, a few GiB. One committer at a time in the whole
 //! cluster: thousands to tens of thousands of transactions a second, depending on the disk's flush and on how many wait
-//! together. A closure runs under the cluster's lock, so it has a time budget (250 ms by default; aim at microseconds). A
-//! document has at most 8 MiB, a record 32 MiB, a transaction 64 MiB and 100 000 changes, attributes 64 KiB, an id 256
-//! bytes, a path [`DEPTH_MAX`] levels and [`PATH_BYTES_MAX`] bytes, an entry in an index of records [`INDEX_KEY_BYTES_MAX`].
+//! together. A closure runs under the cluster's lock, or ahead of it while another server has it ([`RunAhead`]), so it has a
+//! time budget (250 ms by default; aim at microseconds). A document has at most 8 MiB, a record 32 MiB, a transaction 64 MiB
+//! and 100 000 changes, attributes 64 KiB, an id 256 bytes, a path [`DEPTH_MAX`] levels and [`PATH_BYTES_MAX`] bytes, an entry
+//! in an index of records [`INDEX_KEY_BYTES_MAX`].
 //!
 //! # When something else is the better choice
 //!
@@ -190,5 +191,5 @@ pub use record::{
 pub use record_search::{PAGE_MAX, RecordPageOf, RecordSearch, Stored};
 pub use revision::{Attributes, Epoch, Revision, SubmissionId, Timestamp};
 pub use snapshot::Snapshot;
-pub use state::{Committed, Initialise, State, StateOptions, TransactionBuilder};
+pub use state::{Committed, Initialise, RunAhead, State, StateOptions, TransactionBuilder};
 pub use transaction::{Listing, Touched, Transaction, TransactionError};

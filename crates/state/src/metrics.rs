@@ -79,6 +79,8 @@ pub struct StateMetrics {
     pub(crate) commit_seconds: Histogram,
     pub(crate) unknown_commits: Counter,
     pub(crate) closures_over_budget: Counter,
+    pub(crate) closures_ahead: Counter,
+    pub(crate) closures_ahead_in_vain: Counter,
     pub(crate) applied_revision: Gauge,
     pub(crate) tail_lag: Gauge,
     pub(crate) tail_errors: Counter,
@@ -105,6 +107,8 @@ impl StateMetrics {
             commit_seconds: Histogram::new(exponential_buckets(0.000_1, 2.0, 16)),
             unknown_commits: Counter::default(),
             closures_over_budget: Counter::default(),
+            closures_ahead: Counter::default(),
+            closures_ahead_in_vain: Counter::default(),
             applied_revision: Gauge::default(),
             tail_lag: Gauge::default(),
             tail_errors: Counter::default(),
@@ -135,6 +139,16 @@ impl StateMetrics {
             "closures_over_budget",
             "Transactions given up since their closure ran too long",
             self.closures_over_budget.clone(),
+        );
+        registry.register(
+            "closures_ahead",
+            "Transactions whose closure ran while another server had the write lock",
+            self.closures_ahead.clone(),
+        );
+        registry.register(
+            "closures_ahead_in_vain",
+            "Of these, transactions whose closure had to run again at the head",
+            self.closures_ahead_in_vain.clone(),
         );
         registry.register("applied_revision", "Revision that this server has applied", self.applied_revision.clone());
         registry.register("tail_lag", "Revisions that the log was ahead when last read", self.tail_lag.clone());
@@ -185,6 +199,13 @@ impl StateMetrics {
     #[must_use]
     pub fn closures_over_budget(&self) -> u64 {
         self.closures_over_budget.get()
+    }
+
+    /// How many transactions' closures ran while another server had the write lock, and how many of them had to run again at
+    /// the head.
+    #[must_use]
+    pub fn closures_ahead(&self) -> (u64, u64) {
+        (self.closures_ahead.get(), self.closures_ahead_in_vain.get())
     }
 
     /// Whether an index of a kind of records was being built when last looked at.

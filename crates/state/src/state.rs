@@ -28,6 +28,18 @@ use crate::transaction::{Transaction, TransactionError};
 /// Writes the initial state of an empty store, in one transaction.
 pub type Initialise = fn(&mut Transaction) -> Result<(), TransactionError>;
 
+/// When closures run ahead of the write lock, on what this server knows. What they come to counts only if all that they have read
+/// is the same at the head; else they run again there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunAhead {
+    /// Where the lock has to be waited for, since other servers write, too.
+    WhereTheLockIsWaitedFor,
+    /// Always; the lock is asked for after that. For tests.
+    Always,
+    /// Never.
+    Never,
+}
+
 /// How a state behaves. The defaults suit a server; tests shorten the times.
 #[derive(Clone)]
 pub struct StateOptions {
@@ -64,6 +76,8 @@ pub struct StateOptions {
     /// The file in which this server keeps how far it has seen the log, so that it notices after a restart, too, that the
     /// store was put back to a lower head. One file for one server; it is made where there is none. None: it forgets.
     pub seen: Option<PathBuf>,
+    /// When closures run ahead of the write lock.
+    pub run_ahead: RunAhead,
     /// Named test points; none outside tests.
     pub points: Points,
     /// Slots of cluster hooks that a test wants at certain servers; none outside tests.
@@ -94,6 +108,7 @@ impl StateOptions {
             drain_limit: Duration::from_secs(30),
             hook_requests_in_memory: 250_000,
             seen: None,
+            run_ahead: RunAhead::WhereTheLockIsWaitedFor,
             points: Points::none(),
             placement: Placement::none(),
             recorder: Recorder::none(),
@@ -227,6 +242,8 @@ impl State {
 
     /// Runs a closure at the head of the log and commits what it wrote, all or nothing. The closure is synchronous, may
     /// run more than once (only its last run counts), and holds everyone up while it runs: slow work belongs before it.
+    /// Where other servers write, too, it may run on an earlier state first ([`RunAhead`]); that counts only if the head would
+    /// have told it the same. So what it does may depend on the transaction, and on what it has captured and does not change.
     ///
     /// Dropping the future leaves the transaction wholly applied or without a trace.
     ///

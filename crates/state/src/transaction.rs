@@ -3,6 +3,7 @@
 //! Invariants: nothing outside sees any of it before it is committed; for each path that it touched, the log gets one
 //! change from first before to last after, or none where these are the same.
 
+mod ahead;
 mod so_far;
 
 use std::collections::HashMap;
@@ -21,6 +22,8 @@ use crate::snapshot::unreadable;
 use crate::tree::{CarriedHash, Node, compare_paths, compare_paths_children_first};
 use crate::working_tree::WorkingTree;
 
+use ahead::Ahead;
+pub(crate) use ahead::Draft;
 pub use so_far::Touched;
 
 /// The JSON text of all documents and records of one transaction, in bytes.
@@ -133,6 +136,8 @@ pub struct Transaction {
     bytes: usize,
     started: Instant,
     budget: Duration,
+    /// Where it runs ahead of the write lock, what it depends on.
+    ahead: Option<Ahead>,
 }
 
 /// Entities with what names them, in order.
@@ -177,18 +182,21 @@ impl Transaction {
             bytes: 0,
             started: Instant::now(),
             budget,
+            ahead: None,
         }
     }
 
     /// The time of the commit by the driver's clock.
     #[must_use]
     pub fn now(&self) -> Timestamp {
+        self.depends_on_head();
         self.now
     }
 
     /// The revision that this transaction takes if it changes anything.
     #[must_use]
     pub fn revision(&self) -> Revision {
+        self.depends_on_head();
         self.revision
     }
 
@@ -201,7 +209,7 @@ impl Transaction {
     /// Whether there is an entity under this path, readable or not.
     #[must_use]
     pub fn contains(&self, path: &Path) -> bool {
-        self.tree.contains(path)
+        self.exists(path)
     }
 
     /// The entity, if it exists.
@@ -222,7 +230,7 @@ impl Transaction {
     }
 
     fn read<E: Entity>(&self, path: &Path) -> Result<Option<Arc<E>>, TransactionError> {
-        let Some(node) = self.tree.get(path) else { return Ok(None) };
+        let Some(node) = self.look(path) else { return Ok(None) };
         node.document.get_arc().map(Some).map_err(|reason| TransactionError::Read(unreadable(path, &reason)))
     }
 
@@ -251,11 +259,13 @@ impl Transaction {
     /// As [`Transaction::get`].
     pub fn all<E: Entity>(&self) -> Result<Listing<E>, TransactionError> {
         self.check_budget()?;
+        self.depends_on_head();
         self.tree.along(&<E as Parent>::levels()).iter().map(|path| self.read_listed(path)).collect()
     }
 
     fn listed<E: Entity>(&self, parent: &Path) -> Result<Listing<E>, TransactionError> {
         self.check_budget()?;
+        self.depends_on_head();
         self.tree.children_typed(parent, E::COLLECTION, E::Id::NUMERIC).map(|path| self.read_listed(path)).collect()
     }
 
@@ -275,7 +285,7 @@ impl Transaction {
         self.check_budget()?;
         let path = entity.path();
         self.require_ancestors(path)?;
-        let current = self.tree.get(path);
+        let current = self.look(path);
         if current.is_some_and(|node| node.document.get::<E>().is_ok_and(|there| *there == value)) {
             return Ok(());
         }
@@ -306,7 +316,7 @@ impl Transaction {
     /// # Errors
     /// [`TransactionError::AlreadyExists`], or as [`Transaction::put`].
     pub fn create<E: Entity>(&mut self, entity: &Ref<E>, value: E) -> Result<(), TransactionError> {
-        if self.tree.contains(entity.path()) {
+        if self.exists(entity.path()) {
             return Err(TransactionError::AlreadyExists { path: entity.path().clone() });
         }
         self.put(entity, value)
@@ -336,9 +346,11 @@ impl Transaction {
     /// As [`Transaction::delete`].
     pub fn delete_path(&mut self, path: &Path) -> Result<bool, TransactionError> {
         self.check_budget()?;
-        if !self.tree.contains(path) {
+        if !self.exists(path) {
             return Ok(false);
         }
+        // Of what is below it, and below that.
+        self.depends_on_head();
         for path in self.tree.subtree(path).iter().rev() {
             self.touch(path)?;
             self.tree.remove(path);
@@ -353,7 +365,7 @@ impl Transaction {
     pub fn expect<E: Entity>(&mut self, entity: &Ref<E>, expected: Option<&E>) -> Result<(), TransactionError> {
         self.check_budget()?;
         let path = entity.path();
-        let found = self.tree.get(path).map(|node| &node.document);
+        let found = self.look(path).map(|node| &node.document);
         let holds = match (expected, found) {
             (None, None) => true,
             (Some(expected), Some(found)) => found.get::<E>().is_ok_and(|found| found == expected),
@@ -404,6 +416,7 @@ impl Transaction {
     }
 
     fn record_row<R: Record>(&mut self, id: RecordId, record: &R, closed: bool) -> Result<RecordRow, TransactionError> {
+        self.depends_on_head();
         self.check_budget()?;
         let json = encode_json(record).map_err(|error| encode_error(format!("a record of kind {}", R::KIND), error))?;
         if json.len() > RECORD_BYTES_MAX {
@@ -428,16 +441,19 @@ impl Transaction {
 
     /// Asks for a run of a hook for an entity that exists.
     pub(crate) fn request_existing(&mut self, path: Path, hook: HookNumber) {
+        self.depends_on_head();
         self.entries.push(LogEntry::Existing { path, hook });
     }
 
     /// Acts on a request.
     pub(crate) fn act(&mut self, request: RequestId, action: RequestAction) {
+        self.depends_on_head();
         self.entries.push(LogEntry::Action { request, action });
     }
 
     /// The tree as this transaction sees it.
     pub(crate) fn tree(&self) -> &WorkingTree {
+        self.depends_on_head();
         &self.tree
     }
 
@@ -455,7 +471,7 @@ impl Transaction {
         let mut above = path.parent();
         // The tree holds no orphans, so the search ends at the first ancestor that is there.
         while let Some(ancestor) = above {
-            if ancestor.depth() == 0 || self.tree.contains(&ancestor) {
+            if ancestor.depth() == 0 || self.exists(&ancestor) {
                 break;
             }
             above = ancestor.parent();

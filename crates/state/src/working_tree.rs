@@ -8,6 +8,7 @@
 
 use std::collections::HashSet;
 use std::hash::BuildHasherDefault;
+use std::sync::Arc;
 
 use crate::document::Document;
 use crate::path::Path;
@@ -16,22 +17,34 @@ use crate::tree::{CarriedHash, Children, Node, Tree};
 /// How many entities are kept beside the tree: what it takes to make the tree of them holds up nobody for long.
 const BESIDE_MAX: usize = if cfg!(test) { 3 } else { 1_024 };
 
+type Replaced = HashSet<Node, BuildHasherDefault<CarriedHash>>;
+
 /// See the module's text.
 #[derive(Clone)]
 pub(crate) struct WorkingTree {
     tree: Tree,
-    replaced: HashSet<Node, BuildHasherDefault<CarriedHash>>,
+    replaced: Arc<Replaced>,
+    /// What stood beside the tree that this one began as. What is replaced here hides what is replaced there.
+    beneath: Option<Arc<Replaced>>,
 }
 
 impl From<Tree> for WorkingTree {
     fn from(tree: Tree) -> WorkingTree {
-        WorkingTree { tree, replaced: HashSet::default() }
+        WorkingTree { tree, replaced: Arc::default(), beneath: None }
     }
 }
 
 impl WorkingTree {
+    /// One of its own that begins as this one, in constant time. As long as it is there, this one copies what they share before
+    /// it changes it.
+    pub(crate) fn fork(&mut self) -> WorkingTree {
+        self.own();
+        WorkingTree { tree: self.tree.clone(), replaced: Arc::default(), beneath: Some(self.replaced.clone()) }
+    }
+
     pub(crate) fn get(&self, path: &Path) -> Option<&Node> {
-        self.replaced.get(path).or_else(|| self.tree.get(path))
+        let beneath = || self.beneath.as_ref().and_then(|beneath| beneath.get(path));
+        self.replaced.get(path).or_else(beneath).or_else(|| self.tree.get(path))
     }
 
     pub(crate) fn contains(&self, path: &Path) -> bool {
@@ -40,17 +53,37 @@ impl WorkingTree {
 
     /// Sets a node; its parent is the caller's concern.
     pub(crate) fn insert(&mut self, document: Document) {
-        let has_room = self.replaced.len() < BESIDE_MAX || self.replaced.contains(document.path());
-        if has_room && self.tree.contains(document.path()) {
-            self.replaced.replace(Node::new(document));
-        } else {
-            self.tree.insert(document);
+        if self.tree.contains(document.path()) {
+            if self.replaced.len() < BESIDE_MAX || self.replaced.contains(document.path()) {
+                Arc::make_mut(&mut self.replaced).replace(Node::new(document));
+                return;
+            }
+            if self.beneath.is_some() {
+                self.own();
+                Arc::make_mut(&mut self.replaced).remove(document.path());
+            }
+        }
+        self.tree.insert(document);
+    }
+
+    /// Takes in what is beneath.
+    fn own(&mut self) {
+        let Some(beneath) = self.beneath.take() else { return };
+        if self.replaced.is_empty() {
+            self.replaced = beneath;
+            return;
+        }
+        for node in beneath.iter() {
+            if !self.replaced.contains(node) {
+                Arc::make_mut(&mut self.replaced).insert(node.clone());
+            }
         }
     }
 
     /// Removes one node, not what is below it.
     pub(crate) fn remove(&mut self, path: &Path) -> Option<Node> {
-        let replaced = self.replaced.take(path);
+        self.own();
+        let replaced = if self.replaced.is_empty() { None } else { Arc::make_mut(&mut self.replaced).take(path) };
         let removed = self.tree.remove(path)?;
         Some(replaced.unwrap_or(removed))
     }
@@ -72,8 +105,18 @@ impl WorkingTree {
 
     /// The tree with everything in it.
     pub(crate) fn whole(&mut self) -> &Tree {
-        for node in self.replaced.drain() {
-            self.tree.insert(node.document);
+        self.own();
+        match Arc::get_mut(&mut self.replaced) {
+            Some(replaced) => {
+                for node in replaced.drain() {
+                    self.tree.insert(node.document);
+                }
+            }
+            None => {
+                for node in std::mem::take(&mut self.replaced).iter() {
+                    self.tree.insert(node.document.clone());
+                }
+            }
         }
         &self.tree
     }
@@ -97,10 +140,11 @@ mod tests {
         /// Whatever is put and removed, and whenever the whole tree is asked for, it is as if there were the tree alone.
         #[test]
         fn a_working_tree_is_as_a_tree(
-            steps in prop::collection::vec((0_u8..6, any::<u8>(), 0_u8..4), 0..60),
+            steps in prop::collection::vec((0_u8..6, any::<u8>(), 0_u8..7), 0..60),
         ) {
             let mut tree = Tree::default();
             let mut working = WorkingTree::from(Tree::default());
+            let mut left: Vec<(Tree, WorkingTree)> = Vec::new();
             for (id, text, step) in steps {
                 let document = document(id, text);
                 let path = document.path().clone();
@@ -116,7 +160,18 @@ mod tests {
                             expected.map(|node| node.document.json().to_owned())
                         );
                     }
-                    _ => prop_assert_eq!(working.whole().diff(&tree).len(), 0),
+                    3 => prop_assert_eq!(working.whole().diff(&tree).len(), 0),
+                    // Goes on with a fork, and leaves the other one as it is; or comes back to it.
+                    4 => {
+                        let fork = working.fork();
+                        left.push((tree.clone(), std::mem::replace(&mut working, fork)));
+                    }
+                    5 => left.push((tree.clone(), working.fork())),
+                    _ => {
+                        if let Some(last) = left.pop() {
+                            (tree, working) = last;
+                        }
+                    }
                 }
                 for id in 0..6 {
                     let path = self::document(id, 0).path().clone();
@@ -126,8 +181,11 @@ mod tests {
                 }
                 prop_assert_eq!(working.subtree(&Path::root()), tree.subtree(&Path::root()));
             }
-            prop_assert_eq!(working.whole().diff(&tree).len(), 0);
-            prop_assert_eq!(working.whole().len(), tree.len());
+            left.push((tree, working));
+            for (tree, mut working) in left {
+                prop_assert_eq!(working.whole().diff(&tree).len(), 0);
+                prop_assert_eq!(working.whole().len(), tree.len());
+            }
         }
     }
 }

@@ -6,7 +6,16 @@
 use std::cell::Cell;
 use std::sync::{Arc, mpsc};
 
+use super::drafts::Drafts;
 use super::group::Group;
+
+/// What the thread is to do.
+pub(super) enum Work {
+    /// Under the write lock, at the head.
+    Group(Arc<Group>),
+    /// Ahead of it.
+    Drafts(Arc<Drafts>),
+}
 
 thread_local! {
     static WITHIN: Cell<bool> = const { Cell::new(false) };
@@ -17,25 +26,28 @@ pub(crate) fn within_transaction() -> bool {
     WITHIN.get()
 }
 
-/// A thread that runs one group after the other. Dropping it lets the thread end, when it comes back.
+/// A thread that does one work after the other. Dropping it lets the thread end, when it comes back.
 pub(super) struct ClosureThread {
-    groups: mpsc::Sender<Arc<Group>>,
+    works: mpsc::Sender<Work>,
 }
 
 impl ClosureThread {
     pub(super) fn spawn() -> std::io::Result<ClosureThread> {
-        let (groups, queue) = mpsc::channel::<Arc<Group>>();
+        let (works, queue) = mpsc::channel();
         std::thread::Builder::new().name("state-closures".to_owned()).spawn(move || {
             WITHIN.set(true);
-            while let Ok(group) = queue.recv() {
-                group.work();
+            while let Ok(work) = queue.recv() {
+                match work {
+                    Work::Group(group) => group.work(),
+                    Work::Drafts(drafts) => drafts.work(),
+                }
             }
         })?;
-        Ok(ClosureThread { groups })
+        Ok(ClosureThread { works })
     }
 
-    /// Hands over a group; false if the thread has ended.
-    pub(super) fn run(&self, group: Arc<Group>) -> bool {
-        self.groups.send(group).is_ok()
+    /// Hands over work; false if the thread has ended.
+    pub(super) fn run(&self, work: Work) -> bool {
+        self.works.send(work).is_ok()
     }
 }

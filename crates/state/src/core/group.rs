@@ -1,5 +1,6 @@
 //! A group of transactions that are committed together: their closures run in order, each on the tree that the one
-//! before left, and what one of them does wrong is undone for it alone.
+//! before left, and what one of them does wrong is undone for it alone. Of a closure that has run ahead there is a draft: if it
+//! holds on that tree, it is carried out in place of the closure.
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -10,15 +11,18 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::submission::{Closure, Failure, Submission};
+use super::submission::{Failure, Submission};
 use crate::change::{Applied, AppliedAction, Change, Changes, Hooks, shared};
 use crate::cluster_hook::matcher::Matcher;
 use crate::document::{Document, panic_message};
 use crate::driver::{LogEntry, LogRow, RecordWrite, ServerName};
 use crate::revision::{Revision, Timestamp};
 use crate::snapshot::Snapshot;
-use crate::transaction::{Effect, Transaction, TransactionError};
+use crate::transaction::{Draft, Effect, Transaction, TransactionError};
 use crate::working_tree::WorkingTree;
+
+/// So many look-ups are done for drafts without the closure thread: that takes about a millisecond.
+const STEPS_MAX: usize = 2_048;
 
 /// What a group starts from, and where it stands.
 #[derive(Clone)]
@@ -50,6 +54,14 @@ impl Returned {
             (Ok(true), Ok(())) => Returned::Fine(transaction.finish()),
         }
     }
+
+    /// Of a closure whose draft holds on this tree.
+    fn ahead(draft: Draft, tree: WorkingTree, revision: Revision) -> Returned {
+        match draft.carry_out(tree, revision) {
+            Ok(effect) => Returned::Fine(effect),
+            Err(tree) => Returned::Rejected(tree),
+        }
+    }
 }
 
 /// What is the same for all transactions of a group.
@@ -63,6 +75,8 @@ pub(super) struct Terms {
 pub(super) struct Ran {
     pub(super) submission: Submission,
     pub(super) outcome: Outcome,
+    /// It had run ahead, and did not have to run again.
+    pub(super) ahead: bool,
 }
 
 pub(super) enum Outcome {
@@ -100,6 +114,40 @@ struct Progress {
     abandoned: bool,
 }
 
+impl Progress {
+    /// Takes in how a closure has ended.
+    fn settle(&mut self, terms: &Terms, submission: Submission, returned: Returned, ahead: bool) {
+        let panicked = |panic: Box<dyn Any + Send>| Failure::Panicked { message: panic_message(&*panic) };
+        let standing = &mut self.standing;
+        let (tree, outcome) = match returned {
+            Returned::Panicked(panic) => (None, Outcome::Failed(panicked(panic))),
+            Returned::Refused(tree, TransactionError::OverBudget { budget, taken }) => {
+                (Some(tree), Outcome::Failed(Failure::OverBudget { budget, taken }))
+            }
+            Returned::Refused(tree, error) => (Some(tree), Outcome::Failed(Failure::Refused(error))),
+            Returned::Rejected(tree) => (Some(tree), Outcome::Rejected),
+            Returned::Fine(effect) if effect.is_nothing() => {
+                (Some(effect.tree), Outcome::Returned { revision: standing.snapshot.revision(), effect: None })
+            }
+            Returned::Fine(effect) => {
+                // Foreign patterns are matched here; what goes wrong with them is this transaction's failure as well.
+                let prepared = catch_unwind(AssertUnwindSafe(|| prepare(terms, standing, &submission, effect)));
+                match prepared {
+                    Ok((prepared, tree, matcher)) => {
+                        standing.snapshot = prepared.applied.snapshot.clone();
+                        standing.matcher = matcher;
+                        let revision = standing.snapshot.revision();
+                        (Some(tree), Outcome::Returned { revision, effect: Some(Box::new(prepared)) })
+                    }
+                    Err(panic) => (None, Outcome::Failed(panicked(panic))),
+                }
+            }
+        };
+        standing.tree = tree;
+        self.done.push(Ran { submission, outcome, ahead });
+    }
+}
+
 /// How a group stands when the committer looks.
 pub(super) enum Look {
     /// All have run. The tree after them is there unless it is to be made from the snapshot.
@@ -122,69 +170,62 @@ impl Group {
         self.finished.notified().await;
     }
 
+    /// Carries out what has run ahead, up to the first that has not, or whose draft does not hold, and as far as that takes no
+    /// time to speak of. True if that is all there is. No closure runs, so that this needs no thread of its own.
+    pub(super) fn carry_out_drafts(&self) -> bool {
+        let mut progress = self.progress.lock();
+        let mut steps = 0;
+        loop {
+            let Progress { standing, queue, .. } = &mut *progress;
+            let Some(front) = queue.front_mut() else { return true };
+            let Some(tree) = &standing.tree else { return false };
+            let size = front.draft.as_deref().map_or(0, Draft::size);
+            if steps + size > STEPS_MAX {
+                return false;
+            }
+            steps += size;
+            let Some(draft) = front.draft.take().filter(|draft| draft.holds(tree)) else { return false };
+            let (Some(submission), Some(tree)) = (queue.pop_front(), standing.tree.take()) else { return false };
+            let returned = Returned::ahead(*draft, tree, standing.snapshot.revision().next());
+            progress.settle(&self.terms, submission, returned, true);
+        }
+    }
+
     /// Runs what is queued, on the closure thread.
     pub(super) fn work(&self) {
         loop {
-            let (mut closure, attributes, snapshot, tree) = {
+            let (mut closure, draft, attributes, snapshot, tree) = {
                 let mut progress = self.progress.lock();
                 if progress.abandoned {
                     return;
                 }
                 let Some(mut submission) = progress.queue.pop_front() else { break };
                 let closure = submission.closure.take().expect("a queued submission has its closure");
+                let draft = submission.draft.take();
                 let attributes = submission.attributes.clone();
                 progress.running = Some((submission, Instant::now()));
-                (closure, attributes, progress.standing.snapshot.clone(), progress.standing.tree.take())
+                (closure, draft, attributes, progress.standing.snapshot.clone(), progress.standing.tree.take())
             };
             // Not under the lock: making a tree can take long.
             let tree = tree.unwrap_or_else(|| snapshot.tree().clone().into());
             let next = snapshot.revision().next();
-            let mut transaction = Transaction::new(tree, next, self.terms.now, attributes, self.terms.budget);
-            let returned = catch_unwind(AssertUnwindSafe(|| closure.run(&mut transaction)));
-            if !self.settle(closure, Returned::of(returned, transaction)) {
+            let (returned, ahead) = match draft.filter(|draft| draft.holds(&tree)) {
+                Some(draft) => (Returned::ahead(*draft, tree, next), true),
+                None => {
+                    let mut transaction = Transaction::new(tree, next, self.terms.now, attributes, self.terms.budget);
+                    let returned = catch_unwind(AssertUnwindSafe(|| closure.run(&mut transaction)));
+                    (Returned::of(returned, transaction), false)
+                }
+            };
+            let mut progress = self.progress.lock();
+            if progress.abandoned {
                 return;
             }
+            let Some((mut submission, _)) = progress.running.take() else { return };
+            submission.closure = Some(closure);
+            progress.settle(&self.terms, submission, returned, ahead);
         }
         self.finished.notify_one();
-    }
-
-    /// Takes a run's result in; false if the group was abandoned meanwhile.
-    fn settle(&self, closure: Box<dyn Closure>, returned: Returned) -> bool {
-        let mut progress = self.progress.lock();
-        if progress.abandoned {
-            return false;
-        }
-        let Some((mut submission, _)) = progress.running.take() else { return false };
-        submission.closure = Some(closure);
-        let panicked = |panic: Box<dyn Any + Send>| Failure::Panicked { message: panic_message(&*panic) };
-        let standing = &mut progress.standing;
-        let (tree, outcome) = match returned {
-            Returned::Panicked(panic) => (None, Outcome::Failed(panicked(panic))),
-            Returned::Refused(tree, TransactionError::OverBudget { budget, taken }) => {
-                (Some(tree), Outcome::Failed(Failure::OverBudget { budget, taken }))
-            }
-            Returned::Refused(tree, error) => (Some(tree), Outcome::Failed(Failure::Refused(error))),
-            Returned::Rejected(tree) => (Some(tree), Outcome::Rejected),
-            Returned::Fine(effect) if effect.is_nothing() => {
-                (Some(effect.tree), Outcome::Returned { revision: standing.snapshot.revision(), effect: None })
-            }
-            Returned::Fine(effect) => {
-                // Foreign patterns are matched here; what goes wrong with them is this transaction's failure as well.
-                let prepared = catch_unwind(AssertUnwindSafe(|| prepare(&self.terms, standing, &submission, effect)));
-                match prepared {
-                    Ok((prepared, tree, matcher)) => {
-                        standing.snapshot = prepared.applied.snapshot.clone();
-                        standing.matcher = matcher;
-                        let revision = standing.snapshot.revision();
-                        (Some(tree), Outcome::Returned { revision, effect: Some(Box::new(prepared)) })
-                    }
-                    Err(panic) => (None, Outcome::Failed(panicked(panic))),
-                }
-            }
-        };
-        standing.tree = tree;
-        progress.done.push(Ran { submission, outcome });
-        true
     }
 
     /// Looks how far it is; gives up on a closure that is over its budget.
@@ -205,7 +246,7 @@ impl Group {
         progress.abandoned = true;
         let (submission, _) = progress.running.take().expect("it was seen to run, under the same lock");
         let mut done = std::mem::take(&mut progress.done);
-        done.push(Ran { submission, outcome: Outcome::Failed(Failure::OverBudget { budget, taken }) });
+        done.push(Ran { submission, outcome: Outcome::Failed(Failure::OverBudget { budget, taken }), ahead: false });
         let rest = std::mem::take(&mut progress.queue);
         Look::Abandoned { done, rest, standing: Box::new(progress.standing.clone()) }
     }

@@ -38,6 +38,14 @@ impl HeadTree {
         kept.unwrap_or_else(|| snapshot.tree().clone().into())
     }
 
+    /// A tree that begins as that of the head's snapshot and goes its own way, if that is there without being made.
+    pub(super) fn fork(&mut self, snapshot: &Snapshot) -> Option<WorkingTree> {
+        if self.kept.is_none() && snapshot.has_tree() {
+            self.kept = Some(snapshot.tree().clone().into());
+        }
+        self.kept.as_mut().map(WorkingTree::fork)
+    }
+
     /// Whether the snapshot that many changes after the head's is to have its tree before it is shown.
     pub(super) fn is_due(&self, changes: usize) -> bool {
         let changes = self.changes + changes;

@@ -6,6 +6,7 @@ mod behind;
 mod burden;
 mod closure_thread;
 mod committer;
+mod drafts;
 mod group;
 mod head_tree;
 mod record_indexes;

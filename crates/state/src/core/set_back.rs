@@ -13,7 +13,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::closure_thread::ClosureThread;
+use super::closure_thread::{ClosureThread, Work};
 use super::group::{Group, Look, Outcome, Prepared, Standing, Terms};
 use super::seen::Seen;
 use super::submission::{Failure, Submission};
@@ -213,7 +213,7 @@ impl Core {
         let group = Group::new(terms, standing, queue);
         let busy = |reason: String| WriteError::Unavailable { reason, retryable: true, waited: Duration::ZERO };
         let thread = ClosureThread::spawn().map_err(|error| busy(error.to_string()))?;
-        if !thread.run(group.clone()) {
+        if !thread.run(Work::Group(group.clone())) {
             return Err(busy("the thread for the transaction has ended".to_owned()));
         }
         // Whether it came to its end or the time is over, the look says how it stands.

@@ -12,7 +12,7 @@ use crate::driver::{Exception, Fence, Receipt};
 use crate::error::WriteError;
 use crate::revision::{Attributes, Revision, SubmissionId};
 use crate::state::Committed;
-use crate::transaction::{Transaction, TransactionError};
+use crate::transaction::{Draft, Transaction, TransactionError};
 
 /// All attributes of one transaction, keys and values, in bytes.
 pub(crate) const ATTRIBUTES_BYTES_MAX: usize = 64 << 10;
@@ -34,6 +34,8 @@ pub(crate) struct Submission {
     pub(super) attributes: Arc<Attributes>,
     /// Away while it runs on the closure thread.
     pub(super) closure: Option<Box<dyn Closure>>,
+    /// What its last run came to, if that was ahead of the write lock and the head can do with it.
+    pub(super) draft: Option<Box<Draft>>,
     pub(super) fenced: Option<Box<Fenced>>,
     pub(super) answer: oneshot::Sender<Answer>,
     pub(super) submitted: Instant,
@@ -51,7 +53,16 @@ impl Submission {
     {
         let closure = Some(Box::new(Typed { closure, returned: None }) as Box<dyn Closure>);
         let (answer, _) = oneshot::channel();
-        Submission { id, attributes, closure, fenced: None, answer, submitted: Instant::now(), unresolved: false }
+        Submission {
+            id,
+            attributes,
+            closure,
+            draft: None,
+            fenced: None,
+            answer,
+            submitted: Instant::now(),
+            unresolved: false,
+        }
     }
 }
 
@@ -136,6 +147,7 @@ impl Core {
             id,
             attributes,
             closure: Some(Box::new(Typed { closure, returned: None })),
+            draft: None,
             fenced: fenced.map(Box::new),
             answer,
             submitted: Instant::now(),

@@ -4,6 +4,7 @@
 //! Invariants: nothing is shown or answered before it is durable; a submission whose commit is unknown is not run again
 //! before it is found out, under the lock or in the log, whether that commit took place.
 
+mod ahead;
 mod setback;
 
 use std::collections::VecDeque;
@@ -14,7 +15,8 @@ use tokio::sync::{MutexGuard, mpsc};
 
 use setback::Setback;
 
-use super::closure_thread::ClosureThread;
+use super::closure_thread::{ClosureThread, Work};
+use super::drafts::Worth;
 use super::group::{Group, Look, Outcome, Prepared, Ran, Standing, Terms};
 use super::shown::{Unshown, changes_of};
 use super::submission::{Answer, Failure, Submission};
@@ -44,6 +46,10 @@ struct Committer {
     answered: usize,
     /// How long the lock was waited for last time.
     waited: Duration,
+    /// Whether closures run ahead meanwhile.
+    worth: Worth,
+    /// How many have in this round.
+    ran_ahead: usize,
     /// The epoch that the last round began in.
     epoch: Epoch,
 }
@@ -67,8 +73,17 @@ impl Drop for Reads<'_> {
 /// Runs until the state is closed and everything that was accepted is answered.
 pub(super) async fn run(core: Arc<Core>, queue: mpsc::Receiver<Submission>) {
     let epoch = core.applied.borrow().0;
-    let mut committer =
-        Committer { core, queue, waiting: VecDeque::new(), thread: None, answered: 1, waited: Duration::ZERO, epoch };
+    let mut committer = Committer {
+        core,
+        queue,
+        waiting: VecDeque::new(),
+        thread: None,
+        answered: 1,
+        waited: Duration::ZERO,
+        worth: Worth::default(),
+        ran_ahead: 0,
+        epoch,
+    };
     let mut retry = RETRY_FIRST;
     loop {
         if committer.waiting.is_empty() && !committer.wait_for_work().await {
@@ -170,19 +185,13 @@ impl Committer {
         if core.points.pass(point::COMMIT_BEFORE_LOCK).await == Pass::Cut {
             return Err(Setback::Nothing(DriverError::Unavailable("cut by a test before the lock".to_owned())));
         }
-        let (epoch, after) = {
-            let head = core.head.lock().await;
-            (head.snapshot.epoch(), head.snapshot.revision())
+        let (epoch, after, drafts) = {
+            let mut head = core.head.lock().await;
+            (head.snapshot.epoch(), head.snapshot.revision(), self.drafts(&mut head))
         };
         self.epoch = epoch;
         let reads = Reads::begin(&core);
-        let asked = Instant::now();
-        let begun = tokio::time::timeout(core.options.write_limit, core.driver.begin(epoch, after, CATCH_UP_ROWS_MAX));
-        let begun = begun.await.unwrap_or_else(|_| {
-            Err(DriverError::Unavailable(format!("the write lock was not had within {:?}", core.options.write_limit)))
-        });
-        self.waited = asked.elapsed();
-        let begun = match begun {
+        let begun = match self.begin(epoch, after, drafts).await {
             Ok(begun) => begun,
             // Too far behind is told like an absent store; catching up finds out which it was.
             Err(DriverError::Unavailable(reason)) => {
@@ -201,7 +210,7 @@ impl Committer {
         if head.snapshot.epoch() != epoch {
             return Err(Setback::Behind);
         }
-        // What others have committed. It is shown while this server's closures run, at the latest when this is dropped.
+        // What others have committed. It is shown while this server's closures run, or its commit is on its way.
         let mut brought = core.follow(&mut head, &begun.rows)?;
         let head_under_lock = begun.rows.last().map_or(after, |row| row.revision);
         if head.snapshot.revision() > head_under_lock {
@@ -215,7 +224,13 @@ impl Committer {
         }
         self.resolve(&mut head);
         self.drain();
-        self.waiting.retain(|submission| !submission.answer.is_closed());
+        let ran_ahead = &mut self.ran_ahead;
+        self.waiting.retain(|submission| {
+            let has_gone = submission.answer.is_closed();
+            // What it came to is not looked at.
+            *ran_ahead -= usize::from(has_gone && submission.draft.is_some()).min(*ran_ahead);
+            !has_gone
+        });
         if self.waiting.is_empty() {
             return Ok(());
         }
@@ -225,16 +240,17 @@ impl Committer {
         let taken = std::mem::take(&mut self.waiting);
         for (position, submission) in taken.into_iter().enumerate() {
             if refused.contains(&position) {
-                ran.push(Ran { submission, outcome: Outcome::Failed(Failure::Fenced) });
+                ran.push(Ran { submission, outcome: Outcome::Failed(Failure::Fenced), ahead: false });
             } else {
                 group.push_back(submission);
             }
         }
         let standing =
             Standing { tree: Some(head.take_tree()), snapshot: head.snapshot.clone(), matcher: head.matcher.clone() };
-        let (in_order, tree) = self.run_closures(standing, session.now(), group, brought).await;
+        let (in_order, tree) = self.run_closures(standing, session.now(), group, &mut brought).await;
+        self.note_ahead(in_order.iter().filter(|ran| ran.ahead).count());
         ran.extend(in_order);
-        self.commit(head, session, ran, tree).await
+        self.commit(head, session, ran, tree, brought).await
     }
 
     /// Answers those whose unknown commit has turned up, and lets the others run again: the lock is held and every row is
@@ -288,38 +304,35 @@ impl Committer {
         Ok(places.into_iter().zip(hold?).filter(|(_, holds)| !holds).map(|(place, _)| place).collect())
     }
 
-    /// Runs the closures on the closure thread, leaving behind those that do not come back within their budget. With them comes
-    /// the tree after them, unless it is to be made from the snapshot.
+    /// Carries out what has run ahead, and runs the other closures on the closure thread, leaving behind those that do not come
+    /// back within their budget. With them comes the tree after them, unless it is to be made from the snapshot.
     async fn run_closures(
         &mut self,
         standing: Standing,
         now: crate::revision::Timestamp,
         queue: VecDeque<Submission>,
-        mut brought: Unshown<'_>,
+        brought: &mut Unshown<'_>,
     ) -> (Vec<Ran>, Option<WorkingTree>) {
-        let terms = || Terms { now, server: self.core.server.clone(), budget: self.core.options.transaction_budget };
+        let core = self.core.clone();
+        let terms = || Terms { now, server: core.server.clone(), budget: core.options.transaction_budget };
         let mut ran: Vec<Ran> = Vec::with_capacity(queue.len());
         let mut group = Group::new(terms(), standing, queue);
+        if group.carry_out_drafts()
+            && let Look::Finished(mut done, tree) = group.look()
+        {
+            ran.append(&mut done);
+            return (ran, tree);
+        }
         loop {
-            let handed_over = match &self.thread {
-                Some(thread) => thread.run(group.clone()),
-                None => match ClosureThread::spawn() {
-                    Ok(thread) => {
-                        let handed_over = thread.run(group.clone());
-                        self.thread = Some(thread);
-                        handed_over
-                    }
-                    Err(error) => {
-                        brought.show();
-                        tracing::error!(%error, "the thread for closures can't be started; trying again");
-                        tokio::time::sleep(RETRY_MAX).await;
-                        continue;
-                    }
-                },
-            };
-            if !handed_over {
-                self.thread = None;
-                continue;
+            match self.give(Work::Group(group.clone())) {
+                Ok(true) => {}
+                Ok(false) => continue,
+                Err(error) => {
+                    brought.show();
+                    tracing::error!(%error, "the thread for closures can't be started; trying again");
+                    tokio::time::sleep(RETRY_MAX).await;
+                    continue;
+                }
             }
             brought.show();
             let mut patience = self.core.options.transaction_budget;
@@ -334,11 +347,7 @@ impl Committer {
                     }
                     Look::Abandoned { mut done, rest, standing } => {
                         ran.append(&mut done);
-                        tracing::warn!(
-                            server = %self.core.server, budget = ?self.core.options.transaction_budget,
-                            "a transaction's closure ran over its budget; its thread is left behind until it returns"
-                        );
-                        self.thread = None;
+                        self.left_behind();
                         if rest.is_empty() {
                             return (ran, None);
                         }
@@ -356,6 +365,7 @@ impl Committer {
         session: Box<dyn Session>,
         mut ran: Vec<Ran>,
         mut tree: Option<WorkingTree>,
+        mut brought: Unshown<'_>,
     ) -> Result<(), Setback> {
         let core = self.core.clone();
         let mut batch = Batch::default();
@@ -376,6 +386,7 @@ impl Committer {
         let changes = changes_of(&transactions);
         if batch.rows.is_empty() && batch.receipts.is_empty() && batch.exceptions.is_empty() {
             drop(session);
+            drop(brought);
             keep(&mut head, tree, None, changes);
             drop(head);
             self.answer(ran);
@@ -388,14 +399,16 @@ impl Committer {
             Err(CommitError::Unknown(DriverError::Unavailable("cut by a test before the commit".to_owned())))
         } else {
             let limit = core.options.write_limit;
-            let make_tree = async {
-                // Once the commit is on its way. It is not shown before it is durable, but it takes as long to be made.
+            let meanwhile = async {
+                // Once the commit is on its way.
                 tokio::task::yield_now().await;
+                brought.show();
+                // It is not shown before it is durable, but it takes as long to be made.
                 if let (Some(tree), Some(last), true) = (&mut tree, transactions.last(), head.tree.is_due(changes)) {
                     last.snapshot.complete(tree.whole().clone());
                 }
             };
-            let (committed, ()) = tokio::join!(tokio::time::timeout(limit, session.commit(batch)), make_tree);
+            let (committed, ()) = tokio::join!(tokio::time::timeout(limit, session.commit(batch)), meanwhile);
             let committed = committed.unwrap_or_else(|_| {
                 Err(CommitError::Unknown(DriverError::Unavailable(format!("no answer within {limit:?}"))))
             });
@@ -405,6 +418,8 @@ impl Committer {
                 committed
             }
         };
+        // Before what follows it.
+        drop(brought);
         match committed {
             Ok(()) => {
                 core.note_write();
@@ -447,7 +462,7 @@ impl Committer {
     /// Answers what has run, once it is durable.
     fn answer(&mut self, ran: Vec<Ran>) {
         self.answered = ran.len();
-        for Ran { mut submission, outcome } in ran {
+        for Ran { mut submission, outcome, .. } in ran {
             let answer = match outcome {
                 Outcome::Failed(failure) => {
                     if let Failure::OverBudget { .. } = failure {

@@ -23,6 +23,7 @@ mod script;
 mod set_back;
 mod snapshots;
 mod transactions;
+mod transactions_ahead;
 mod transactions_faults;
 
 pub use compare::{Dump, agree, dump};
@@ -40,6 +41,7 @@ pub use script::*;
 pub use set_back::*;
 pub use snapshots::*;
 pub use transactions::*;
+pub use transactions_ahead::*;
 pub use transactions_faults::*;
 
 use std::future::Future;
@@ -242,7 +244,9 @@ macro_rules! state_conformance_cases {
             s10_snapshots_let_go_of_what_they_held,
             t01_a_write_reads_the_head,
             t01_what_a_closure_reads_of_others_is_shown_while_it_runs,
+            t01_what_ran_ahead_counts_if_it_is_so_at_the_head,
             t02_no_increment_is_lost,
+            t02_increments_of_many_who_run_ahead_keep_their_order,
             t03_transactions_are_serializable,
             t04_a_transaction_is_one_revision,
             t05_a_closure_sees_its_own_writes,

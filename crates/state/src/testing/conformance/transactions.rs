@@ -9,7 +9,7 @@ use crate::entity::Ref;
 use crate::error::WriteError;
 use crate::feed::{Feed, FeedItem};
 use crate::revision::Revision;
-use crate::state::State;
+use crate::state::{RunAhead, State};
 use crate::testing::Cluster;
 use crate::testing::points::name as point;
 use crate::transaction::{Transaction, TransactionError};
@@ -64,6 +64,8 @@ pub async fn t01_a_write_reads_the_head(case: Case) {
 pub async fn t01_what_a_closure_reads_of_others_is_shown_while_it_runs(case: Case) {
     let builder = case.configured(|_, mut options| {
         options.transaction_budget = Duration::from_secs(60);
+        // Ahead of the lock it would wait in vain.
+        options.run_ahead = RunAhead::Never;
         options
     });
     let cluster = case.open(builder.servers(2)).await;
