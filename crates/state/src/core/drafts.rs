@@ -66,8 +66,6 @@ struct Progress {
     /// None while a closure works on it, and once one has left it amid a change.
     tree: Option<WorkingTree>,
     queue: VecDeque<Submission>,
-    /// How many of these are to run.
-    eligible: usize,
     running: Option<(Submission, Instant)>,
     done: VecDeque<Submission>,
     /// How many of these have run.
@@ -101,7 +99,6 @@ impl Drafts {
         let progress = Progress {
             tree: Some(tree),
             queue: VecDeque::new(),
-            eligible: 0,
             running: None,
             done: VecDeque::new(),
             ran: 0,
@@ -116,11 +113,12 @@ impl Drafts {
         for mut submission in submissions {
             // Of an earlier round: what it has put is not in this one's tree.
             submission.draft = None;
-            progress.eligible += usize::from(runs_ahead(&submission));
             progress.queue.push_back(submission);
         }
         let enough = if any { 1 } else { WAKE_AT };
-        let wakes = progress.thread == Thread::Asleep && progress.tree.is_some() && progress.eligible >= enough;
+        let are_enough =
+            || progress.queue.iter().filter(|submission| runs_ahead(submission)).take(enough).count() == enough;
+        let wakes = progress.thread == Thread::Asleep && progress.tree.is_some() && are_enough();
         if wakes {
             progress.thread = Thread::AtWork;
         }
@@ -136,7 +134,7 @@ impl Drafts {
     pub(super) fn work(&self) {
         while let Some((mut closure, attributes, tree)) = self.next() {
             let Terms { revision, now, budget } = self.terms;
-            let mut transaction = Transaction::ahead(tree, revision, now, attributes, budget);
+            let mut transaction = Transaction::new(tree, revision, now, attributes, budget).ahead();
             let returned = catch_unwind(AssertUnwindSafe(|| closure.run(&mut transaction)));
             self.settle(closure, &returned, transaction);
         }
@@ -156,10 +154,8 @@ impl Drafts {
                 progress.thread = Thread::Asleep;
                 return None;
             };
-            let is_eligible = runs_ahead(&submission);
-            progress.eligible -= usize::from(is_eligible);
             // Whoever has gone is not waited for.
-            if !is_eligible || submission.answer.is_closed() {
+            if !runs_ahead(&submission) || submission.answer.is_closed() {
                 progress.done.push_back(submission);
                 continue;
             }
@@ -250,7 +246,6 @@ impl Drafts {
         let tree = progress.tree.take();
         let mut others = std::mem::take(&mut progress.done);
         others.append(&mut progress.queue);
-        progress.eligible = 0;
         drop(guard);
         drop(tree);
         match late {
@@ -263,7 +258,7 @@ impl Drafts {
     pub(super) fn give_up(&self) {
         let dropped = {
             let mut progress = self.progress.lock();
-            (progress.thread, progress.eligible) = (Thread::Abandoned, 0);
+            progress.thread = Thread::Abandoned;
             (std::mem::take(&mut progress.queue), std::mem::take(&mut progress.done), progress.running.take())
         };
         drop(dropped);
@@ -339,6 +334,11 @@ mod tests {
             let _ = waits.recv();
         };
         (closure, running, go_on)
+    }
+
+    fn at_work(drafts: &Arc<Drafts>) -> std::thread::JoinHandle<()> {
+        let drafts = drafts.clone();
+        std::thread::spawn(move || drafts.work())
     }
 
     fn back(look: Look) -> VecDeque<Submission> {
@@ -431,10 +431,7 @@ mod tests {
         let (others, _callers) = submissions(2);
         let expected: Vec<_> = [first.id].into_iter().chain(ids(&others)).collect();
         assert!(drafts.push([first].into_iter().chain(others), false));
-        let thread = std::thread::spawn({
-            let drafts = drafts.clone();
-            move || drafts.work()
-        });
+        let thread = at_work(&drafts);
         running.recv().unwrap();
         assert!(matches!(drafts.end(), Look::Running(left) if left <= LONG));
         go_on.send(()).unwrap();
@@ -452,10 +449,7 @@ mod tests {
         let (others, _callers) = submissions(2);
         let (late_one, expected) = (first.id, ids(&others));
         assert!(drafts.push([first].into_iter().chain(others), false));
-        let thread = std::thread::spawn({
-            let drafts = drafts.clone();
-            move || drafts.work()
-        });
+        let thread = at_work(&drafts);
         running.recv().unwrap();
         let Look::Abandoned { others, late, .. } = drafts.end() else { panic!("it is over its budget") };
         assert_eq!((ids(&others), late.id), (expected, late_one));
@@ -472,10 +466,7 @@ mod tests {
         let (others, mut callers) = submissions(2);
         callers.push(caller);
         assert!(drafts.push([first].into_iter().chain(others), false));
-        let thread = std::thread::spawn({
-            let drafts = drafts.clone();
-            move || drafts.work()
-        });
+        let thread = at_work(&drafts);
         running.recv().unwrap();
         drafts.give_up();
         for mut caller in callers {

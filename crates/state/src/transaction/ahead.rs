@@ -4,15 +4,12 @@
 //! Invariant: a draft that holds does on the head's tree what its closure would do there. So whatever else a closure asks for
 //! (the time, its revision, listings, records) makes its transaction one that can only be run at the head.
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use parking_lot::Mutex;
 
 use super::{Effect, Transaction};
 use crate::document::Document;
 use crate::path::Path;
-use crate::revision::{Attributes, Revision, Timestamp};
+use crate::revision::Revision;
 use crate::tree::Node;
 use crate::working_tree::WorkingTree;
 
@@ -93,17 +90,10 @@ impl Draft {
 }
 
 impl Transaction {
-    /// One that runs ahead, on a tree of its own. Its revision and its time are likely ones, and what asks for them is run again.
-    pub(crate) fn ahead(
-        tree: WorkingTree,
-        revision: Revision,
-        now: Timestamp,
-        attributes: Arc<Attributes>,
-        budget: Duration,
-    ) -> Transaction {
-        let mut transaction = Transaction::new(tree, revision, now, attributes, budget);
-        transaction.ahead = Some(Ahead(Mutex::new(Some(Vec::new()))));
-        transaction
+    /// The same, but ahead, on a tree of its own. Its revision and its time are likely ones, and what asks for them is run again.
+    pub(crate) fn ahead(mut self) -> Transaction {
+        self.ahead = Some(Ahead(Mutex::new(Some(Vec::new()))));
+        self
     }
 
     /// What stands under a path. What a closure finds there that it has not put there is noted where it runs ahead.
@@ -151,12 +141,16 @@ impl Transaction {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
     use proptest::prelude::*;
     use serde::{Deserialize, Serialize};
 
     use super::*;
     use crate::driver::StoredDocument;
     use crate::entity::{Entity, Ref, Root};
+    use crate::revision::Timestamp;
     use crate::transaction::TransactionError;
     use crate::tree::Tree;
 
@@ -334,7 +328,7 @@ mod tests {
             let mut fork = head.fork();
             let mut drafts = Vec::new();
             for steps in &ahead {
-                let mut transaction = Transaction::ahead(fork, Revision(1), Timestamp(1), Arc::default(), BUDGET);
+                let mut transaction = Transaction::new(fork, Revision(1), Timestamp(1), Arc::default(), BUDGET).ahead();
                 let mut found = Vec::new();
                 let returned = run(&mut transaction, steps, &mut found);
                 if let Err(error) = &returned {

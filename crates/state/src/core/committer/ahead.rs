@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use super::super::Head;
 use super::super::closure_thread::{ClosureThread, Work};
 use super::super::drafts::{Drafts, Look, Terms};
-use super::super::submission::{Answer, Failure};
+use super::super::group::{Outcome, Ran};
+use super::super::submission::Failure;
 use super::{CATCH_UP_ROWS_MAX, CONTENDED, Committer};
 use crate::driver::{Begun, DriverError};
 use crate::revision::{Epoch, Revision};
@@ -40,13 +41,14 @@ impl Committer {
         Some(Drafts::new(tree, Terms { revision, now, budget: core.options.transaction_budget }))
     }
 
-    /// Waits for the write lock, and reads what is new in the log. What waits, or comes meanwhile, runs ahead.
+    /// Waits for the write lock, and reads what is new in the log. What waits, or comes meanwhile, runs ahead. With it comes how
+    /// many have.
     pub(super) async fn begin(
         &mut self,
         epoch: Epoch,
         after: Revision,
         drafts: Option<Arc<Drafts>>,
-    ) -> Result<Begun, DriverError> {
+    ) -> (Result<Begun, DriverError>, usize) {
         let core = self.core.clone();
         let watched = drafts.as_deref().map(Watched);
         if let Some(drafts) = &drafts {
@@ -63,12 +65,13 @@ impl Committer {
             Some(drafts) => self.run_ahead(drafts, begin).await,
         };
         self.waited = asked.elapsed();
-        self.ran_ahead = 0;
-        if let Some(drafts) = &drafts {
-            self.take_back_drafts(drafts).await;
-        }
+        let ran_ahead = match &drafts {
+            None => 0,
+            Some(drafts) => self.take_back_drafts(drafts).await,
+        };
         drop(watched);
-        begun.unwrap_or_else(|_| Err(DriverError::Unavailable(format!("the write lock was not had within {limit:?}"))))
+        let late = || DriverError::Unavailable(format!("the write lock was not had within {limit:?}"));
+        (begun.unwrap_or_else(|_| Err(late())), ran_ahead)
     }
 
     /// Lets what comes run ahead until the lock is had.
@@ -111,7 +114,8 @@ impl Committer {
         Ok(given)
     }
 
-    async fn take_back_drafts(&mut self, drafts: &Drafts) {
+    /// Says how many have run.
+    async fn take_back_drafts(&mut self, drafts: &Drafts) -> usize {
         loop {
             let mut back = match drafts.end() {
                 Look::Running(longer) => {
@@ -122,17 +126,15 @@ impl Committer {
                 Look::Back(back) => back,
                 Look::Abandoned { others, late, taken } => {
                     self.left_behind();
-                    self.core.metrics.closures_over_budget.inc();
                     let budget = self.core.options.transaction_budget;
-                    // The caller may have gone.
-                    let _ = late.answer.send(Answer::Failed(Failure::OverBudget { budget, taken }));
+                    let outcome = Outcome::Failed(Failure::OverBudget { budget, taken });
+                    self.answer_one(Ran { submission: *late, outcome, ahead: false });
                     others
                 }
             };
-            self.ran_ahead = drafts.ran();
             back.append(&mut self.waiting);
             self.waiting = back;
-            return;
+            return drafts.ran();
         }
     }
 
@@ -146,8 +148,7 @@ impl Committer {
     }
 
     /// Takes note of how many of those that have run ahead did not have to run again.
-    pub(super) fn note_ahead(&mut self, held: usize) {
-        let ran = std::mem::take(&mut self.ran_ahead);
+    pub(super) fn note_ahead(&mut self, ran: usize, held: usize) {
         if ran == 0 {
             return;
         }

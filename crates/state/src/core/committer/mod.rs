@@ -48,8 +48,6 @@ struct Committer {
     waited: Duration,
     /// Whether closures run ahead meanwhile.
     worth: Worth,
-    /// How many have in this round.
-    ran_ahead: usize,
     /// The epoch that the last round began in.
     epoch: Epoch,
 }
@@ -81,7 +79,6 @@ pub(super) async fn run(core: Arc<Core>, queue: mpsc::Receiver<Submission>) {
         answered: 1,
         waited: Duration::ZERO,
         worth: Worth::default(),
-        ran_ahead: 0,
         epoch,
     };
     let mut retry = RETRY_FIRST;
@@ -191,7 +188,8 @@ impl Committer {
         };
         self.epoch = epoch;
         let reads = Reads::begin(&core);
-        let begun = match self.begin(epoch, after, drafts).await {
+        let (begun, mut ran_ahead) = self.begin(epoch, after, drafts).await;
+        let begun = match begun {
             Ok(begun) => begun,
             // Too far behind is told like an absent store; catching up finds out which it was.
             Err(DriverError::Unavailable(reason)) => {
@@ -224,11 +222,10 @@ impl Committer {
         }
         self.resolve(&mut head);
         self.drain();
-        let ran_ahead = &mut self.ran_ahead;
         self.waiting.retain(|submission| {
             let has_gone = submission.answer.is_closed();
             // What it came to is not looked at.
-            *ran_ahead -= usize::from(has_gone && submission.draft.is_some()).min(*ran_ahead);
+            ran_ahead = ran_ahead.saturating_sub(usize::from(has_gone && submission.draft.is_some()));
             !has_gone
         });
         if self.waiting.is_empty() {
@@ -248,7 +245,7 @@ impl Committer {
         let standing =
             Standing { tree: Some(head.take_tree()), snapshot: head.snapshot.clone(), matcher: head.matcher.clone() };
         let (in_order, tree) = self.run_closures(standing, session.now(), group, &mut brought).await;
-        self.note_ahead(in_order.iter().filter(|ran| ran.ahead).count());
+        self.note_ahead(ran_ahead, in_order.iter().filter(|ran| ran.ahead).count());
         ran.extend(in_order);
         self.commit(head, session, ran, tree, brought).await
     }
@@ -462,25 +459,30 @@ impl Committer {
     /// Answers what has run, once it is durable.
     fn answer(&mut self, ran: Vec<Ran>) {
         self.answered = ran.len();
-        for Ran { mut submission, outcome, .. } in ran {
-            let answer = match outcome {
-                Outcome::Failed(failure) => {
-                    if let Failure::OverBudget { .. } = failure {
-                        self.core.metrics.closures_over_budget.inc();
-                    }
-                    Answer::Failed(failure)
-                }
-                Outcome::Rejected => {
-                    Answer::Rejected { closure: submission.closure.take().expect("it came back from its run") }
-                }
-                Outcome::Returned { revision, effect } => Answer::Committed {
-                    closure: submission.closure.take().expect("it came back from its run"),
-                    revision,
-                    changed: effect.is_some(),
-                },
-            };
-            // The caller may have gone; that changes nothing about the transaction.
-            let _ = submission.answer.send(answer);
+        for ran in ran {
+            self.answer_one(ran);
         }
+    }
+
+    fn answer_one(&self, ran: Ran) {
+        let Ran { mut submission, outcome, .. } = ran;
+        let answer = match outcome {
+            Outcome::Failed(failure) => {
+                if let Failure::OverBudget { .. } = failure {
+                    self.core.metrics.closures_over_budget.inc();
+                }
+                Answer::Failed(failure)
+            }
+            Outcome::Rejected => {
+                Answer::Rejected { closure: submission.closure.take().expect("it came back from its run") }
+            }
+            Outcome::Returned { revision, effect } => Answer::Committed {
+                closure: submission.closure.take().expect("it came back from its run"),
+                revision,
+                changed: effect.is_some(),
+            },
+        };
+        // The caller may have gone; that changes nothing about the transaction.
+        let _ = submission.answer.send(answer);
     }
 }
