@@ -16,7 +16,7 @@ use super::connection::{Call, Role, values};
 use super::contraction::Alone;
 use super::link::Link;
 use super::listener::Listener;
-use super::log::{Page, StoredEntities, page_call, read_page};
+use super::log::{NEWS_ROWS, NEWS_TOLD, Page, StoredEntities, news_call, page_call, read_news, read_page};
 use super::records::{self, Kinds};
 use super::settlement::{column_number, column_request, column_slot};
 use super::{
@@ -26,6 +26,10 @@ use crate::clock::Clock;
 use crate::path::Path;
 use crate::record::{IndexDeclaration, RecordPage, RecordQuery, Retention};
 use crate::revision::{Epoch, Revision, SubmissionId, Timestamp};
+
+/// How long what a look at the log has shown beside its rows is not asked for again, where few rows are all that is new. A new
+/// epoch and damage are told of; a raised format, and how far the entities are written, is learned so much later.
+const LOOKED_FOR: Duration = Duration::from_millis(500);
 
 /// A server's connections, one for each role.
 pub(super) struct Links {
@@ -102,6 +106,29 @@ impl PostgresDriver {
         *self.links.entities.lock() = Some(page.entities);
     }
 
+    /// Whether all that a look at the log shows beside its rows was seen a moment ago.
+    fn has_looked_lately(&self, epoch: Epoch) -> bool {
+        let entities = *self.links.entities.lock();
+        entities.is_some_and(|entities| entities.epoch == epoch && entities.looked_at.elapsed() < LOOKED_FOR)
+    }
+
+    /// The few rows that are all that is new, if so; without what else a look at the log shows, since that was seen a moment
+    /// ago.
+    pub(super) async fn read_news(
+        &self,
+        epoch: Epoch,
+        after: Revision,
+        rows_max: usize,
+    ) -> Result<Option<LogPage>, DriverError> {
+        let is_enough = rows_max as u64 >= NEWS_ROWS && self.shared().news.is_a_few_rows(after, NEWS_TOLD);
+        if !is_enough || !self.has_looked_lately(epoch) {
+            return Ok(None);
+        }
+        let rows = self.read(vec![news_call(epoch, after, self.shared().format())]).await?;
+        // Why something can't be read, the whole look says.
+        Ok(read_news(&rows[0], after).unwrap_or(None))
+    }
+
     fn limit(&self) -> Duration {
         self.shared().options.answer_limit
     }
@@ -155,13 +182,20 @@ impl Driver for PostgresDriver {
     async fn read_log(&self, epoch: Epoch, after: Revision, rows_max: usize) -> Result<LogPage, DriverError> {
         let rows_max = rows_max.max(1);
         let look = self.shared().news.look();
-        let rows = self.read(vec![page_call(epoch, after, rows_max, Some(0))]).await?;
-        let read = read_page(&rows[0], epoch, after, rows_max)?;
-        self.took(&read);
-        if self.shared().news.seen(look, epoch, read.page.head) {
+        let page = match self.read_news(epoch, after, rows_max).await? {
+            Some(page) => page,
+            None => {
+                let sent = Instant::now();
+                let rows = self.read(vec![page_call(epoch, after, rows_max, Some(0))]).await?;
+                let read = read_page(&rows[0], epoch, after, rows_max, sent)?;
+                self.took(&read);
+                read.page
+            }
+        };
+        if self.shared().news.seen(look, epoch, page.head) {
             self.shared().news.wake();
         }
-        Ok(read.page)
+        Ok(page)
     }
 
     async fn wait_for_news(&self, after: Revision, limit: Duration) {

@@ -2,7 +2,8 @@
 //!
 //! A notification is an edge, and its content is not trusted: nonsense, or one that is doubled or early, costs a read of the
 //! log, and one that is lost or lies about a head the caller's polling interval. What it can do is spare a read: a head that
-//! was seen already, as those of what this server has committed itself are, is no news.
+//! was seen already, as those of what this server has committed itself are, is no news; and where it tells of a few rows, these
+//! alone are read, and all the rest of a look only if they are not there.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -75,6 +76,12 @@ impl News {
     /// To be called before the log is looked at.
     pub(super) fn look(&self) -> Look {
         Look { told: *self.told.borrow() }
+    }
+
+    /// Whether all that is known to be new are a few rows of the log, fewer than `rows`.
+    pub(super) fn is_a_few_rows(&self, after: Revision, rows: u64) -> bool {
+        let unseen = self.known.lock().unseen;
+        unseen.is_some_and(|unseen| after < unseen.head && unseen.head.0 - after.0 < rows)
     }
 
     /// What a look at the log has found, and whether that was more than was known.
@@ -209,6 +216,22 @@ mod tests {
         }
         let mut waiting = Box::pin(news.wait(Revision(3), Duration::from_secs(3_600)));
         assert!(futures::poll!(&mut waiting).is_pending(), "a head that is not there is looked for once");
+    }
+
+    #[test]
+    fn d14_a_few_rows_are_news_by_themselves_unless_something_else_was_told() {
+        let news = News::default();
+        let epoch = Epoch(uuid::Uuid::nil());
+        news.seen(news.look(), epoch, Revision(3));
+        assert!(!news.is_a_few_rows(Revision(3), 10), "nothing was told");
+        news.heard("5");
+        assert!(news.is_a_few_rows(Revision(3), 10));
+        assert!(!news.is_a_few_rows(Revision(5), 10), "they are known");
+        assert!(!news.is_a_few_rows(Revision(3), 2), "more than so many");
+        news.heard("12");
+        assert!(news.is_a_few_rows(Revision(3), 10) && !news.is_a_few_rows(Revision(2), 10));
+        news.heard("epoch");
+        assert!(!news.is_a_few_rows(Revision(3), 10));
     }
 
     #[tokio::test]

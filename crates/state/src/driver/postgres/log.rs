@@ -1,8 +1,11 @@
 //! The log: reading pages of it, and finding submissions.
 
+use std::sync::Arc;
+use std::time::Instant;
+
 use tokio_postgres::Row;
 
-use super::super::{DriverError, LogPage, check_no_gap};
+use super::super::{DriverError, LogPage, LogRow, check_no_gap};
 use super::connection::{Call, values};
 use super::driver::PostgresDriver;
 use super::log_blocks::{BLOCK_ROWS, log_rows};
@@ -37,6 +40,39 @@ pub(super) const PAGE: &str = concat!(
     ORDER BY c.revision"
 );
 
+/// The rows alone, where the store is as it was known: a third of what [`PAGE`] takes the database, which is what a hook on
+/// another server waits for.
+pub(super) const NEWS: &str = "
+    SELECT revision, at, submission, body FROM changes
+    WHERE revision > $1 AND revision <= $3 AND EXISTS (SELECT FROM meta WHERE epoch = $2 AND compacted <= $1 AND format = $4)
+    ORDER BY revision";
+
+/// How many rows, fewer than this, may be all that is new.
+pub(super) const NEWS_ROWS: u64 = 64;
+
+/// News of fewer rows than this are read alone. Where more are told of, others commit thick and fast, and by the time of the look
+/// there would be more than it reaches to.
+pub(super) const NEWS_TOLD: u64 = 8;
+
+/// The few rows after a revision, of a store of this format.
+pub(super) fn news_call(epoch: Epoch, after: Revision, format: u32) -> Call {
+    // The last one may be the first one of its block.
+    let to = after.0.saturating_add(NEWS_ROWS + BLOCK_ROWS as u64 - 1);
+    Call::new(NEWS, values![after.0.cast_signed(), epoch.0, to.cast_signed(), format.cast_signed()])
+}
+
+/// What [`news_call`] has found, if that is all there is. Nothing may as well mean that the store is not as it was known.
+pub(super) fn read_news(rows: &[Row], after: Revision) -> Result<Option<LogPage>, DriverError> {
+    let log = rows_after(rows, 0, after)?;
+    let Some(head) = log.last().map(|row| row.revision) else { return Ok(None) };
+    // A block that begins after so many may end beyond what was looked at.
+    if head.0 - after.0 >= NEWS_ROWS {
+        return Ok(None);
+    }
+    check_no_gap(after, &log, log.len(), head)?;
+    Ok(Some(LogPage { rows: log, head }))
+}
+
 /// The rows after a revision with what is known of the store at that moment.
 pub(super) fn page_call(epoch: Epoch, after: Revision, rows_max: usize, now: Option<i64>) -> Call {
     let after = after.0.cast_signed();
@@ -53,6 +89,8 @@ pub(super) struct StoredEntities {
     pub(super) at: Revision,
     /// A start has found that they are not what was written.
     pub(super) damaged: bool,
+    /// When the look began.
+    pub(super) looked_at: Instant,
 }
 
 /// What a page's statement answers.
@@ -63,8 +101,14 @@ pub(super) struct Page {
     pub(super) format: u32,
 }
 
-/// Checks what was read against what the caller knows.
-pub(super) fn read_page(rows: &[Row], epoch: Epoch, after: Revision, rows_max: usize) -> Result<Page, DriverError> {
+/// Checks what was read, by a look that began at a time, against what the caller knows.
+pub(super) fn read_page(
+    rows: &[Row],
+    epoch: Epoch,
+    after: Revision,
+    rows_max: usize,
+    looked_at: Instant,
+) -> Result<Page, DriverError> {
     let first = own_row(rows)?;
     let found = Epoch(first.get(0));
     let format = first.get::<_, i32>(1).cast_unsigned();
@@ -80,19 +124,25 @@ pub(super) fn read_page(rows: &[Row], epoch: Epoch, after: Revision, rows_max: u
     if after < compacted {
         return Err(DriverError::Compacted { reaches_back_to: compacted });
     }
+    let mut log = rows_after(rows, 7, after)?;
+    log.truncate(rows_max);
+    check_no_gap(after, &log, rows_max, head)?;
+    let entities = StoredEntities { epoch, at: column_revision(first, 5), damaged: first.get(4), looked_at };
+    Ok(Page { page: LogPage { rows: log, head }, now: Timestamp(first.get(6)), entities, format })
+}
+
+/// The rows of the log in those of an answer, from a column on that is null where there is none.
+fn rows_after(rows: &[Row], column: usize, after: Revision) -> Result<Vec<Arc<LogRow>>, DriverError> {
     let mut log = Vec::with_capacity(rows.len());
     for row in rows {
-        if row.get::<_, Option<i64>>(7).is_some() {
-            log.extend(log_rows(row, 7)?);
+        if row.get::<_, Option<i64>>(column).is_some() {
+            log.extend(log_rows(row, column)?);
         }
     }
     // Of a block not all may have been asked for.
     let known = log.partition_point(|row| row.revision <= after);
     log.drain(..known);
-    log.truncate(rows_max);
-    check_no_gap(after, &log, rows_max, head)?;
-    let entities = StoredEntities { epoch, at: column_revision(first, 5), damaged: first.get(4) };
-    Ok(Page { page: LogPage { rows: log, head }, now: Timestamp(first.get(6)), entities, format })
+    Ok(log)
 }
 
 pub(super) fn column_revision(row: &Row, column: usize) -> Revision {

@@ -51,7 +51,7 @@ pub(super) async fn begin(
     let sent = Instant::now();
     let calls = vec![write_lock_call(shared), page_call(epoch, after, rows_max, None)];
     let (transaction, rows) = driver.links.commit.begin(calls).await?;
-    let read = read_page(&rows[1], epoch, after, rows_max.max(1))?;
+    let read = read_page(&rows[1], epoch, after, rows_max.max(1), sent)?;
     driver.took(&read);
     let page = read.page;
     if page.rows.last().map_or(after, |row| row.revision) < page.head {
