@@ -116,7 +116,7 @@ pub use setting::{SettingError, Settings};
 
 pub use delivery::{EventSink, LogSink};
 pub use hooks_file::HooksFile;
-pub use lifecycle::{CALL_HOOK, EVENT_HOOK, Lifecycle, LifecycleOptions};
+pub use lifecycle::{CALL_HOOK, EVENT_HOOK, Lifecycle, LifecycleOptions, call_hooks};
 pub use metrics::LifecycleMetrics;
 pub use pool::PoolOptions;
 pub use publishing::{FirstPublished, PublishError, Published, differences};

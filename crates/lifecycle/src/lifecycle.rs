@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tidegate_state::{ClusterView, HookHandle, RegisterError, Registration, State};
+use tidegate_state::{ClusterHook, ClusterView, HookHandle, HookSelection, RegisterError, Registration, State};
 
 use crate::call::CallSite;
 use crate::configuration::HooksConfiguration;
@@ -21,6 +21,16 @@ pub const CALL_HOOK: &str = "lifecycle-call";
 /// The cluster hook that delivers events.
 pub const EVENT_HOOK: &str = "lifecycle-events";
 
+/// The cluster hook that runs calls of type `C` of a lifecycle hook.
+fn call_hook<C: CallSite>(hook: &str) -> String {
+    format!("{}-{hook}", C::REGISTRATION)
+}
+
+/// The names of the cluster hooks that run calls of type `C`, with these lifecycle hooks.
+pub fn call_hooks<C: CallSite>(registry: &Registry) -> impl Iterator<Item = String> {
+    registry.names().map(call_hook::<C>)
+}
+
 /// How a server runs hooks.
 #[derive(Clone)]
 pub struct LifecycleOptions {
@@ -30,11 +40,13 @@ pub struct LifecycleOptions {
     pub room: u32,
     /// Into how many slots each hook's stores are spread over the servers.
     pub slots: u32,
+    /// Which of the cluster hooks this server runs.
+    pub selection: HookSelection,
 }
 
 impl Default for LifecycleOptions {
     fn default() -> Self {
-        LifecycleOptions { pool: PoolOptions::default(), room: 64, slots: 8 }
+        LifecycleOptions { pool: PoolOptions::default(), room: 64, slots: 8, selection: HookSelection::default() }
     }
 }
 
@@ -48,6 +60,7 @@ struct Inner {
     metrics: LifecycleMetrics,
     room: u32,
     slots: u32,
+    selection: HookSelection,
     made: Mutex<BTreeMap<String, Made>>,
 }
 
@@ -63,8 +76,16 @@ impl Lifecycle {
     pub fn new(registry: Registry, options: LifecycleOptions) -> Lifecycle {
         let metrics = LifecycleMetrics::default();
         let pool = Pool::new(options.pool, metrics.clone());
-        let (room, slots) = (options.room, options.slots);
-        Lifecycle(Arc::new(Inner { registry, pool, metrics, room, slots, made: Mutex::new(BTreeMap::new()) }))
+        let (room, slots, selection) = (options.room, options.slots, options.selection);
+        Lifecycle(Arc::new(Inner {
+            registry,
+            pool,
+            metrics,
+            room,
+            slots,
+            selection,
+            made: Mutex::new(BTreeMap::new()),
+        }))
     }
 
     /// The hooks of this build.
@@ -101,7 +122,8 @@ impl Lifecycle {
     }
 
     /// Runs this build's hooks for calls of type `C`, one cluster hook for each lifecycle hook: so a call of a hook that
-    /// only some servers were built with is run by one of those, and calls of one hook never hold up another's.
+    /// only some servers were built with is run by one of those, and calls of one hook never hold up another's. Those that
+    /// this server is not to run are registered all the same.
     ///
     /// The handles have to be kept; dropping one ends that hook here.
     ///
@@ -114,7 +136,7 @@ impl Lifecycle {
     ) -> Result<Vec<HookHandle>, RegisterError> {
         let mut handles = Vec::new();
         for name in self.0.registry.names() {
-            let registration = Registration::new(format!("{}-{name}", C::REGISTRATION), 1)
+            let registration = Registration::new(call_hook::<C>(name), 1)
                 .on(C::pattern(name))
                 .key("{store}")
                 .every_change()
@@ -122,9 +144,18 @@ impl Lifecycle {
                 .attempts_unlimited()
                 .slots(self.0.slots);
             let runner = Runner::<C>::new(self.clone(), name, Arc::clone(&source));
-            handles.push(state.register(registration, self.0.room, Arc::new(runner)).await?);
+            handles.extend(self.register_one(state, registration, Arc::new(runner)).await?);
         }
         Ok(handles)
+    }
+
+    async fn register_one(
+        &self,
+        state: &State,
+        registration: Registration,
+        hook: Arc<dyn ClusterHook>,
+    ) -> Result<Option<HookHandle>, RegisterError> {
+        state.register_selected(&self.0.selection, registration, self.0.room, hook).await
     }
 
     /// The enabled hooks that no live server runs. Their gates wait; this is for saying so.
@@ -139,11 +170,15 @@ impl Lifecycle {
         configuration.enabled.iter().filter(|name| !runs(name)).cloned().collect()
     }
 
-    /// Delivers events to a sink, in order per store.
+    /// Delivers events to a sink, in order per store. None where this server is not to.
     ///
     /// # Errors
     /// As [`State::register`].
-    pub async fn deliver_events(&self, state: &State, sink: Arc<dyn EventSink>) -> Result<HookHandle, RegisterError> {
+    pub async fn deliver_events(
+        &self,
+        state: &State,
+        sink: Arc<dyn EventSink>,
+    ) -> Result<Option<HookHandle>, RegisterError> {
         let registration = Registration::new(EVENT_HOOK, 1)
             .on("/events/{store}/entries/*")
             .key("{store}")
@@ -152,6 +187,6 @@ impl Lifecycle {
             .attempts_unlimited()
             .slots(self.0.slots);
         let delivery = Delivery::new(sink, self.0.metrics.clone());
-        state.register(registration, self.0.room, Arc::new(delivery)).await
+        self.register_one(state, registration, Arc::new(delivery)).await
     }
 }

@@ -188,7 +188,7 @@ impl<C: CallSite> ClusterHook for Runner<C> {
         }
         let site = prepared.site.clone();
         let writes = writes(prepared, judgement, by_pause, &run);
-        if run.cancelled().is_cancelled() {
+        if !run.is_in_force() {
             record_as_stale(&run, writes.record).await;
             return Outcome::Done;
         }

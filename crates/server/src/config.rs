@@ -26,7 +26,7 @@
 //! delay = "1h"
 //! ```
 //!
-//! `[access]` and `[tls]` are described at [`crate::access::config`].
+//! `[access]` and `[tls]` are described at [`crate::access::config`], `[server.cluster_hooks]` at [`ClusterHooksSection`].
 //!
 //! `[server]`, `[artifacts]` (see [`StoreSettings`]) and `[[regions]]` are this server's own. `[hooks]` is published as state by the
 //! first server, and later by `tidegate config apply`; a server whose file says something else
@@ -44,6 +44,7 @@ use tidegate_api::{Setting, SettingOrigin};
 use crate::access::config::{AccessSection, TlsSection, check_host};
 use crate::agent::service::ADDRESS_BYTES_MAX;
 use crate::database::{LEASE_MAX, LEASE_MIN};
+pub use crate::selection::ClusterHooksSection;
 use tidegate_dataset::location::StoreSettings;
 use tidegate_rollout::region::remote::check_address;
 
@@ -97,8 +98,13 @@ pub struct ServerSection {
     pub ca_file: Option<PathBuf>,
     /// The names that clients use for it, beside this machine's own. Requests for others are refused.
     pub hosts: Vec<String>,
+    /// A file in which it writes down what its cluster hooks do, line by line, for the checker of guarantees that the fault
+    /// runs use (`tidegate_state::testing::history`). It grows, and so does the server, for as long as that is set.
+    pub history_file: Option<PathBuf>,
     /// Limits that protect it.
     pub limits: LimitsSection,
+    /// Which cluster hooks it runs, and how many runs at once.
+    pub cluster_hooks: ClusterHooksSection,
 }
 
 impl ServerSection {
@@ -361,6 +367,7 @@ impl ConfigFile {
 
     fn check(&self) -> Result<(), ConfigError> {
         ServerLimits::from_section(&self.server.limits).check()?;
+        self.server.cluster_hooks.check()?;
         self.access.check()?;
         self.tls.check()?;
         self.server.hosts.iter().try_for_each(|host| check_host(host))?;

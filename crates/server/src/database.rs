@@ -9,6 +9,7 @@ use tidegate_rollout::operations::OperatorAction;
 use tidegate_state::driver::LEASES_PER_LOCK_LIMIT;
 use tidegate_state::driver::postgres::{PostgresOptions, PostgresStore};
 use tidegate_state::driver::sqlite::{SqliteOptions, SqliteStore};
+use tidegate_state::testing::history::Recorder;
 use tidegate_state::{DriverError, State, StateOptions};
 
 use crate::access::AuditRecord;
@@ -41,6 +42,10 @@ pub(crate) async fn open(options: &Options, address: SocketAddr) -> Result<State
         state.lease = lease;
     }
     state.seen = Some(options.data.join(SEEN));
+    if let Some(file) = &options.config.server.history_file {
+        let refused = |source| StartError::HistoryFile { path: file.clone(), source };
+        state.recorder = Recorder::to_file(file).map_err(refused)?;
+    }
     let driver = match database(options) {
         Some(url) => shared(url, schema(options), state.lease)?.driver(),
         None => own_file(&options.data.join(FILE)).await?.driver(),

@@ -30,7 +30,7 @@
 //! | the artifact store, and whether it is the installation's | `artifacts` |
 //! | parts on their way into the artifact store | `uploads` |
 //! | reads of regions that are hosted elsewhere | `forward` |
-//! | the cluster hooks that it runs, and when it begins to | `work` |
+//! | the cluster hooks that it runs, and when it begins to | `selection`, `work` |
 //! | the page | `page`, `assets/` |
 //! | who may ask what: tokens, roles, the audit trail | [`access`] |
 //! | a server whose database does not answer yet | `waiting` |
@@ -62,6 +62,7 @@ mod membership;
 pub mod node;
 mod page;
 mod routes;
+mod selection;
 mod server;
 mod uploads;
 mod validation;

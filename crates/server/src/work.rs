@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use tidegate_lifecycle::{Lifecycle, LogSink, Registry};
 use tidegate_rollout::entities::{Call, RegistrationCall};
 use tidegate_rollout::{Operations, RolloutDependencies, RolloutHooks, RolloutMetrics};
-use tidegate_state::{HookHandle, State};
+use tidegate_state::{HookHandle, HookSelection, State};
 
 use crate::app::App;
 use crate::artifacts::Remover;
@@ -31,6 +31,8 @@ pub(crate) struct HooksToRun {
     pub(crate) lifecycle: Lifecycle,
     pub(crate) remover: Arc<Remover>,
     pub(crate) metrics: RolloutMetrics,
+    /// Which of them are run.
+    pub(crate) selection: HookSelection,
 }
 
 impl HooksToRun {
@@ -40,6 +42,7 @@ impl HooksToRun {
             registry: Arc::clone(&self.registry),
             remover: self.remover.clone(),
             metrics: self.metrics.clone(),
+            selection: self.selection.clone(),
         };
         let rollout = RolloutHooks::register(state, dependencies)
             .await
@@ -48,7 +51,7 @@ impl HooksToRun {
         let mut calls = lifecycle.register::<Call>(state, source).await?;
         let source = Arc::new(tidegate_rollout::RegistrationContexts);
         calls.extend(lifecycle.register::<RegistrationCall>(state, source).await?);
-        calls.push(lifecycle.deliver_events(state, Arc::new(LogSink)).await?);
+        calls.extend(lifecycle.deliver_events(state, Arc::new(LogSink)).await?);
         Ok((rollout, calls))
     }
 

@@ -10,9 +10,10 @@ use tidegate_lifecycle::{
 };
 use tidegate_state::Ref;
 use tidegate_state::testing::StoreKind;
+use tidegate_state::testing::points::name as point;
 use tokio::sync::Semaphore;
 
-use crate::world::{Call, INTERVAL, LEASE_SHORT, Push, Say, Scripted, Store, World, document, proceed, say};
+use crate::world::{Call, INTERVAL, LEASE_SHORT, LIMIT, Push, Say, Scripted, Store, World, document, proceed, say};
 
 const SWAP: Function = Function::PreStoreVersionSwap;
 
@@ -327,6 +328,21 @@ async fn a_server_dies_between_and_during_attempts(store: StoreKind) {
 
 #[tokio::test]
 async fn c03_a_server_that_was_cut_off_past_its_lease_changes_nothing_when_it_is_back() {
+    its_late_answer_is_on_record_and_changes_nothing(Notices::First).await;
+}
+
+#[tokio::test]
+async fn c03_nor_does_it_before_it_has_noticed_that_its_lease_has_ended() {
+    its_late_answer_is_on_record_and_changes_nothing(Notices::Later).await;
+}
+
+/// When a server that stood still notices that its lease has ended, before or after its hook answers.
+enum Notices {
+    First,
+    Later,
+}
+
+async fn its_late_answer_is_on_record_and_changes_nothing(notices: Notices) {
     let open = Arc::new(Semaphore::new(0));
     let first = Arc::new(AtomicBool::new(true));
     let hook = {
@@ -343,13 +359,33 @@ async fn c03_a_server_that_was_cut_off_past_its_lease_changes_nothing_when_it_is
     let other = world.cluster.join().await;
     world.lifecycles.push(None);
     world.start(other).await;
+    // The first one stands still past its lease, and the other decides.
+    let frozen = world.cluster.points(0).hold(point::SLOT_BEFORE_LAPSE);
     world.cluster.faults(0).set_absent(true);
-    world.clock().advance(LEASE_SHORT * 6);
+    // No longer than a call may take, whose answer would be that it was cut.
+    world.clock().advance(LEASE_SHORT * 2);
     hook.was_asked(2).await;
     world.speak_through = Some(other);
     assert_eq!(world.settle(&gate).await, GateStep::Open);
-    open.add_permits(1);
+    // It wakes up, and its hook answers.
+    let mut member = world.cluster.server(0).member();
+    let of_before = *member.borrow_and_update();
     world.cluster.faults(0).set_absent(false);
+    let records = match notices {
+        Notices::First => {
+            frozen.release();
+            let lapsed = member.wait_for(|now| *now != of_before);
+            drop(tokio::time::timeout(LIMIT, lapsed).await.expect("its lease lapses").unwrap());
+            open.add_permits(1);
+            world.records_are("s", 2).await
+        }
+        Notices::Later => {
+            open.add_permits(1);
+            let records = world.records_are("s", 2).await;
+            frozen.release();
+            records
+        }
+    };
     world.cluster.server(0).flush().await.unwrap();
 
     let (cut, counted) = (hook.asked()[0].clone(), hook.asked()[1].clone());
@@ -361,9 +397,13 @@ async fn c03_a_server_that_was_cut_off_past_its_lease_changes_nothing_when_it_is
         assert_eq!(call.state.answer().unwrap().verdict, Verdict::Proceed);
         assert!(snapshot.require(&gate).unwrap().state.opened_at.is_some());
     }
-    let effective = world.records("s").await.into_iter().filter(|record| !record.stale).collect::<Vec<_>>();
-    assert_eq!(effective.len(), 1);
-    assert_eq!(effective[0].verdict, Verdict::Proceed);
+    // What it came with is on record beside what counted, under the token that it had lost.
+    let (late, effective): (Vec<_>, Vec<_>) = records.into_iter().partition(|record| record.stale);
+    assert_eq!((late.len(), effective.len()), (1, 1), "{late:?} {effective:?}");
+    assert_eq!((late[0].verdict, effective[0].verdict), (Verdict::Rollback, Verdict::Proceed));
+    assert_eq!((late[0].server.as_str(), late[0].fencing_token), ("server-0", cut.fencing_token));
+    assert_eq!(effective[0].fencing_token, counted.fencing_token);
+    assert_eq!(world.records("s").await.len(), 2);
     world.cluster.finish().await;
 }
 

@@ -336,7 +336,7 @@ impl World {
         let state = self.cluster.server(server);
         let mut handles = lifecycle.register::<Call>(state, Arc::new(Source)).await.unwrap();
         let sink: Arc<dyn EventSink> = Arc::clone(&self.receiver) as _;
-        handles.push(lifecycle.deliver_events(state, sink).await.unwrap());
+        handles.extend(lifecycle.deliver_events(state, sink).await.unwrap());
         self.lifecycles[server] = Some((lifecycle, handles));
     }
 

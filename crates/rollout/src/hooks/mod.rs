@@ -18,7 +18,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_lifecycle::Registry;
-use tidegate_state::{HookHandle, Ref, RegisterError, Registration, State, TransactionError, WriteError};
+use tidegate_state::{
+    ClusterHook, HookHandle, HookSelection, Ref, RegisterError, Registration, State, TransactionError, WriteError,
+};
 
 pub use clean_up::ArtifactRemover;
 
@@ -34,6 +36,8 @@ pub struct RolloutDependencies {
     pub remover: Arc<dyn ArtifactRemover>,
     /// Where runs count.
     pub metrics: RolloutMetrics,
+    /// Which of the hooks this server runs.
+    pub selection: HookSelection,
 }
 
 impl std::fmt::Debug for RolloutDependencies {
@@ -71,7 +75,20 @@ const STORES_AT_ONCE: u32 = 16;
 const REMOVALS_AT_ONCE: u32 = 2;
 
 impl RolloutHooks {
-    /// Registers the hooks on this server.
+    /// The names of the hooks.
+    #[must_use]
+    pub fn names() -> Vec<String> {
+        let registrations = [
+            control::registration(),
+            registration::registration(),
+            wake::registration(),
+            uptime::registration(),
+            clean_up::registration(),
+        ];
+        registrations.iter().map(|registration| registration.name().to_owned()).collect()
+    }
+
+    /// Registers the hooks, and runs on this server those that it is to run.
     ///
     /// # Errors
     /// A registration that the state refuses, or a state that can't be written.
@@ -80,20 +97,18 @@ impl RolloutHooks {
         dependencies: RolloutDependencies,
     ) -> Result<RolloutHooks, RegisterHooksError> {
         exist(state).await?;
-        let handles = vec![
-            state.register(control::registration(), STORES_AT_ONCE, control::hook(&dependencies, state.now())).await?,
-            state
-                .register(
-                    registration::registration(),
-                    STORES_AT_ONCE,
-                    Arc::new(registration::Register { registry: Arc::clone(&dependencies.registry) }),
-                )
-                .await?,
-            state.register(wake::registration(), 1, Arc::new(wake::WakeStores)).await?,
-            state.register(uptime::registration(), 1, Arc::new(uptime::MarkUptime)).await?,
-            state.register(clean_up::registration(), REMOVALS_AT_ONCE, clean_up::hook(&dependencies)).await?,
+        let register = |registration: Registration, room: u32, hook: Arc<dyn ClusterHook>| {
+            state.register_selected(&dependencies.selection, registration, room, hook)
+        };
+        let register_schemas = registration::Register { registry: Arc::clone(&dependencies.registry) };
+        let handles = [
+            register(control::registration(), STORES_AT_ONCE, control::hook(&dependencies, state.now())).await?,
+            register(registration::registration(), STORES_AT_ONCE, Arc::new(register_schemas)).await?,
+            register(wake::registration(), 1, Arc::new(wake::WakeStores)).await?,
+            register(uptime::registration(), 1, Arc::new(uptime::MarkUptime)).await?,
+            register(clean_up::registration(), REMOVALS_AT_ONCE, clean_up::hook(&dependencies)).await?,
         ];
-        Ok(RolloutHooks { _handles: handles })
+        Ok(RolloutHooks { _handles: handles.into_iter().flatten().collect() })
     }
 }
 

@@ -23,7 +23,7 @@ use tidegate_rollout::{
     ArtifactRemover, OperationError, Operations, RolloutDependencies, RolloutHooks, RolloutMetrics,
 };
 use tidegate_state::testing::{Cluster, StoreKind};
-use tidegate_state::{FeedItem, HookHandle, Ref, Snapshot, State, Transaction, TransactionError};
+use tidegate_state::{FeedItem, HookHandle, HookSelection, Ref, Snapshot, State, Transaction, TransactionError};
 
 /// Nothing in these tests takes this long unless it hangs.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
@@ -284,6 +284,7 @@ impl World {
             registry: Arc::clone(&registry),
             remover: Arc::clone(&self.removals) as Arc<dyn ArtifactRemover>,
             metrics: self.metrics.clone(),
+            selection: HookSelection::default(),
         };
         let rollout = RolloutHooks::register(&state, dependencies).await.unwrap();
         let operations = Operations::new(state, registry);

@@ -49,6 +49,14 @@ pub enum StartError {
         /// What the system says.
         source: io::Error,
     },
+    /// The file of its history can't be written.
+    #[error("the history file {} can't be written: {source}; give `server.history_file` another path, or leave it out", path.display())]
+    HistoryFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
     /// The configuration can't be used.
     #[error(transparent)]
     Config(#[from] ConfigError),

@@ -17,7 +17,7 @@ use tidegate_lifecycle::{Lifecycle, LifecycleOptions};
 use tidegate_rollout::region::RegionHost;
 use tidegate_rollout::region::host::HostOptions;
 use tidegate_rollout::{Operations, RolloutMetrics};
-use tidegate_state::State;
+use tidegate_state::{HookSelection, State};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -39,6 +39,7 @@ use crate::http::tls::{Certificate, TlsMetrics};
 use crate::look_again::LookAgain;
 use crate::membership;
 use crate::routes;
+use crate::selection;
 use crate::uploads::Uploads;
 use crate::waiting;
 use crate::work::{self, HooksSlot, HooksToRun};
@@ -65,6 +66,7 @@ impl Server {
         if let Some(address) = &options.advertise {
             check_advertised("--advertise", address)?;
         }
+        let selection = selection::selection(&options)?;
         let address = listen_address(&options);
         let has_tls = options.config.tls.pair().is_some();
         let authentication =
@@ -75,7 +77,7 @@ impl Server {
         let address = listener.local_addr().map_err(|source| StartError::Listen { address, source })?;
 
         let (state, listener) = waiting::open(&options, address, listener, certificate.as_ref()).await?;
-        match open(&options, address, authentication, certificate, &state, listener).await {
+        match open(&options, address, (authentication, certificate), selection, &state, listener).await {
             Ok(opened) => {
                 tracing::info!(%address, data = %options.data.display(), "serving");
                 let Opened { app, hooks, serving, tasks, first_token, adoption } = opened;
@@ -124,8 +126,8 @@ struct Opened {
 async fn open(
     options: &Options,
     address: SocketAddr,
-    authentication: Authentication,
-    certificate: Option<Certificate>,
+    (authentication, certificate): (Authentication, Option<Certificate>),
+    selection: HookSelection,
     state: &State,
     listener: TcpListener,
 ) -> Result<Opened, StartError> {
@@ -159,7 +161,8 @@ async fn open(
     if database::database(options).is_some() {
         tasks.push(tokio::spawn(membership::remember(state.clone(), options.data.clone(), closing.clone())));
     }
-    let Hosted { app, begin, adoption } = host(options, address, state, (guard, metrics, closing.clone())).await?;
+    let Hosted { app, begin, adoption } =
+        host(options, address, selection, state, (guard, metrics, closing.clone())).await?;
     tasks.push(tokio::spawn(app.mark().keep(closing.clone())));
     let hooks = HooksSlot::default();
     if !is_set_back {
@@ -187,13 +190,17 @@ struct Hosted {
 async fn host(
     options: &Options,
     address: SocketAddr,
+    selection: HookSelection,
     state: &State,
     (access, mut metrics, closing): (Access, MetricsRegistry, CancellationToken),
 ) -> Result<Hosted, StartError> {
     let registry = Arc::new(options.registry.clone());
     let operations = Operations::new(state.clone(), Arc::clone(&registry));
     let setups = register_regions(options, state, &operations).await?;
-    let lifecycle = Lifecycle::new(options.registry.clone(), LifecycleOptions::default());
+    let lifecycle = Lifecycle::new(
+        options.registry.clone(),
+        LifecycleOptions { selection: selection.clone(), ..LifecycleOptions::default() },
+    );
     let file_differs = publish_hooks(options, state, &lifecycle).await?;
 
     let plan = artifacts::plan(options)?;
@@ -230,6 +237,7 @@ async fn host(
         lifecycle: lifecycle.clone(),
         remover: Arc::new(artifacts::Remover::new(artifacts.clone(), Arc::clone(&uploads), Arc::clone(&mark))),
         metrics: rollout_metrics,
+        selection,
     };
 
     let forwarder = Forwarder::new(options.config.server.ca_file.as_deref(), &mut metrics)?;

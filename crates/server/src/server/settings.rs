@@ -22,6 +22,7 @@ pub(super) fn settings(
 ) -> BTreeMap<String, Setting> {
     let server = &options.config.server;
     let mut settings = limits.settings(&server.limits);
+    settings.extend(server.cluster_hooks.settings());
     settings.extend(plan.settings().clone());
     if options.artifacts.is_some()
         && let Some(url) = settings.get_mut("artifacts.url")

@@ -52,6 +52,19 @@ async fn h7_a_hook_that_does_not_exist_stops_the_first_start_and_only_that() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn k40_a_server_that_is_to_run_a_cluster_hook_that_there_is_not_does_not_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bad = options(folder.path());
+    bad.config = config("[server.cluster_hooks]\nrun = ['rollout', 'rollout-weke']");
+    let error = Server::start(bad).await.unwrap_err();
+    assert!(matches!(error, StartError::Config(_)), "{error}");
+    // It says which name is wrong and which there are, and has left nothing behind.
+    let text = error.to_string();
+    assert!(text.contains("`rollout-weke`") && text.contains("rollout-wake"), "{text}");
+    assert!(!folder.path().join("data").exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn h36_a_hooks_configuration_is_published_whole_or_not_at_all() {
     let world = World::start_with(|options| {
         options.config = config("[hooks]\nwait_interval = '5s'");

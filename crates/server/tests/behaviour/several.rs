@@ -1,5 +1,6 @@
 //! Several servers on one PostgreSQL.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -7,15 +8,16 @@ use tidegate_client::api::{PushStart, PushStatus, RegionSettings, Role, ServerSt
 use tidegate_client::{Client, Options as ClientOptions, PushJob, PushOptions, Token};
 use tidegate_server::access::config::Authentication;
 use tidegate_server::config::RegionSection;
-use tidegate_server::{Handle, Options, Server, StartError, drop_schema};
+use tidegate_server::{ConfigFile, Handle, Options, Server, StartError, drop_schema};
 use tidegate_state::testing::postgres;
+use tidegate_state::{QueueFilter, RequestState};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::world::{LIMIT, assert_error};
 
 /// Servers of one installation, and what they are started with.
-struct Several {
+pub(crate) struct Several {
     folder: TempDir,
     schema: String,
     authentication: Option<Authentication>,
@@ -23,7 +25,7 @@ struct Several {
 
 impl Several {
     /// None where there is no PostgreSQL.
-    fn new(authentication: Option<Authentication>) -> Option<Self> {
+    pub(crate) fn new(authentication: Option<Authentication>) -> Option<Self> {
         if postgres::skipped().is_some() {
             return None;
         }
@@ -32,7 +34,7 @@ impl Several {
     }
 
     /// What a server of this name is started with, on a data folder.
-    fn options(&self, name: &str, data: &str) -> Options {
+    pub(crate) fn options(&self, name: &str, data: &str) -> Options {
         let mut options = Options::new(self.folder.path().join(data));
         options.listen = Some("127.0.0.1:0".parse().unwrap());
         options.database = Some(postgres::shared().unwrap().url());
@@ -45,7 +47,20 @@ impl Several {
     }
 
     async fn start(&self, name: &str) -> Handle {
-        let server = Server::start(self.options(name, name)).await.unwrap();
+        self.start_with(self.options(name, name)).await
+    }
+
+    /// A server that runs the cluster hooks, and publishes the hooks, that the text of a file says.
+    async fn start_on(&self, name: &str, text: &str) -> Handle {
+        let file = ConfigFile::parse(text, name).unwrap();
+        let mut options = self.options(name, name);
+        options.config.server.cluster_hooks = file.server.cluster_hooks;
+        options.config.hooks = file.hooks;
+        self.start_with(options).await
+    }
+
+    async fn start_with(&self, options: Options) -> Handle {
+        let server = Server::start(options).await.unwrap();
         let mut member = server.state().member();
         let joined = tokio::time::timeout(LIMIT, member.wait_for(Option::is_some)).await;
         joined.expect("it joins").unwrap();
@@ -53,7 +68,7 @@ impl Several {
         server
     }
 
-    async fn end(self, servers: impl IntoIterator<Item = Handle>) {
+    pub(crate) async fn end(self, servers: impl IntoIterator<Item = Handle>) {
         for server in servers {
             server.shutdown().await;
         }
@@ -84,6 +99,38 @@ async fn get(server: &Handle, token: &str, path: &str) -> (u16, serde_json::Valu
     let http = reqwest::Client::new();
     let response = http.get(format!("{}{path}", server.url())).bearer_auth(token).send().await.unwrap();
     (response.status().as_u16(), response.json().await.unwrap())
+}
+
+/// The cluster hooks that a server says to run, with their room, once it says so of that many.
+async fn declared(client: &Client, name: &str, count: usize) -> BTreeMap<String, u32> {
+    let look = async {
+        loop {
+            let servers = client.cluster().await.unwrap().servers;
+            let hooks = servers.into_iter().find(|server| server.name == name).map(|server| server.hooks);
+            let hooks = hooks.unwrap_or_default();
+            if hooks.len() >= count {
+                return hooks.into_iter().map(|hook| (hook.hook, hook.room)).collect();
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, look).await.expect("it says what it runs")
+}
+
+/// The cluster hooks that have run on a server, by its own count.
+async fn ran(client: &Client) -> BTreeSet<String> {
+    let counted = |line: &str| {
+        let (_, counter) = line.split_once("cluster_hook_runs_total{hook=\"")?;
+        let (hook, count) = counter.split_once("\"} ")?;
+        (count.trim() != "0").then(|| hook.to_owned())
+    };
+    client.metrics().await.unwrap().lines().filter_map(counted).collect()
+}
+
+/// Requests of a cluster hook that no server that lives runs.
+async fn without_server(client: &Client, hook: &str) -> u64 {
+    let hooks = client.cluster().await.unwrap().hooks;
+    hooks.into_iter().find(|view| view.hook == hook).map_or(0, |view| view.no_server)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -276,5 +323,69 @@ async fn any_server_answers_reads_of_a_region_that_another_hosts() {
     assert_eq!((status, body["retryable"].as_bool()), (503, Some(true)), "{body}");
     assert!(body["why"].as_str().unwrap().contains(&there), "{body}");
     assert_error(&body, "a read of a region whose host is gone");
+    several.end([first]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn k40_servers_run_the_cluster_hooks_that_their_files_name_and_what_no_server_runs_waits() {
+    let Some(several) = Several::new(None) else { return };
+    // Given a server that runs nothing of the rollout controller, on a database that no other server has seen,
+    let calls = "[server.cluster_hooks]\nrun = ['lifecycle-*']\nroom.'lifecycle-call-*' = 2\n\
+                 [hooks.config.region-order]\norder = 'a'";
+    let first = several.start_on("first", calls).await;
+    let client = Client::new(&first.url()).unwrap();
+    let store = |name: &str| StoreCreate {
+        name: name.to_owned(),
+        key_columns: vec!["k".to_owned()],
+        partitions: Some(1),
+        ..StoreCreate::default()
+    };
+    assert_eq!(without_server(&client, "rollout").await, 0);
+    // when something changes that the controller is for, then that waits for a server that runs it.
+    client.create_store(&store("s")).await.unwrap();
+    assert!(without_server(&client, "rollout").await > 0);
+    // When one comes that runs the controller and nothing else,
+    let controller = "[server.cluster_hooks]\nrun = ['rollout*']\nroom.rollout = 3";
+    let second = several.start_on("second", controller).await;
+    // then each says what it runs, with its room,
+    let lifecycle = ["data-quality", "exec", "health-check", "region-order"]
+        .into_iter()
+        .flat_map(|hook| [(format!("lifecycle-call-{hook}"), 2), (format!("lifecycle-registration-call-{hook}"), 64)]);
+    let lifecycle: BTreeMap<String, u32> = lifecycle.chain([("lifecycle-events".to_owned(), 64)]).collect();
+    assert_eq!(declared(&client, "first", lifecycle.len()).await, lifecycle);
+    let rollout = [
+        ("rollout", 3),
+        ("rollout-clean-up", 2),
+        ("rollout-registration", 16),
+        ("rollout-uptime", 1),
+        ("rollout-wake", 1),
+    ];
+    let rollout: BTreeMap<String, u32> = rollout.into_iter().map(|(hook, room)| (hook.to_owned(), room)).collect();
+    assert_eq!(declared(&client, "second", rollout.len()).await, rollout);
+    let other = Client::new(&second.url()).unwrap();
+    let settings = other.config().await.unwrap().server.settings;
+    assert_eq!(settings["server.cluster_hooks.run"].value, "rollout*");
+    assert_eq!(settings["server.cluster_hooks.room.rollout"].value, "3");
+    // and a push completes that needs both, each of whose runs happens where it is declared.
+    let rows = several.folder.path().join("rows.csv");
+    std::fs::write(&rows, "k,v\nk7,x7\n").unwrap();
+    let work = Some(several.folder.path().join("work"));
+    let options = PushOptions { work, timeout: Some(LIMIT), patience: LIMIT, ..PushOptions::default() };
+    let job = PushJob { id: "p1".to_owned(), store: "s".to_owned(), paths: vec![rows], options };
+    let outcome = job.run(&client, &mut |_| {}).await.unwrap();
+    assert_eq!(outcome.state.status, PushStatus::Completed, "{outcome:#?}");
+    let calls = client.push_calls("p1").await.unwrap();
+    assert!(!calls.is_empty() && calls.iter().all(|call| call.server == "first"), "{calls:#?}");
+    let (on_first, on_second) = (ran(&client).await, ran(&other).await);
+    assert!(on_first.contains("lifecycle-call-region-order"), "{on_first:?}");
+    assert!(on_first.iter().all(|hook| lifecycle.contains_key(hook)), "{on_first:?}");
+    assert!(on_second.contains("rollout"), "{on_second:?}");
+    assert!(on_second.iter().all(|hook| rollout.contains_key(hook)), "{on_second:?}");
+    // When the only server that runs the controller leaves, then what comes waits again.
+    second.shutdown().await;
+    client.create_store(&store("t")).await.unwrap();
+    let waiting = first.state().queue().list(QueueFilter::all().hook("rollout").key("t")).await.unwrap();
+    assert!(!waiting.is_empty(), "nothing asks for the controller");
+    assert!(waiting.iter().all(|entry| entry.state == RequestState::NoServer), "{waiting:#?}");
     several.end([first]).await;
 }

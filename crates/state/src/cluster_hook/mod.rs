@@ -22,6 +22,7 @@
 //!    way that could stop other keys.
 
 pub(crate) mod balance;
+pub(crate) mod cause;
 pub(crate) mod key_queue;
 pub(crate) mod lease_end;
 pub(crate) mod matcher;
@@ -34,6 +35,7 @@ pub(crate) mod registration;
 pub(crate) mod run;
 pub(crate) mod runner;
 pub(crate) mod runtime;
+pub(crate) mod selection;
 pub(crate) mod slots;
 pub(crate) mod standing;
 pub(crate) mod template;
@@ -46,5 +48,6 @@ pub use run::{
     ATTRIBUTE_HOOK, ATTRIBUTE_REQUEST, ATTRIBUTE_RUN, ClusterHook, Completion, FencingToken, Key, Outcome, Run,
 };
 pub use runtime::HookHandle;
+pub use selection::{HookNames, HookNamesError, HookSelection};
 pub use slots::{SLOTS_MAX, SlotLayout, slot_index};
 pub use standing::{QueueEntry, QueueFilter, RequestState};

@@ -11,6 +11,9 @@ use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::cause::Cause;
+use super::key_queue::KeyIndex;
+use super::lease_end::LeaseEnd;
 use super::matcher::Definitions;
 use super::registration::Delivery;
 use crate::change::Change;
@@ -93,14 +96,6 @@ impl fmt::Display for Key {
     }
 }
 
-/// What asked for a run.
-#[derive(Debug, Clone)]
-pub(crate) struct Cause {
-    pub(crate) change: Change,
-    pub(crate) at: Timestamp,
-    pub(crate) attributes: Arc<Attributes>,
-}
-
 /// What the owner and a run share.
 #[derive(Debug, Default)]
 pub(crate) struct RunControl {
@@ -143,27 +138,38 @@ impl RunControl {
     }
 }
 
+/// What runs of a hook that are started together have in common, so that a run counts one reference to it, and not three. Not
+/// the hook itself, which may keep a run.
+pub(crate) struct RunContext {
+    pub(crate) definitions: Arc<Definitions>,
+    pub(crate) snapshot: Snapshot,
+    pub(crate) state: State,
+    pub(crate) lease: Arc<LeaseEnd>,
+    pub(crate) installation: uuid::Uuid,
+}
+
 /// One run of a cluster hook.
 #[derive(Clone)]
 pub struct Run {
-    pub(crate) definitions: Arc<Definitions>,
+    pub(crate) context: Arc<RunContext>,
     pub(crate) key: Key,
+    /// The key's place in its slot's queue, and the run's number there.
+    pub(crate) place: (KeyIndex, u32),
     pub(crate) request: RequestId,
     pub(crate) attempt: u32,
     pub(crate) token: FencingToken,
     pub(crate) fence: Fence,
     pub(crate) cause: Arc<Cause>,
-    pub(crate) snapshot: Snapshot,
-    pub(crate) state: State,
+    /// Made of the cause when it is asked for.
+    pub(crate) change: OnceLock<Box<Change>>,
     pub(crate) control: Arc<RunControl>,
-    pub(crate) installation: uuid::Uuid,
 }
 
 impl Run {
     /// The hook's name.
     #[must_use]
     pub fn hook(&self) -> &str {
-        &self.definitions.name
+        &self.context.definitions.name
     }
 
     /// The key: no other run of this hook has it at the same time.
@@ -175,7 +181,7 @@ impl Run {
     /// The ids of the key's template, by name, decoded.
     #[must_use]
     pub fn ids(&self) -> Vec<(String, Cow<'_, str>)> {
-        self.definitions.template.ids(&self.key.0)
+        self.context.definitions.template.ids(&self.key.0)
     }
 
     /// One id of the key's template.
@@ -212,44 +218,45 @@ impl Run {
     /// The same for every run of one request, and for no other request of this or another store, ever.
     #[must_use]
     pub fn idempotency_key(&self) -> String {
-        format!("{}/{}/{}", self.installation, self.snapshot.epoch(), self.request)
+        format!("{}/{}/{}", self.context.installation, self.context.snapshot.epoch(), self.request)
     }
 
     /// The epoch that revisions count in.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
-        self.snapshot.epoch()
+        self.context.snapshot.epoch()
     }
 
     /// The tree at or after the request's revision.
     #[must_use]
     pub fn snapshot(&self) -> &Snapshot {
-        &self.snapshot
+        &self.context.snapshot
     }
 
     /// The time now by the driver's clock.
     #[must_use]
     pub fn now(&self) -> Timestamp {
-        self.state.now()
+        self.context.state.now()
     }
 
     /// The change that asked for the run, with before and after. For a run that was asked for what existed: without a
     /// before, and with what was there as after. None for `LatestState`, whose runs stand for any number of changes.
     #[must_use]
     pub fn change(&self) -> Option<&Change> {
-        (self.definitions.entity.delivery() == Delivery::EveryChange).then_some(&self.cause.change)
+        (self.context.definitions.entity.delivery() == Delivery::EveryChange)
+            .then(|| &**self.change.get_or_init(|| Box::new(self.cause.change(self.request))))
     }
 
     /// The path whose change asked for the run; with `LatestState` that of the newest.
     #[must_use]
     pub fn path(&self) -> &crate::path::Path {
-        &self.cause.change.path
+        self.cause.path()
     }
 
     /// What the writer of the change said about it.
     #[must_use]
     pub fn attributes(&self) -> &Attributes {
-        &self.cause.attributes
+        self.cause.attributes()
     }
 
     /// Cancelled when the run is to end: an operator cancelled it, a drain's limit has come, or the lease is lost. What
@@ -259,10 +266,17 @@ impl Run {
         self.control.token()
     }
 
+    /// Whether what it writes or returns may still count: it was not cancelled, and by this server's clocks its lease holds. A
+    /// server that stood still knows that at once, while it takes it a moment to cancel its runs.
+    #[must_use]
+    pub fn is_in_force(&self) -> bool {
+        !self.control.is_revoked() && self.context.lease.holds()
+    }
+
     /// This server's state, to read from and to write to without a condition on the token.
     #[must_use]
     pub fn state(&self) -> &State {
-        &self.state
+        &self.context.state
     }
 
     /// Writes in mid-run, on condition that the run's token still holds. Unlike what comes with the outcome it is not tied
@@ -288,12 +302,12 @@ impl Run {
             closure(transaction)
         };
         let fenced = Fenced { fence: self.fence, receipts: Vec::new(), exceptions: Vec::new() };
-        self.state.core().submit(checked, self.write_attributes(), SubmissionId::random(), Some(fenced)).await
+        self.context.state.core().submit(checked, self.write_attributes(), SubmissionId::random(), Some(fenced)).await
     }
 
     /// What the changes of this run carry: the cause's attributes, and who made them.
     pub(crate) fn write_attributes(&self) -> Arc<Attributes> {
-        let mut attributes = (*self.cause.attributes).clone();
+        let mut attributes = (**self.cause.attributes()).clone();
         attributes.insert(ATTRIBUTE_HOOK.to_owned(), self.hook().to_owned());
         attributes.insert(ATTRIBUTE_REQUEST.to_owned(), self.request.to_string());
         attributes.insert(ATTRIBUTE_RUN.to_owned(), self.token.to_string());

@@ -146,6 +146,15 @@ impl Drop for HookHandle {
     }
 }
 
+/// What becomes of a registration that is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum IfThere {
+    /// A higher definition version replaces it.
+    Raise,
+    /// It stays.
+    Leave,
+}
+
 /// Why the transaction that registers a hook was refused.
 #[derive(Debug)]
 enum Refusal {
@@ -215,7 +224,7 @@ impl State {
         handler: Arc<dyn ClusterHook>,
     ) -> Result<HookHandle, RegisterError> {
         let runtime = self.runtime();
-        let number = self.write_registration(&registration).await?;
+        let number = self.write_registration(&registration, IfThere::Raise).await?;
         let sender = runtime.owner().await?;
         let name = registration.name;
         let hook = Declared { name: name.as_str().into(), version: registration.definition.version, room, handler };
@@ -226,12 +235,17 @@ impl State {
         Ok(HookHandle { name, number, sender, names: runtime.names.clone() })
     }
 
-    async fn write_registration(&self, registration: &Registration) -> Result<HookNumber, RegisterError> {
+    async fn write_registration(
+        &self,
+        registration: &Registration,
+        if_there: IfThere,
+    ) -> Result<HookNumber, RegisterError> {
         let path = registration_of(&registration.name)?;
         let wanted = registration.clone();
         let closure = move |transaction: &mut Transaction| -> Result<HookNumber, Refusal> {
             let there = transaction.get(&path)?;
             let next = match &there {
+                Some(there) if if_there == IfThere::Leave => return Ok(there.number),
                 Some(there) => there.number,
                 None => {
                     let all = transaction.roots::<RegistrationEntity>()?;
@@ -258,7 +272,13 @@ impl State {
     /// As [`State::register`].
     pub async fn register_only(&self, registration: Registration) -> Result<HookNumber, RegisterError> {
         registration.check()?;
-        self.write_registration(&registration).await
+        self.write_registration(&registration, IfThere::Raise).await
+    }
+
+    /// As [`State::register_only`], unless it is registered, or was.
+    pub(super) async fn register_if_absent(&self, registration: Registration) -> Result<HookNumber, RegisterError> {
+        registration.check()?;
+        self.write_registration(&registration, IfThere::Leave).await
     }
 
     /// Removes a registration: no change makes a request any more, and nothing runs. What waits is kept, is listed, and

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::balance::is_willing;
 use super::matcher::{Definitions, Matcher};
-use super::owner::load_entries::{Entry, cause_of, entries};
+use super::owner::load_entries::{Entry, entries};
 use super::registration::Delivery;
 use crate::core::Core;
 use crate::driver::{
@@ -285,15 +285,16 @@ async fn unfinished_of(
     let mut is_stale = false;
     let mut count = 0;
     for exception in core.driver.exceptions(Some(number)).await? {
-        let cause = cause_of(&exception);
-        let Some(key) = definitions.key_of(&cause.change.path, exception.request.revision) else { continue };
+        let Some(key) = definitions.key_of(&exception.change.path, exception.request.revision) else { continue };
+        let key = key.into_owned();
         excepted.insert(exception.request);
         if exception.state == ExceptionState::Dead {
-            dead.insert(key.clone().into_owned());
+            dead.insert(key.clone());
         }
         if wanted(exception.request, &key) {
             count += 1;
-            let (request, slot, path, at) = (exception.request, exception.slot, cause.change.path.clone(), cause.at);
+            let (path, at) = (exception.change.path.clone(), exception.change.at);
+            let (request, slot) = (exception.request, exception.slot);
             add(&key, Found { request, slot, path, at, exception: Some(exception) });
         }
     }
@@ -305,18 +306,17 @@ async fn unfinished_of(
         let pending = core.driver.pending(first, after, ROWS_AT_ONCE).await?;
         let finished: HashSet<RequestId> = pending.receipts.iter().copied().collect();
         for row in &pending.rows {
-            for entry in entries(row, number, definitions, |_: &Path| None) {
+            for entry in entries(row, number, definitions) {
                 match entry {
-                    Entry::Request { id, slot, key, cause } => {
+                    Entry::Request { id, slot, key, path, documents: _ } => {
                         let settled = id.revision <= cluster.watermark(slot);
                         if settled || finished.contains(&id) || excepted.contains(&id) || !wanted(id, &key) {
                             continue;
                         }
                         count += 1;
                         some_open |= !dead.contains(&*key);
-                        let cause = cause();
-                        let (path, at) = (cause.change.path.clone(), cause.at);
-                        add(&key, Found { request: id, slot, path, at, exception: None });
+                        let path = path.clone();
+                        add(&key, Found { request: id, slot, path, at: row.at, exception: None });
                     }
                     Entry::Act { id, target, .. } if finished.contains(&id) => {
                         is_stale |= excepted.contains(&target) && carried_out.insert(id);

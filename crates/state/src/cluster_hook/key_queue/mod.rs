@@ -80,6 +80,11 @@ impl Ticket {
     pub(crate) fn key(self) -> KeyIndex {
         self.key
     }
+
+    #[cfg(test)]
+    pub(crate) fn request(self) -> RequestId {
+        self.request
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,6 +10,10 @@ use crate::driver::{ExceptionState, ReceiptOutcome, RequestAction, RequestId};
 impl<P: Clone> SlotQueue<P> {
     /// Whether nothing of this request is to be taken in, since it is there already.
     pub(super) fn knows(&self, key: &Key<P>, id: RequestId) -> bool {
+        // Mostly it is the newest of all, and neither has to be searched.
+        if self.open.last().is_none_or(|last| *last < id) && key.queue.back().is_none_or(|last| last.id < id) {
+            return false;
+        }
         self.open.contains(&id) || key.queue.binary_search_by(|entry| entry.id.cmp(&id)).is_ok()
     }
 

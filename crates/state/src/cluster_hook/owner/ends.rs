@@ -8,97 +8,85 @@ use std::sync::Arc;
 
 use super::settle::{AGAIN, AGAIN_MAX};
 use super::{CommitEnd, Event, Owner};
-use crate::cluster_hook::key_queue::{KeyIndex, RunEnd};
+use crate::cluster_hook::cause::Cause;
+use crate::cluster_hook::key_queue::{Command, KeyIndex, RunEnd};
 use crate::cluster_hook::points;
-use crate::cluster_hook::run::{Completion, Outcome, Run};
-use crate::cluster_hook::runner::{Ended, bounded};
+use crate::cluster_hook::run::{Completion, Run};
+use crate::cluster_hook::runner::{End, Ended, bounded};
 use crate::core::{Core, Fenced};
-use crate::driver::{Exception, ExceptionState, Receipt, ReceiptOutcome, RequestId, SlotId, SlotToken};
+use crate::driver::{Exception, ExceptionState, Fence, Receipt, ReceiptOutcome, RequestId, SlotId, SlotToken};
 use crate::error::WriteError;
 use crate::revision::{Revision, SubmissionId, Timestamp};
 use crate::testing::points::Pass;
 use crate::transaction::{Transaction, TransactionError};
 
 impl Owner {
-    /// A run has ended.
-    pub(super) fn run_ended(&mut self, ended: Ended, now: Timestamp) {
-        let Ended { run, key, number, outcome, took } = ended;
-        self.core.metrics.hooks.run_seconds.observe(took.as_secs_f64());
-        let fence = run.fence;
-        let id = fence.slot;
-        if let Some(Outcome::Fail(error)) = &outcome {
-            let label = crate::cluster_hook::metrics::label(run.hook());
-            self.core.metrics.hooks.failures.get_or_create(&label).inc();
-            tracing::info!(hook = run.hook(), key = %run.key, request = %run.request, attempt = run.attempt, error, "a run failed");
+    /// Runs have ended.
+    pub(super) fn runs_ended(&mut self, all: Vec<Ended>) {
+        let now = self.core.clock.now();
+        let mut out = Vec::new();
+        for ended in all {
+            let slot = ended.fence.slot;
+            self.run_ended(ended, now, &mut out);
+            self.obey_queue(slot, out.drain(..));
         }
+    }
+
+    fn run_ended(&mut self, ended: Ended, now: Timestamp, out: &mut Vec<Command<Arc<Cause>>>) {
+        let Ended { fence, place: (key, number), request, end } = ended;
+        let id = fence.slot;
         let Some(slot) = self.slots.get_mut(&id).filter(|slot| slot.fence == fence) else {
-            let label = crate::cluster_hook::metrics::label(run.hook());
-            self.core.metrics.hooks.refused.get_or_create(&label).inc();
-            tracing::warn!(
-                hook = run.hook(),
-                key = %run.key,
-                request = %run.request,
-                token = fence.token.0,
-                token_now = self.slots.get(&id).map(|slot| slot.fence.token.0),
-                "the end of a run is refused, since its token no longer holds"
-            );
+            self.end_is_refused(fence, request);
             return;
         };
-        if slot.runs.remove(&number).is_none() {
+        let Some(control) = slot.runs.remove(&number) else {
             // It was interrupted, and counted as ended then.
             return;
-        }
+        };
         if let Some(hook) = self.hooks.get_mut(&id.hook) {
             hook.running = hook.running.saturating_sub(1);
         }
-        let Some(slot) = self.slots.get_mut(&id) else { return };
         let Some(queue) = slot.queue_mut() else { return };
-        // What never began is nobody's failure, and has another turn; if an operator has cancelled it, it ends so.
-        let Some(outcome) = outcome else {
-            self.end_run(id, key, number, RunEnd::Interrupted, now);
-            return;
+        // At the drain's limit: whatever it still says does not count, a failure neither.
+        let was_told_to_end = control.is_revoked() && self.drain.as_ref().is_some_and(|drain| drain.signalled);
+        let end = match end {
+            // What never began is nobody's failure, and has another turn; if an operator has cancelled it, it ends so.
+            End::NotBegun => RunEnd::Interrupted,
+            _ if was_told_to_end => RunEnd::Interrupted,
+            End::Done => RunEnd::Done,
+            End::RetryAt(at) => RunEnd::RetryAt(at),
+            End::Failed(error) => RunEnd::Failed(error),
+            End::Wrote { run, writes, retry_at } => match queue.commit_begins(key, number) {
+                Some(covered) => {
+                    slot.commits += 1;
+                    self.commit_writes(*run, writes, covered, retry_at);
+                    return;
+                }
+                None => retry_at.map_or(RunEnd::Done, RunEnd::RetryAt),
+            },
         };
-        if run.control.is_revoked() && self.drain.as_ref().is_some_and(|drain| drain.signalled) {
-            // It was told to end at the drain's limit, so whatever it still says does not count, a failure neither.
-            self.end_run(id, key, number, RunEnd::Interrupted, now);
-            return;
-        }
-        let (writes, retry_at, end) = match outcome {
-            Outcome::Done => (None, None, RunEnd::Done),
-            Outcome::DoneWith(writes) => (Some(writes), None, RunEnd::Done),
-            Outcome::RetryAt(at) => (None, Some(at), RunEnd::RetryAt(at)),
-            Outcome::RetryAtWith(at, writes) => (Some(writes), Some(at), RunEnd::RetryAt(at)),
-            Outcome::Fail(error) => (None, None, RunEnd::Failed(bounded(error))),
-        };
-        if let Some(writes) = writes
-            && let Some(covered) = queue.commit_begins(key, number)
-        {
-            slot.commits += 1;
-            self.commit_writes(run, key, number, writes, covered, retry_at);
-            return;
-        }
-        self.end_run(id, key, number, end, now);
+        queue.ended(key, number, end, now, rand::random_range(0.0..1.0), out);
     }
 
-    fn end_run(&mut self, id: SlotId, key: KeyIndex, run: u32, end: RunEnd, now: Timestamp) {
-        let jitter = rand::random_range(0.0..1.0);
-        let Some(queue) = self.slots.get_mut(&id).and_then(super::Slot::queue_mut) else { return };
-        let mut out = Vec::new();
-        queue.ended(key, run, end, now, jitter, &mut out);
-        self.obey_queue(id, out);
+    fn end_is_refused(&self, fence: Fence, request: RequestId) {
+        let definitions = self.definitions(fence.slot.hook);
+        let hook = definitions.as_ref().map(|definitions| &*definitions.name);
+        if let Some(hook) = hook {
+            let label = crate::cluster_hook::metrics::label(hook);
+            self.core.metrics.hooks.refused.get_or_create(&label).inc();
+        }
+        tracing::warn!(
+            hook,
+            %request,
+            token = fence.token.0,
+            token_now = self.slots.get(&fence.slot).map(|slot| slot.fence.token.0),
+            "the end of a run is refused, since its token no longer holds"
+        );
     }
 
     /// A run's writes and what they settle, in one commit.
-    fn commit_writes(
-        &mut self,
-        run: Run,
-        key: KeyIndex,
-        number: u32,
-        writes: Completion,
-        covered: Vec<RequestId>,
-        retry_at: Option<Timestamp>,
-    ) {
-        let fence = run.fence;
+    fn commit_writes(&mut self, run: Run, writes: Completion, covered: Vec<RequestId>, retry_at: Option<Timestamp>) {
+        let (fence, (key, number)) = (run.fence, run.place);
         let mut receipts = Vec::with_capacity(covered.len());
         let mut exceptions = Vec::new();
         let last = covered.len().saturating_sub(1);
@@ -114,7 +102,7 @@ impl Owner {
                         attempts: 0,
                         deaths: 0,
                         error: None,
-                        change: super::load_entries::requested_change(cause),
+                        change: cause.requested_change(),
                     });
                 }
                 Some(_) | None => {
@@ -186,7 +174,7 @@ impl Owner {
         let Some(slot) = self.slots.get_mut(&id).filter(|slot| slot.fence.token == token) else { return };
         slot.commits = slot.commits.saturating_sub(1);
         let fence = slot.fence;
-        match end {
+        let end = match end {
             CommitEnd::Committed => {
                 let (mut out, mut spent) = (Vec::new(), Vec::new());
                 if let Some(queue) = slot.queue_mut() {
@@ -195,17 +183,25 @@ impl Owner {
                 }
                 self.obey_queue(id, out);
                 self.let_go(spent);
+                return;
+            }
+            CommitEnd::Fenced => {
+                self.token_is_void(fence, "a run's completion with writes");
+                return;
             }
             CommitEnd::Rejected(error) => {
                 if let Some(hook) = self.hooks.get(&id.hook) {
                     let label = crate::cluster_hook::metrics::label(&hook.declared.name);
                     self.core.metrics.hooks.failures.get_or_create(&label).inc();
                 }
-                self.end_run(id, key, run, RunEnd::Failed(bounded(error)), self.core.clock.now());
+                RunEnd::Failed(bounded(error))
             }
-            CommitEnd::Fenced => self.token_is_void(fence, "a run's completion with writes"),
-            CommitEnd::Closed => self.end_run(id, key, run, RunEnd::Interrupted, self.core.clock.now()),
-        }
+            CommitEnd::Closed => RunEnd::Interrupted,
+        };
+        let Some(queue) = slot.queue_mut() else { return };
+        let (now, mut out) = (self.core.clock.now(), Vec::new());
+        queue.ended(key, run, end, now, rand::random_range(0.0..1.0), &mut out);
+        self.obey_queue(id, out);
     }
 }
 

@@ -9,10 +9,10 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::load_entries::{Entry, cause_of, entries};
+use super::load_entries::{Entry, entries};
 use super::{Event, Intake, Owner, SlotState};
+use crate::cluster_hook::cause::Cause;
 use crate::cluster_hook::points;
-use crate::cluster_hook::run::Cause;
 use crate::driver::{Exception, Fence, HookNumber, Pending, RequestId, SlotId, SlotRow};
 use crate::revision::{Revision, Timestamp};
 
@@ -112,23 +112,24 @@ impl Owner {
             let Some((fence, _)) = wanted(exception.slot) else { continue };
             let Some(queue) = self.loading(fence) else { continue };
             let counts = (exception.attempts, exception.deaths);
-            let cause = cause_of(&exception);
+            let cause = Cause::excepted(exception.change.clone());
             queue.load_exception(exception.request, &key, exception.state, counts, exception.error, cause);
         }
         let finished: HashSet<RequestId> = pending.receipts.iter().copied().collect();
-        let snapshot = self.core.snapshot();
+        let (snapshot, delivery) = (self.core.snapshot(), definitions.entity.delivery());
         let existing = |path: &crate::path::Path| snapshot.document(path).cloned();
         let mut ignored = Vec::new();
         for row in &pending.rows {
-            for entry in entries(row, hook, &definitions, existing) {
+            for entry in entries(row, hook, &definitions) {
                 match entry {
-                    Entry::Request { id, slot, key, cause } => {
+                    Entry::Request { id, slot, key, path, documents } => {
                         let Some((fence, settled)) = wanted(slot) else { continue };
                         if id.revision <= settled || finished.contains(&id) {
                             continue;
                         }
                         if let Some(queue) = self.loading(fence) {
-                            queue.request(id, &key, cause(), &mut ignored);
+                            let cause = Cause::logged(delivery, row, path, documents, existing);
+                            queue.request(id, &key, cause, &mut ignored);
                         }
                     }
                     Entry::Act { id, target, action } => {
@@ -280,17 +281,18 @@ impl Owner {
         let (slots, until) = (reread.slots.clone(), reread.until.unwrap_or(pending.read_to));
         let Some(definitions) = self.definitions(hook) else { return };
         let finished: HashSet<RequestId> = pending.receipts.iter().copied().collect();
-        let snapshot = self.core.snapshot();
+        let (snapshot, delivery) = (self.core.snapshot(), definitions.entity.delivery());
         let existing = |path: &crate::path::Path| snapshot.document(path).cloned();
         let mut outs: Vec<(SlotId, Vec<_>)> = Vec::new();
         for row in pending.rows.iter().filter(|row| row.revision <= until) {
-            for entry in entries(row, hook, &definitions, existing) {
-                let Entry::Request { id, slot, key, cause } = entry else { continue };
+            for entry in entries(row, hook, &definitions) {
+                let Entry::Request { id, slot, key, path, documents } = entry else { continue };
                 let Some(fence) = slots.iter().find(|fence| fence.slot == slot) else { continue };
                 let Some(slot) = self.slots.get_mut(&slot).filter(|slot| slot.fence == *fence) else { continue };
                 let Some(queue) = slot.whole_queue_mut() else { continue };
                 let mut out = Vec::new();
-                queue.reread(id, &key, cause(), &finished, &mut out);
+                let cause = Cause::logged(delivery, row, path, documents, existing);
+                queue.reread(id, &key, cause, &finished, &mut out);
                 if !out.is_empty() {
                     outs.push((fence.slot, out));
                 }

@@ -156,6 +156,8 @@ impl Owner {
             has_points: core.points.are_some(),
             recorder: core.options.recorder.clone(),
             lease: Arc::new(LeaseEnd::new(core.clock.clone())),
+            seconds: core.metrics.hooks.run_seconds.clone(),
+            failures: core.metrics.hooks.failures.clone(),
         };
         Owner {
             matcher: Matcher::of(begin.tree()),
@@ -269,12 +271,7 @@ impl Owner {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Order(order) => self.obey(order),
-            Event::Ended(ended) => {
-                let now = self.core.clock.now();
-                for ended in ended {
-                    self.run_ended(ended, now);
-                }
-            }
+            Event::Ended(ended) => self.runs_ended(ended),
             Event::Polled { hook, slowest } => self.polled(hook, slowest),
             Event::Committed { slot, token, key, run, retry_at, end } => {
                 self.committed(slot, token, key, run, retry_at, end);

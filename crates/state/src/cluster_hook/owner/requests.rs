@@ -6,9 +6,8 @@ use smallvec::smallvec;
 
 use super::{Intake, Owner, Reason, SlotState};
 use crate::change::{Applied, AppliedAction, Change};
-use crate::cluster_hook::matcher::{Definitions, Matcher};
-use crate::cluster_hook::registration::Delivery;
-use crate::cluster_hook::run::Cause;
+use crate::cluster_hook::cause::Cause;
+use crate::cluster_hook::matcher::Matcher;
 use crate::driver::{HookNumber, RequestAction, RequestId, SlotId};
 use crate::feed::FeedItem;
 
@@ -98,7 +97,7 @@ impl Owner {
         let Some(definitions) = self.matcher.hook(hook) else { return };
         let Some((slot_id, key)) = definitions.slot_of(&change.path, id) else { return };
         let Some(slot) = self.slots.get_mut(&slot_id) else { return };
-        let cause = || make_cause(definitions, applied, change);
+        let cause = || Cause::applied(definitions.entity.delivery(), applied, change);
         match &mut slot.state {
             SlotState::Active(queue) => {
                 let cause = cause();
@@ -135,14 +134,4 @@ impl Owner {
             }
         }
     }
-}
-
-fn make_cause(definitions: &Definitions, applied: &Applied, change: &Change) -> Arc<Cause> {
-    let mut change = change.clone();
-    if definitions.entity.delivery() == Delivery::LatestState {
-        // Its runs read the snapshot; documents would only be held on to.
-        change.before = None;
-        change.after = None;
-    }
-    Arc::new(Cause { change, at: applied.at, attributes: applied.attributes.clone() })
 }

@@ -12,9 +12,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Event, Owner};
+use crate::cluster_hook::cause::Cause;
 use crate::cluster_hook::key_queue::{Command, Item, Ticket};
 use crate::cluster_hook::points;
-use crate::cluster_hook::run::Cause;
 use crate::core::Core;
 use crate::driver::{DriverError, Exception, ExceptionState, Fence, Receipt, Settle, Settled, SlotId};
 use crate::revision::Revision;
@@ -62,10 +62,48 @@ enum TagKind {
     Handed,
 }
 
+/// What is to be stored, and what each of it was for: apart, since the driver takes the one, and its answer brings back the
+/// other.
+#[derive(Debug, Default)]
+struct Tagged {
+    items: Vec<Settle>,
+    tags: Vec<Tag>,
+}
+
+impl Tagged {
+    fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    fn push(&mut self, (item, tag): (Settle, Tag)) {
+        self.items.push(item);
+        self.tags.push(tag);
+    }
+
+    /// The first ones, at most so many. Leaves room for as many again.
+    fn take(&mut self, at_most: usize) -> Tagged {
+        let taken = self.len().min(at_most);
+        let mut rest = Tagged { items: Vec::with_capacity(taken), tags: Vec::with_capacity(taken) };
+        rest.items.extend(self.items.drain(taken..));
+        rest.tags.extend(self.tags.drain(taken..));
+        std::mem::replace(self, rest)
+    }
+
+    fn forget(&mut self, fence: Fence) {
+        let mut kept = self.tags.iter().map(|tag| tag.fence != fence);
+        self.items.retain(|_| kept.next().unwrap_or(true));
+        self.tags.retain(|tag| tag.fence != fence);
+    }
+}
+
 /// What waits to be stored.
 #[derive(Default)]
 pub(super) struct Settlements {
-    items: Vec<(Settle, Tag)>,
+    waiting: Tagged,
     /// When those that wait go, however few they are; none where none waits.
     due: Option<Instant>,
     /// Something waits for one of them to be durable.
@@ -92,14 +130,14 @@ impl Settlements {
         self.due = self.due.or_else(|| Some(now() + COMPANY));
         self.awaited |= awaited;
         self.unstored += 1;
-        self.items.push(item);
+        self.waiting.push(item);
     }
 
     /// What waits of a slot is not sent any more.
     pub(super) fn forget(&mut self, fence: Fence) {
-        let before = self.items.len();
-        self.items.retain(|(_, tag)| tag.fence != fence);
-        self.unstored = self.unstored.saturating_sub(before - self.items.len());
+        let before = self.waiting.len();
+        self.waiting.forget(fence);
+        self.unstored = self.unstored.saturating_sub(before - self.waiting.len());
     }
 
     /// Something waits for all that there is.
@@ -118,25 +156,24 @@ impl Settlements {
     /// Whether those that wait are to go now, where there is room.
     fn is_worth_it(&self, now: Instant) -> bool {
         let goes_alone = self.in_flight == 0 && (self.awaited || !self.thick);
-        goes_alone || self.items.len() >= FULL || self.due.is_some_and(|due| now >= due) || self.next == Next::After
+        goes_alone || self.waiting.len() >= FULL || self.due.is_some_and(|due| now >= due) || self.next == Next::After
     }
 
     /// When the next batch goes, if no event lets it go before.
     pub(super) fn next_due(&self) -> Option<Instant> {
-        self.due.filter(|_| self.has_room() && !self.items.is_empty())
+        self.due.filter(|_| self.has_room() && !self.waiting.is_empty())
     }
 
     /// The next batch, if one may go now.
-    fn next_batch(&mut self, now: Instant) -> Option<Vec<(Settle, Tag)>> {
-        if self.items.is_empty() || !self.has_room() || !self.is_worth_it(now) {
+    fn next_batch(&mut self, now: Instant) -> Option<Tagged> {
+        if self.waiting.is_empty() || !self.has_room() || !self.is_worth_it(now) {
             return None;
         }
-        let rest = self.items.split_off(self.items.len().min(ITEMS_AT_ONCE));
-        let batch = std::mem::replace(&mut self.items, rest);
-        let cut = batch.last().zip(self.items.first()).is_some_and(|((_, last), (_, next))| last.is_of_key_of(next));
+        let batch = self.waiting.take(ITEMS_AT_ONCE);
+        let cut = batch.tags.last().zip(self.waiting.tags.first()).is_some_and(|(last, next)| last.is_of_key_of(next));
         self.next = if cut { Next::After } else { Next::Beside };
         self.thick = batch.len() >= THICK;
-        if self.items.is_empty() {
+        if self.waiting.is_empty() {
             (self.due, self.awaited) = (None, false);
         }
         self.in_flight += 1;
@@ -155,7 +192,7 @@ impl Settlements {
 
 impl Owner {
     /// Does what a slot's queue asks for.
-    pub(super) fn obey_queue(&mut self, id: SlotId, commands: Vec<Command<Arc<Cause>>>) {
+    pub(super) fn obey_queue(&mut self, id: SlotId, commands: impl IntoIterator<Item = Command<Arc<Cause>>>) {
         for command in commands {
             match command {
                 Command::Settle { item, ticket } => self.settle(id, item, ticket),
@@ -204,26 +241,25 @@ impl Owner {
         if raises.is_empty() {
             return;
         }
-        let mut items = Vec::with_capacity(raises.len());
+        let mut raising = Tagged::default();
         for (fence, to) in raises {
             if let Some(slot) = self.slots.get_mut(&fence.slot) {
                 slot.outstanding += 1;
             }
-            items.push((Settle::Watermark { fence, to }, Tag { fence, kind: TagKind::Watermark }));
+            raising.push((Settle::Watermark { fence, to }, Tag { fence, kind: TagKind::Watermark }));
         }
-        self.settlements.unstored += items.len();
-        self.send(items, true);
+        self.settlements.unstored += raising.len();
+        self.send(raising, true);
     }
 
     /// Sends what waits, as far as a batch may go.
     pub(super) fn flush_settlements(&mut self) {
-        while let Some(items) = self.settlements.next_batch(Instant::now()) {
-            self.send(items, false);
+        while let Some(batch) = self.settlements.next_batch(Instant::now()) {
+            self.send(batch, false);
         }
     }
 
-    fn send(&mut self, items: Vec<(Settle, Tag)>, watermarks: bool) {
-        let (items, tags): (Vec<Settle>, Vec<Tag>) = items.into_iter().unzip();
+    fn send(&mut self, Tagged { items, tags }: Tagged, watermarks: bool) {
         let (core, sender) = (self.core.clone(), self.sender.clone());
         self.spawn(async move {
             let results = match store(&core, &items, watermarks).await {
@@ -261,10 +297,7 @@ impl Owner {
                     if let (TagKind::Queue(ticket), Some(queue)) = (tag.kind, slot.queue_mut()) {
                         queue.settled(ticket, &mut out);
                         queue.take_spent(&mut spent);
-                        if !out.is_empty() {
-                            let commands = std::mem::take(&mut out);
-                            self.obey_queue(id, commands);
-                        }
+                        self.obey_queue(id, out.drain(..));
                     }
                 }
                 Settled::Refused => self.token_is_void(tag.fence, "a settlement"),
@@ -356,7 +389,7 @@ fn stored_form(fence: Fence, item: Item<Arc<Cause>>) -> Settle {
                 attempts,
                 deaths,
                 error,
-                change: super::load_entries::requested_change(&cause),
+                change: cause.requested_change(),
             }),
             fence,
         },

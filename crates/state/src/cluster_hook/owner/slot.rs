@@ -6,8 +6,9 @@ use std::time::Instant;
 
 use foldhash::fast::FixedState;
 
+use crate::cluster_hook::cause::Cause;
 use crate::cluster_hook::key_queue::SlotQueue;
-use crate::cluster_hook::run::{Cause, RunControl};
+use crate::cluster_hook::run::RunControl;
 use crate::driver::{Fence, RequestAction, RequestId};
 use crate::revision::Revision;
 

@@ -1,10 +1,11 @@
 //! Starting runs within the server's room and the cluster's cap, keys taking turns over all slots of a hook.
 
+use std::cell::LazyCell;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Owner, SlotState};
-use crate::cluster_hook::run::{FencingToken, Key, Run, RunControl};
+use crate::cluster_hook::run::{ClusterHook, RunContext, RunControl};
 use crate::cluster_hook::runner::{Job, SLOW_POLL};
 use crate::driver::HookNumber;
 use crate::revision::Timestamp;
@@ -35,12 +36,17 @@ impl Owner {
         }
         let Some(state) = self.state.upgrade() else { return };
         let snapshot = self.core.snapshot();
-        let handler = hook.declared.handler.clone();
+        let revision = snapshot.revision();
+        let (handler, installation) = (hook.declared.handler.clone(), self.installation);
+        let lease = self.runner.lease.clone();
         let room = usize::try_from(hook.declared.room).unwrap_or(usize::MAX);
         let room = if definitions.entity.runs_in_cluster().is_some() { room.min(hook.permits) } else { room };
         let mut isolated: usize =
             self.slots.values().filter_map(super::Slot::queue).map(super::SlotQueue::isolated).sum();
         let runs_suspects = self.suspects_from.is_some_and(|from| from <= now);
+        // Most of the time nothing is to be started.
+        let context = LazyCell::new(|| Arc::new(RunContext { definitions, snapshot, state, lease, installation }));
+        let mut out = Vec::new();
         let mut batch = Vec::new();
         let mut started = 0_u64;
         let mut barren = 0;
@@ -50,76 +56,59 @@ impl Owner {
             }
             hook.turn = (hook.turn + 1) % hook.slots.len();
             let id = hook.slots[hook.turn];
-            let Some(slot) = self.slots.get_mut(&id) else {
-                barren += 1;
-                continue;
-            };
+            barren += 1;
+            let Some(slot) = self.slots.get_mut(&id) else { continue };
             let fence = slot.fence;
             let may_start = slot.stopping.is_none();
-            let SlotState::Active(queue) = &mut slot.state else {
-                barren += 1;
-                continue;
-            };
+            let SlotState::Active(queue) = &mut slot.state else { continue };
             if !may_start || !queue.may_have_something_to_start() {
-                barren += 1;
                 continue;
             }
             let before = queue.isolated();
-            let mut out = Vec::new();
-            let next = queue.start(snapshot.revision(), runs_suspects && isolated == 0, &mut out);
+            let next = queue.start(revision, runs_suspects && isolated == 0, &mut out);
             isolated = isolated + queue.isolated() - before;
-            if !out.is_empty() {
-                self.obey_queue(id, out);
-            }
-            let Some(next) = next else {
-                barren += 1;
-                continue;
-            };
-            barren = 0;
-            let control = Arc::new(RunControl::default());
-            if let Some(slot) = self.slots.get_mut(&id) {
+            if let Some(next) = next {
+                barren = 0;
+                let control = Arc::new(RunControl::default());
                 slot.runs.insert(next.run, control.clone());
+                if batch.is_empty() {
+                    batch.reserve_exact(hook.batch);
+                }
+                batch.push(Job { started: next, fence, control });
+                started += 1;
+                hook.running += 1;
             }
-            let run = Run {
-                definitions: definitions.clone(),
-                key: Key(next.name),
-                request: next.request,
-                attempt: next.attempt,
-                token: FencingToken::new(fence.token, next.run),
-                fence,
-                cause: next.cause,
-                snapshot: snapshot.clone(),
-                state: state.clone(),
-                control,
-                installation: self.installation,
-            };
-            batch.push(Job { run, handler: handler.clone(), key: next.key, number: next.run });
-            started += 1;
-            let Some(hook) = self.hooks.get_mut(&number) else { break };
-            hook.running += 1;
-            if batch.len() >= hook.batch {
+            let is_full = batch.len() >= hook.batch;
+            self.obey_queue(id, out.drain(..));
+            if is_full {
                 let jobs = std::mem::take(&mut batch);
-                self.launch(number, jobs);
+                self.launch(number, (*context).clone(), handler.clone(), jobs);
             }
         }
         if !batch.is_empty() {
-            self.launch(number, batch);
+            self.launch(number, (*context).clone(), handler, batch);
         }
         self.note_starts(number, started, room, now);
     }
 
-    fn launch(&mut self, number: HookNumber, mut jobs: Vec<Job>) {
+    fn launch(
+        &mut self,
+        number: HookNumber,
+        context: Arc<RunContext>,
+        handler: Arc<dyn ClusterHook>,
+        mut jobs: Vec<Job>,
+    ) {
         let runner = self.runner.clone();
         if jobs.len() == 1 && (runner.has_points || self.hooks.get(&number).is_none_or(|hook| hook.batch == 1)) {
             let Some(job) = jobs.pop() else { return };
-            let control = job.run.control.clone();
+            let control = job.control.clone();
             let measured = self.sender.clone();
             let task = self.tasks.spawn(async move {
-                let mut run = std::pin::pin!(runner.run_one(job));
+                let mut run = std::pin::pin!(runner.run_one(context, handler, job));
                 let begun = std::time::Instant::now();
                 let mut first = true;
-                std::future::poll_fn(|context| {
-                    let polled = run.as_mut().poll(context);
+                std::future::poll_fn(|polling| {
+                    let polled = run.as_mut().poll(polling);
                     if std::mem::take(&mut first) && polled.is_ready() {
                         let _ = measured.send(super::Event::Polled { hook: number, slowest: begun.elapsed() });
                     }
@@ -129,7 +118,7 @@ impl Owner {
             });
             control.set_abort(task);
         } else {
-            self.tasks.spawn(async move { runner.run_batch(number, jobs) });
+            self.tasks.spawn(async move { runner.run_batch(number, context, &handler, jobs) });
         }
     }
 

@@ -2,16 +2,16 @@
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use smallvec::smallvec;
 
 use super::*;
 use crate::clock::{Clock as _, ManualClock};
 use crate::cluster_hook::balance;
+use crate::cluster_hook::cause::Cause;
 use crate::cluster_hook::key_queue::RetryPolicy;
 use crate::cluster_hook::registration::{Delivery, Registration};
-use crate::cluster_hook::run::{Cause, ClusterHook, Outcome, Run};
+use crate::cluster_hook::run::{ClusterHook, Outcome, Run};
 use crate::driver::memory::MemoryStore;
-use crate::driver::{Exception, Fence, HookLoad, RequestId, ServerHook, ServerLoad};
+use crate::driver::{Exception, ExceptionState, Fence, HookLoad, RequestId, RequestedChange, ServerHook, ServerLoad};
 use crate::entity::{Entity, Ref, Root};
 use crate::state::{State, StateOptions};
 use crate::transaction::Transaction;
@@ -157,16 +157,14 @@ async fn k47_an_owner_that_saw_every_row_raises_its_watermark_before_it_goes() {
     assert_eq!((row.owner, row.watermark), (None, seen));
 }
 
-fn cause_of(fence: &Fence) -> Arc<Cause> {
-    let change = crate::change::Change {
+fn cause() -> Arc<Cause> {
+    Cause::excepted(RequestedChange {
         path: Ref::<Thing>::root("thing").unwrap().path().clone(),
-        revision: Revision(1),
         before: None,
         after: None,
-        sequence: 0,
-        hooks: smallvec![fence.slot.hook],
-    };
-    Arc::new(Cause { change, at: Timestamp(0), attributes: Arc::default() })
+        at: Timestamp(0),
+        attributes: Arc::default(),
+    })
 }
 
 #[tokio::test]
@@ -177,7 +175,7 @@ async fn k49_an_action_on_what_was_handed_to_the_next_layout_is_left_to_its_next
         let hook = bench.fence.slot.hook;
         let id = |revision| RequestId { revision: Revision(revision), sequence: 0, hook };
         let slot = bench.owner.slots.get_mut(&bench.fence.slot).unwrap();
-        slot.queue_mut().unwrap().request(id(5), "thing", cause_of(&bench.fence), &mut Vec::new());
+        slot.queue_mut().unwrap().request(id(5), "thing", cause(), &mut Vec::new());
         slot.retiring = retiring;
         bench.owner.take_in_action(id(6), id(5), crate::driver::RequestAction::Discard);
         let slot = &bench.owner.slots[&bench.fence.slot];
@@ -204,11 +202,11 @@ async fn k49_the_next_owner_of_a_slot_that_is_half_handed_over_runs_nothing_of_w
         let exception = |request: RequestId, slot| Exception {
             request,
             slot,
-            state: crate::driver::ExceptionState::Parked,
+            state: ExceptionState::Parked,
             attempts: 0,
             deaths: 0,
             error: None,
-            change: load_entries::requested_change(&cause_of(&bench.fence)),
+            change: cause().requested_change(),
         };
         let driver = bench.state.driver().clone();
         if half_handed_over {
@@ -278,7 +276,7 @@ async fn k47_rows_that_the_tail_has_not_brought_are_not_taken_from_the_log_that_
         let queue = bench.owner.slots.get_mut(&slot).unwrap().queue_mut().unwrap();
         queue.set_bound(1);
         for (revision, key) in [(1, "one"), (2, "other")] {
-            queue.request(request(Revision(revision)), key, cause_of(&bench.fence), &mut Vec::new());
+            queue.request(request(Revision(revision)), key, cause(), &mut Vec::new());
         }
         queue.set_bound(10);
         let in_memory = bench.owner.slots[&slot].queue().unwrap().len();
@@ -301,7 +299,7 @@ async fn g8_who_was_given_slots_is_seen_to_have_room_before_it_gets_one_more() {
     let mut bench = Bench::with(4, MemoryStore::with_clock(Arc::new(clock.clone()))).await;
     bench.owner.carry_on();
     let hook = bench.fence.slot.hook;
-    let cause = cause_of(&bench.fence);
+    let cause = cause();
     for slot in bench.owner.slots.values_mut() {
         let request = RequestId { revision: Revision(5), sequence: 0, hook };
         slot.queue_mut().unwrap().request(request, "thing", cause.clone(), &mut Vec::new());

@@ -7,6 +7,7 @@
 mod caps;
 mod checker;
 mod declared;
+mod keys;
 mod registered;
 mod spread;
 mod stored;
@@ -21,6 +22,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 pub use checker::{Expectation, HistoryViolation, Rule, check};
+pub use keys::keys_of;
 pub use spread::looks as looks_at_spread;
 
 use crate::cluster_hook::run::{Outcome, Run};
@@ -302,17 +304,17 @@ impl Recorder {
         }
         self.write_at(
             Some(since),
-            run.state.server(),
+            run.context.state.server(),
             HistoryEvent::RunStarted {
                 hook: run.hook().to_owned(),
-                version: run.definitions.entity.version(),
-                delivery: run.definitions.entity.delivery(),
+                version: run.context.definitions.entity.version(),
+                delivery: run.context.definitions.entity.delivery(),
                 key: run.key.as_str().to_owned(),
                 fence: run.fence,
                 token: run.token.0,
                 request: run.request,
                 attempt: run.attempt,
-                snapshot: run.snapshot.revision(),
+                snapshot: run.context.snapshot.revision(),
             },
         );
     }
@@ -333,7 +335,7 @@ impl Recorder {
             request: run.request,
             outcome,
         };
-        self.write(run.state.server(), event);
+        self.write(run.context.state.server(), event);
     }
 
     pub(crate) fn joined(&self, server: &str, id: ServerId) {

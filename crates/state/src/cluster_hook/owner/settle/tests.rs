@@ -148,3 +148,29 @@ async fn k44_a_slot_of_which_nothing_can_be_stored_is_released_for_others() {
     let row = bench.until_given_up().await;
     assert_eq!(row.owner, None, "its lease goes on with the server's");
 }
+
+#[test]
+fn k44_what_waits_of_a_slot_that_is_given_up_is_not_sent_and_the_rest_goes_in_its_order() {
+    // Given what waits of two slots, in turns.
+    let other = Fence { token: SlotToken(2), ..fence() };
+    let mut settlements = Settlements::default();
+    for (place, (item, tag)) in receipts(&[("a", 300), ("b", 300)]).into_iter().enumerate() {
+        let tag = if place % 2 == 0 { tag } else { Tag { fence: other, ..tag } };
+        settlements.push((item, tag), false, Instant::now);
+    }
+    // When one of them is given up, then what is sent is the other's, each item with what it was for.
+    settlements.forget(other);
+    assert_eq!((settlements.waiting.len(), settlements.unstored), (300, 300));
+    let mut sent = Vec::new();
+    let mut waiting = std::mem::take(&mut settlements.waiting);
+    while !waiting.is_empty() {
+        let Tagged { items, tags } = waiting.take(128);
+        assert_eq!(items.len(), tags.len());
+        for (item, tag) in items.into_iter().zip(tags) {
+            let (Settle::Receipt(receipt), TagKind::Queue(ticket)) = (item, tag.kind) else { panic!("no receipt") };
+            assert_eq!((tag.fence, ticket.request()), (fence(), receipt.request));
+            sent.push(receipt.request.revision.0);
+        }
+    }
+    assert_eq!(sent, (1..=600).step_by(2).collect::<Vec<u64>>());
+}
