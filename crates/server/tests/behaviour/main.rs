@@ -6,6 +6,7 @@ mod agents;
 mod artifact_store;
 mod audit;
 mod certificates;
+mod cluster;
 mod config;
 mod errors;
 mod faults;

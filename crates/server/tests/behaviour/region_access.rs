@@ -1,5 +1,6 @@
 //! Who may ask an agent and a node, with and without the control plane: C9, C20.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -75,6 +76,12 @@ impl Guarded {
                     .await;
             }
         }
+    }
+
+    /// What the agent has written into its folder.
+    fn beside_agent(&self, file: &str) -> String {
+        let text = std::fs::read_to_string(self.world.folder.path().join("agent").join(file)).unwrap();
+        text.trim().to_owned()
     }
 
     async fn end(self) {
@@ -183,9 +190,10 @@ async fn every_route_of_an_agent_and_a_node_lets_in_whom_the_table_lets_in_and_n
             until(&what, async || wanted.contains(&get(url, "mine", caller.token.as_deref()).await.0)).await;
         }
     }
+    let orders = guarded.beside_agent("control.address");
     let http = reqwest::Client::new();
-    let mut asked = 0;
-    for (process, url) in [(Process::Agent, &agent), (Process::Node, &node)] {
+    let mut asked = BTreeMap::<Process, usize>::new();
+    for (process, url) in [(Process::Agent, &agent), (Process::Node, &node), (Process::Orders, &orders)] {
         for rule in TABLE.iter().filter(|rule| rule.at.contains(&process)) {
             for caller in &callers {
                 let is_about_a_store = rule.path.contains("{store}");
@@ -203,7 +211,7 @@ async fn every_route_of_an_agent_and_a_node_lets_in_whom_the_table_lets_in_and_n
                     }
                     let response = request.send().await.unwrap();
                     let status = response.status().as_u16();
-                    asked += 1;
+                    *asked.entry(process).or_default() += 1;
                     let Some((expected, code)) = expected(rule, caller, store) else {
                         assert!(![401, 403, 429].contains(&status), "{about}: {status}");
                         continue;
@@ -218,7 +226,37 @@ async fn every_route_of_an_agent_and_a_node_lets_in_whom_the_table_lets_in_and_n
             }
         }
     }
-    assert!(asked > 200, "{asked} requests");
+    assert!(asked.values().sum::<usize>() > 200, "{asked:?} requests");
+    // Each of its four routes was asked as every role and as nobody.
+    assert!(asked[&Process::Orders] >= 4 * callers.len(), "{asked:?} requests");
+    guarded.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn c17_c19_orders_are_taken_from_who_may_read_the_agents_folder_and_not_from_its_other_secrets() {
+    let guarded = Guarded::start().await;
+    let (orders, secret) = (guarded.beside_agent("control.address"), guarded.beside_agent("control.secret"));
+    let token = std::fs::read_to_string(guarded.world.folder.path().join("region.token")).unwrap();
+    let http = reqwest::Client::new();
+    for rule in TABLE.iter().filter(|rule| rule.at.contains(&Process::Orders)) {
+        let path = rule.path.replace("{store}", "absent").replace("{node}", "stranger");
+        let ask = async |shown: &str| {
+            let request = http.request(rule.method.to_uppercase().parse().unwrap(), format!("{orders}{path}"));
+            let request = request.header("content-type", "application/json").body("{}").bearer_auth(shown);
+            guarded.world.raw(request).await
+        };
+        // The region's own token opens what the agent answers, and takes no orders.
+        let (status, body) = ask(token.trim()).await;
+        assert_eq!((status, body["code"].as_str()), (403, Some(code::REFUSED)), "{} {path}: {body}", rule.method);
+        assert!(body["why"].as_str().unwrap().contains("agent's data folder"), "{body}");
+        // Let in, and refused for what it lacks, if for anything.
+        let (status, body) = ask(&secret).await;
+        assert!(![401, 403, 429, 500].contains(&status), "{} {path}: {status} {body}", rule.method);
+    }
+    let (status, pins) = guarded.world.raw(http.get(format!("{orders}/v1/pins")).bearer_auth(&secret)).await;
+    assert_eq!((status, pins), (200, serde_json::json!([])));
+    // What gives orders opens nothing of what the agent answers to others.
+    assert_eq!(get(&guarded.agent.url(), "mine", Some(&secret)).await.0, 401);
     guarded.end().await;
 }
 

@@ -76,6 +76,9 @@ pub enum Call {
     Compact,
 }
 
+/// How many of a server's waits for news are kept.
+const WAITS_KEPT: usize = 64;
+
 /// The switch. Clones are one switch; every server of a test can have its own, before the same store.
 #[derive(Debug, Clone)]
 pub struct Faults(Arc<Switch>);
@@ -94,6 +97,7 @@ struct Switch {
     settles: Mutex<VecDeque<SettleFault>>,
     takes: Mutex<VecDeque<SettleFault>>,
     heartbeat_answers_lost: watch::Sender<bool>,
+    waits_for_news: Mutex<VecDeque<Duration>>,
 }
 
 impl Default for Faults {
@@ -118,6 +122,7 @@ impl Faults {
             settles: Mutex::default(),
             takes: Mutex::default(),
             heartbeat_answers_lost: watch::Sender::new(false),
+            waits_for_news: Mutex::default(),
         }))
     }
 
@@ -183,6 +188,20 @@ impl Faults {
     #[must_use]
     pub fn take_calls(&self) -> BTreeMap<Call, u64> {
         std::mem::take(&mut *self.0.calls.lock())
+    }
+
+    /// For how long the server was willing to wait for news the last times that it did.
+    #[must_use]
+    pub fn waits_for_news(&self) -> Vec<Duration> {
+        self.0.waits_for_news.lock().iter().copied().collect()
+    }
+
+    fn note_wait_for_news(&self, limit: Duration) {
+        let mut waits = self.0.waits_for_news.lock();
+        if waits.len() == WAITS_KEPT {
+            waits.pop_front();
+        }
+        waits.push_back(limit);
     }
 
     fn check(&self, call: Call) -> Result<(), DriverError> {
@@ -307,6 +326,7 @@ impl Driver for FaultyDriver {
     }
 
     async fn wait_for_news(&self, after: Revision, limit: Duration) {
+        self.faults.note_wait_for_news(limit);
         if self.faults.is_absent() {
             let mut absent = self.faults.0.absent.subscribe();
             // Either the store comes back or the limit is over: both are news.

@@ -55,6 +55,7 @@
 
 mod cluster;
 pub mod conformance;
+pub mod damages;
 pub mod driver_contract;
 pub mod history;
 pub mod linter;

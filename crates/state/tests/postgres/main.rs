@@ -24,6 +24,8 @@ macro_rules! with_postgres {
 }
 use with_postgres;
 
+mod counted;
+mod damaged;
 mod entities;
 mod errors;
 mod formats;
@@ -37,3 +39,4 @@ mod processes;
 mod stopped;
 mod support;
 mod tls;
+mod too_old;

@@ -356,6 +356,9 @@ fn millis(duration: Duration) -> i64 {
 }
 
 #[cfg(test)]
+mod in_step;
+
+#[cfg(test)]
 mod tests {
     use super::super::tests::Bench;
     use super::*;

@@ -68,7 +68,9 @@ async fn begin(driver: &PostgresDriver) -> Result<(OpenTransaction, Standing), D
         return Err(DriverError::Unavailable("the store is being made, or was emptied".to_owned()));
     };
     check_format(column_number(meta, 1))?;
-    let (mark, _, damaged) = read_mark(mark)?;
+    let (mark, seal, damaged) = read_mark(mark)?;
+    // One that was changed by hand must not be moved on and sealed anew: that would make it right.
+    let damaged = damaged || mark.seal() != *seal;
     let standing = Standing {
         epoch: Epoch(meta.get(0)),
         compacted: column_revision(meta, 2),

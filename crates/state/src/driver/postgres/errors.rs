@@ -91,6 +91,12 @@ pub(super) fn connect_failed(error: &Error, place: &str) -> DriverError {
     let code = db.code();
     if *code == SqlState::INVALID_PASSWORD {
         DriverError::Configuration(format!("{place} refuses the password ({text}); check user and password"))
+    } else if *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION && text.contains("certificate") {
+        // That it asks for one is in its words alone.
+        DriverError::Configuration(format!(
+            "{place} lets this user in by a certificate ({text}); give sslcert=FILE and sslkey=FILE, a certificate whose name \
+             is the user's, of an authority that the database trusts (ssl_ca_file)"
+        ))
     } else if *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION {
         DriverError::Configuration(format!(
             "{place} refuses this user ({text}); pg_hba.conf has to let it in from here, and it has to be there"

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use tokio_postgres::NoTls;
 
 use super::connection::Role;
-use super::{PostgresOptions, PostgresStore, compaction, log, pending, receipts, records};
-use crate::driver::RecordId;
+use super::driver::PostgresDriver;
+use super::{PostgresOptions, PostgresStore, compaction, log, pending, receipts, records, schema};
+use crate::driver::{Driver as _, DriverError, RecordId};
 use crate::record::{IndexKey, RecordCursor, RecordQuery};
 use crate::revision::Revision;
 use crate::testing::driver_contract::{self as contract, START, Subject};
@@ -41,9 +42,11 @@ async fn d25_what_is_read_at_the_head_of_a_long_log_is_found_by_its_index() {
     let (client, connection) = tokio_postgres::connect(&postgres::shared().unwrap().url(), NoTls).await.unwrap();
     let connection = tokio::spawn(connection);
     client.batch_execute(&store.options().settings(Role::Open)).await.unwrap();
-    let id = uuid::Uuid::nil();
+    let id: uuid::Uuid = client.query_one("SELECT epoch FROM meta", &[]).await.unwrap().get(0);
+    let format = schema::FORMAT;
     let statements = [
         ("page", log::PAGE, format!("({ROWS}, '{id}', 1000, NULL, {ROWS})")),
+        ("news", log::NEWS, format!("({ROWS} - 3, '{id}', {ROWS}, {format})")),
         ("pending", pending::PENDING, format!("({ROWS}, 1, 1000)")),
         ("bounds", compaction::BOUNDS, String::new()),
         ("passed_rows", compaction::PASSED[0], format!("({ROWS}, {ROWS})")),
@@ -69,6 +72,100 @@ async fn d25_what_is_read_at_the_head_of_a_long_log_is_found_by_its_index() {
         let read = plan[0]["Plan"]["Shared Read Blocks"].as_u64().unwrap();
         assert!(pages + read <= PAGES_MAX, "{name} touches {} pages: {plan:#}", pages + read);
     }
+    drop(client);
+    connection.await.unwrap().unwrap();
+}
+
+/// Given blocks of all sizes, a look at the news alone has, after whatever revision, what the whole look has, or nothing where
+/// there may be more than it has seen, and nothing in another epoch or from before where the log begins.
+#[tokio::test]
+async fn d14_a_look_at_the_news_alone_has_all_of_them_or_none() {
+    let Some((subject, store)) = subject().await else { return };
+    let driver = PostgresDriver::new(store.shared().clone());
+    let epoch = subject.epoch().await;
+    for count in [1, 2, 64, 63, 1, 1, 200, 3, 64, 64, 1] {
+        subject.put(count, &[]).await;
+    }
+    let head = subject.head().await;
+    let news = async |epoch, after| {
+        let rows = driver.read(vec![log::news_call(epoch, after, schema::FORMAT)]).await.unwrap();
+        log::read_news(&rows[0], after).unwrap()
+    };
+    let mut seen_alone = 0;
+    for after in (0..=head.0).map(Revision) {
+        let whole = subject.driver.read_log(epoch, after, 1_000).await.unwrap();
+        match news(epoch, after).await {
+            Some(alone) => {
+                assert_eq!((alone.head, &alone.rows), (head, &whole.rows), "after {after}");
+                assert!(!alone.rows.is_empty());
+                seen_alone += 1;
+            }
+            None => assert!(after == head || head.0 - after.0 >= log::NEWS_ROWS, "after {after}"),
+        }
+    }
+    assert_eq!(seen_alone, log::NEWS_ROWS - 1);
+    assert!(news(crate::revision::Epoch(uuid::Uuid::nil()), Revision(head.0 - 1)).await.is_none());
+    let (client, connection) = tokio_postgres::connect(&postgres::shared().unwrap().url(), NoTls).await.unwrap();
+    let connection = tokio::spawn(connection);
+    client.batch_execute(&store.options().settings(Role::Open)).await.unwrap();
+    client.execute("UPDATE meta SET compacted = $1", &[&(head.0.cast_signed() - 1)]).await.unwrap();
+    assert!(news(epoch, Revision(head.0 - 2)).await.is_none());
+    assert!(news(epoch, Revision(head.0 - 1)).await.is_some());
+    drop(client);
+    connection.await.unwrap().unwrap();
+}
+
+/// Given a server that has just looked at the log, when it is told of a few rows, it reads these alone; where it was told of
+/// anything else, where they are not there, or where the store is not as it was, the whole look is made, and says why.
+#[tokio::test]
+async fn d14_the_news_are_read_alone_only_where_the_store_is_as_it_was() {
+    const ROWS_MAX: usize = 1_000;
+    let Some((subject, store)) = subject().await else { return };
+    let driver = PostgresDriver::new(store.shared().clone());
+    driver.open(&[]).await.unwrap();
+    let epoch = subject.epoch().await;
+    let (client, connection) = tokio_postgres::connect(&postgres::shared().unwrap().url(), NoTls).await.unwrap();
+    let connection = tokio::spawn(connection);
+    client.batch_execute(&store.options().settings(Role::Open)).await.unwrap();
+    // However long a step of the test takes.
+    let has_just_looked = || {
+        let later = std::time::Instant::now() + std::time::Duration::from_secs(3_600);
+        driver.links.entities.lock().as_mut().unwrap().looked_at = later;
+    };
+    let told = |payload: &str| driver.shared().news.heard(payload);
+    let first = subject.put(3, &[]).await;
+    told(&first.to_string());
+    assert!(driver.read_news(epoch, Revision(0), ROWS_MAX).await.unwrap().is_none(), "it has not looked yet");
+    assert_eq!(driver.read_log(epoch, Revision(0), ROWS_MAX).await.unwrap().head, first);
+    has_just_looked();
+    assert!(driver.read_news(epoch, first, ROWS_MAX).await.unwrap().is_none(), "it was told of nothing");
+
+    let second = subject.put(5, &[]).await;
+    told(&second.to_string());
+    let alone = driver.read_news(epoch, first, ROWS_MAX).await.unwrap().unwrap();
+    let whole = subject.driver.read_log(epoch, first, ROWS_MAX).await.unwrap();
+    assert_eq!((alone.head, alone.rows), (whole.head, whole.rows.clone()));
+    assert!(driver.read_news(epoch, first, 7).await.unwrap().is_none(), "it may be more than was asked for");
+    told("epoch");
+    assert!(driver.read_news(epoch, first, ROWS_MAX).await.unwrap().is_none(), "it was told of something else");
+    assert_eq!(driver.read_log(epoch, first, ROWS_MAX).await.unwrap().rows, whole.rows);
+    has_just_looked();
+
+    // Told of what is not there, it looks for that once.
+    told(&second.next().to_string());
+    assert!(driver.read_news(epoch, second, ROWS_MAX).await.unwrap().is_none());
+    assert!(driver.read_log(epoch, second, ROWS_MAX).await.unwrap().rows.is_empty());
+    assert!(!driver.shared().news.is_a_few_rows(second, log::NEWS_TOLD));
+
+    let third = subject.put(1, &[]).await;
+    has_just_looked();
+    told(&third.to_string());
+    client.execute("UPDATE meta SET format = format + 1", &[]).await.unwrap();
+    let refused = driver.read_log(epoch, second, ROWS_MAX).await;
+    assert!(matches!(refused, Err(DriverError::NewerFormat { .. })), "{refused:?}");
+    client.execute("UPDATE meta SET format = format - 1, epoch = gen_random_uuid()", &[]).await.unwrap();
+    let refused = driver.read_log(epoch, second, ROWS_MAX).await;
+    assert!(matches!(refused, Err(DriverError::EpochChanged { .. })), "{refused:?}");
     drop(client);
     connection.await.unwrap().unwrap();
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::entities::*;
@@ -343,7 +343,7 @@ pub async fn d25_waiting_transactions_share_commits(case: Case) {
         }
         let commits = state.metrics().commits() - before;
         assert!(commits <= 3, "{waiting} transactions took {commits} commits");
-        expect_few_statements(&cluster, &format!("{waiting} transactions"));
+        expect_few_statements(&cluster, 0, &format!("{waiting} transactions"));
     }
     for records in [0, 5_000] {
         let _ = cluster.faults(0).take_calls();
@@ -352,15 +352,15 @@ pub async fn d25_waiting_transactions_share_commits(case: Case) {
             (0..records).try_for_each(|what| tx.append(&Audit { who: "many".to_owned(), what }).map(|_| ()))
         });
         many.await.unwrap();
-        expect_few_statements(&cluster, &format!("5 000 changes and {records} records"));
+        expect_few_statements(&cluster, 0, &format!("5 000 changes and {records} records"));
     }
     agree(&cluster, None).await;
     cluster.finish().await;
 }
 
 /// What a server has sent for its writes since the calls were last taken is a few rounds, however much they carried.
-fn expect_few_statements(cluster: &Cluster, what: &str) {
-    let calls = cluster.faults(0).take_calls();
+pub(super) fn expect_few_statements(cluster: &Cluster, server: usize, what: &str) {
+    let calls = cluster.faults(server).take_calls();
     for call in [Call::Begin, Call::Fence, Call::Commit, Call::FindSubmission] {
         let count = calls.get(&call).copied().unwrap_or(0);
         assert!(count <= 4, "{what} took {count} of {call:?}: {calls:?}");
@@ -389,44 +389,6 @@ pub async fn d26_large_documents_and_transactions_are_whole(case: Case) {
     write.write(move |tx: &mut Transaction| tx.update(&target, |counter| counter.n = 9)).await.unwrap();
     assert_eq!(*next_transaction(&mut feed).await.attributes, attributes);
     assert_eq!(agree(&cluster, None).await.len(), 10_001);
-    cluster.finish().await;
-}
-
-/// D33: a server far behind catches up without the lock, and its own writes get their turn.
-pub async fn d33_a_server_far_behind_catches_up_and_writes(case: Case) {
-    let cluster = case.cluster(2).await;
-    let counter: Ref<Counter> = Ref::root(case.id("n")).unwrap();
-    cluster.faults(1).set_absent(true);
-    let mut writers = tokio::task::JoinSet::new();
-    for writer in 0..16 {
-        let (state, id) = (cluster.server(0).clone(), case.id(&format!("w{writer}")));
-        writers.spawn(async move {
-            for n in 0..250 {
-                let id = id.clone();
-                state.write(move |tx: &mut Transaction| tx.put(&Ref::root(id.clone())?, Counter { n })).await.unwrap();
-            }
-        });
-    }
-    while let Some(ended) = within("the writers", writers.join_next()).await {
-        ended.unwrap();
-    }
-    let stop = Arc::new(AtomicUsize::new(0));
-    let (state, stopped, id) = (cluster.server(0).clone(), stop.clone(), case.id("busy"));
-    let busy = tokio::spawn(async move {
-        let mut n = 0;
-        while stopped.load(Ordering::Relaxed) == 0 {
-            n += 1;
-            let id = id.clone();
-            state.write(move |tx: &mut Transaction| tx.put(&Ref::root(id.clone())?, Counter { n })).await.unwrap();
-        }
-    });
-    cluster.faults(1).set_absent(false);
-    let target = counter.clone();
-    let write = cluster.server(1).write(move |tx: &mut Transaction| tx.put(&target, Counter { n: 1 }));
-    assert!(within("the write of the one behind", write).await.unwrap().revision > Revision(4_000));
-    stop.store(1, Ordering::Relaxed);
-    busy.await.unwrap();
-    agree(&cluster, None).await;
     cluster.finish().await;
 }
 

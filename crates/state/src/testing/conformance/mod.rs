@@ -10,6 +10,7 @@
 
 mod compare;
 mod drivers;
+mod drivers_behind;
 mod drivers_faults;
 mod entities;
 mod forms;
@@ -28,6 +29,7 @@ mod transactions_faults;
 
 pub use compare::{Dump, agree, dump};
 pub use drivers::*;
+pub use drivers_behind::*;
 pub use drivers_faults::*;
 pub use entities::*;
 pub use forms::*;
@@ -303,6 +305,7 @@ macro_rules! state_conformance_cases {
             d27_fields_of_newer_builds_survive,
             d28_an_unreadable_document_is_its_own_error,
             d33_a_server_far_behind_catches_up_and_writes,
+            d33_a_server_behind_a_compacted_log_catches_up_and_writes,
             d34_time_is_the_injected_clocks,
             d35_a_restored_backup_is_noticed,
             d37_a_lower_head_stops_writing,
@@ -350,7 +353,9 @@ macro_rules! state_conformance_cases {
             k11_a_completion_that_is_committed_late_takes_effect_once,
             k11_writes_and_receipt_are_one_wherever_a_completion_is_cut,
             k12_refused_writes_and_panics_are_failed_attempts,
+            k12_writes_over_their_time_budget_are_a_failed_attempt,
             k13_keys_in_order_one_at_a_time,
+            k14_a_key_waits_for_its_receipt_and_other_keys_of_its_slot_do_not,
             k15_latest_state_coalesces_into_one_further_run,
             k16_latest_state_without_room_runs_at_most_twice,
             k17_a_delete_reaches_its_hook_after_everyone_died,

@@ -9,7 +9,8 @@ use super::super::Variant;
 use super::Case;
 use super::support::{Probe, Seen, World, per_store};
 
-/// How many rounds the servers of a cap have to go through; fewer where the case is varied.
+/// How many rounds the servers of a cap have to go through; fewer where the case is varied: what varies is the ids of keys
+/// alone, since nothing is written twice here, and each round waits for leases to end or slots to pass on.
 const ROUNDS: u64 = 50;
 const ROUNDS_VARIED: u64 = 12;
 const KEYS: u64 = 100;

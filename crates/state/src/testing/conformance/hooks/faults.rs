@@ -1,6 +1,7 @@
 //! Servers that are held, cut off or die: who may still change what, and who runs again.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::cluster_hook::points;
@@ -187,6 +188,72 @@ pub async fn k12_refused_writes_and_panics_are_failed_attempts(case: Case) {
     assert!(!world.cluster.server(0).snapshot().contains(super::support::store("made").path()));
     world.step(Duration::from_secs(4)).await;
     assert!(world.hooks_finish(0).await.finished);
+    world.finish().await;
+}
+
+/// K12: writes that run over their time budget are a failed attempt, whether they ever come back or not: nothing of them is
+/// applied, the place is free again, and the request is tried again.
+pub async fn k12_writes_over_their_time_budget_are_a_failed_attempt(case: Case) {
+    // Given room for one run, and two hooks' writes that don't end: one goes on reading, one never comes back.
+    let mut world = World::configured(&case, 1, |_, mut options| {
+        options.transaction_budget = Duration::from_millis(500);
+        options
+    })
+    .await;
+    let (never, waiting) = std::sync::mpsc::channel::<()>();
+    let waiting = Arc::new(parking_lot::Mutex::new(waiting));
+    let came_back = Arc::new(AtomicBool::new(false));
+    let noted = came_back.clone();
+    let probe = Probe::answering(move |run| {
+        let key = plain_key(run.key().as_str()).to_owned();
+        if run.attempt() > 1 || key == "other" {
+            return counted(run);
+        }
+        let (path, waiting, noted) = (effect(&run.id("store").unwrap()), waiting.clone(), noted.clone());
+        Outcome::done_with(move |tx| {
+            tx.put(&path, Effect { count: 77, last: 77 })?;
+            if key == "reads" {
+                loop {
+                    tx.get(&path)?;
+                }
+            }
+            let _ = waiting.lock().recv();
+            noted.store(true, Ordering::SeqCst);
+            tx.put(&path, Effect { count: 78, last: 78 })
+        })
+    });
+    world.register(0, &per_store("hook"), 1, &probe).await;
+    // When both have run.
+    world.set(0, "reads", 1).await;
+    world.set(0, "stuck", 1).await;
+    let list = || async { world.cluster.server(0).queue().list(QueueFilter::all()).await.unwrap() };
+    let back_off = || async {
+        let list = list().await;
+        list.len() == 2 && list.iter().all(|entry| matches!(entry.state, RequestState::BackingOff(_)))
+    };
+    world.eventually("both back off", back_off).await;
+    // Then each is a failed attempt that says why, without an effect, and in nobody's way.
+    for entry in list().await {
+        let error = entry.error.unwrap();
+        assert!(error.contains("its budget is 500ms"), "{}: {error}", entry.key);
+        assert_eq!(entry.attempts, 1, "{}", entry.key);
+    }
+    world.set(0, "other", 1).await;
+    world.eventually("another key is run", || async { count_of(&world, 0, "other").await == 1 }).await;
+    for key in ["reads", "stuck"] {
+        assert_eq!(count_of(&world, 0, key).await, 0, "{key}");
+    }
+    world.step(Duration::from_secs(4)).await;
+    assert!(world.hooks_finish(0).await.finished);
+    // What was given up comes back in the end, to no effect.
+    drop(never);
+    world.eventually("it comes back", || std::future::ready(came_back.load(Ordering::SeqCst))).await;
+    world.set(0, "other", 2).await;
+    assert!(world.hooks_finish(0).await.finished);
+    for key in ["reads", "stuck"] {
+        let attempts: Vec<u32> = probe.seen_of(key).iter().map(|seen| seen.attempt).collect();
+        assert_eq!((attempts, count_of(&world, 0, key).await), (vec![1, 2], 1), "{key}");
+    }
     world.finish().await;
 }
 

@@ -343,22 +343,50 @@ pub async fn k25_a_removed_registration_keeps_what_waits(case: Case) {
     world.finish().await;
 }
 
-/// K26: hooks that trigger hooks do not deadlock.
+/// K26: a hook writes what triggers itself and two others, four deep and along several trees at once, while every server runs
+/// one at a time of each: all is done, and each change that is written has its requests.
 pub async fn k26_hooks_that_trigger_hooks_do_not_deadlock(case: Case) {
+    const DEEP: usize = 4;
+    const TREES: [&str; 3] = ["xa", "xb", "xc"];
     let mut world = World::new(&case, 2).await;
-    let probe = Probe::answering(|run| {
+    let itself = Probe::answering(|run| {
         let id = run.id("store").unwrap();
         // Ids are longer by one "x" at each depth, in front.
         let depth = id.chars().take_while(|letter| *letter == 'x').count();
-        if depth >= 5 {
+        if depth > DEEP {
             return Outcome::Done;
         }
         Outcome::done_with(move |tx| tx.put(&store(&format!("x{id}")), Store { value: depth as u64 }))
     });
-    world.register_everywhere(&per_store("hook"), 1, &probe).await;
-    world.set(0, "x", 1).await;
+    // One of the others writes, too, in nobody's scope.
+    let (counts, looks) = (Probe::answering(counted), Probe::new());
+    let hooks = [("itself", &itself), ("counts", &counts), ("looks", &looks)];
+    for (name, probe) in hooks {
+        world.register_everywhere(&per_store(name), 1, probe).await;
+    }
+    for tree in TREES {
+        world.set(0, tree, 1).await;
+    }
     assert!(world.hooks_finish(1).await.finished);
-    assert_eq!(probe.seen().len(), 5);
+    let stored = world.cluster.stored().await;
+    let mut changes = Vec::new();
+    for row in &stored.log {
+        for entry in &row.entries {
+            if let LogEntry::Change { path, hooks, .. } = entry
+                && path.collection() == "stores"
+            {
+                assert_eq!(hooks.len(), 3, "{path} asks for a run of each hook");
+                changes.push(row.revision);
+            }
+        }
+    }
+    changes.sort_unstable();
+    assert_eq!(changes.len(), TREES.len() * (DEEP + 1));
+    for (name, probe) in hooks {
+        let mut ran: Vec<_> = probe.seen().iter().map(|seen| seen.request.revision).collect();
+        ran.sort_unstable();
+        assert_eq!(ran, changes, "{name} has run once for each change");
+    }
     world.finish().await;
 }
 

@@ -6,7 +6,9 @@ use crate::driver::LogEntry;
 use crate::testing::points::name as point;
 use crate::{Outcome, PatternError, Ref, RegisterError, Registration, Transaction, TransactionError, WriteError};
 
+use super::super::drivers::expect_few_statements;
 use super::Case;
+use super::moving::key_per_slot;
 use super::support::{Probe, Store, Version, World, effect, per_store};
 
 async fn write<F>(world: &World, server: usize, closure: F) -> crate::Revision
@@ -22,36 +24,52 @@ fn stores(world: &World, count: usize) -> Vec<Ref<Store>> {
     (0..count).map(|number| world.store(&format!("k{number}"))).collect()
 }
 
-/// K4: one transaction asks for all its runs at once.
+/// How many runs the transaction of a revision asks for.
+async fn asked_at(world: &World, revision: crate::Revision) -> usize {
+    let stored = world.cluster.stored().await;
+    let row = stored.log.iter().find(|row| row.revision == revision).unwrap();
+    let asked = |entry: &LogEntry| match entry {
+        LogEntry::Change { hooks, .. } => hooks.len(),
+        LogEntry::Existing { .. } | LogEntry::Action { .. } => 0,
+    };
+    row.entries.iter().map(asked).sum()
+}
+
+/// K4: one transaction asks for all its runs at once, in as many statements for fifty entities as for one.
 pub async fn k04_one_transaction_asks_for_all_its_runs_at_once(case: Case) {
-    let mut world = World::new(&case, 1).await;
+    // Given hooks on one server, and another that writes: what that one sends is for its writes.
+    let mut world = World::new(&case, 2).await;
     let (one, other, versions) = (Probe::answering(|_| Outcome::fail("no")), Probe::new(), Probe::new());
     world.register(0, &per_store("one").attempts(1), 64, &one).await;
     world.register(0, &per_store("other"), 64, &other).await;
     let registration = Registration::new("versions", 1).on("/stores/{store}/versions/*").key("{store}");
     world.register(0, &registration, 64, &versions).await;
-    let stores = stores(&world, 50);
-    let first = stores[0].clone();
-    let put = move |tx: &mut Transaction| stores.iter().try_for_each(|store| tx.put(store, Store { value: 1 }));
-    let revision = write(&world, 0, put).await;
-    let stored = world.cluster.stored().await;
-    let row = stored.log.iter().find(|row| row.revision == revision).unwrap();
-    let asked: usize = row
-        .entries
-        .iter()
-        .map(|entry| match entry {
-            LogEntry::Change { hooks, .. } => hooks.len(),
-            LogEntry::Existing { .. } | LogEntry::Action { .. } => 0,
-        })
-        .sum();
-    assert_eq!(asked, 100);
-    write(&world, 0, move |tx| {
+    let single = vec![world.store("single")];
+    let many = stores(&world, 50);
+    let first = many[0].clone();
+    for stores in [single, many] {
+        let count = stores.len();
+        // When it has nothing to catch up with, and touches so many entities in scope of two hooks.
+        world.cluster.server(1).flush().await.unwrap();
+        let _ = world.cluster.faults(1).take_calls();
+        let put = move |tx: &mut Transaction| stores.iter().try_for_each(|store| tx.put(store, Store { value: 1 }));
+        let revision = write(&world, 1, put).await;
+        // Then two runs are asked for each, and it has sent no more for many than for one.
+        expect_few_statements(&world.cluster, 1, &format!("{count} entities in scope of two hooks"));
+        assert_eq!(asked_at(&world, revision).await, 2 * count);
+    }
+    write(&world, 1, move |tx| {
         (0..20_u64).try_for_each(|number| tx.put(&first.child::<Version>(number).unwrap(), Version { value: 1 }))
     })
     .await;
     world.hooks_finish(0).await;
-    assert_eq!((one.seen().len(), other.seen().len(), versions.seen().len()), (50, 50, 20));
-    world.delete(0, "k0").await;
+    assert_eq!((one.seen().len(), other.seen().len(), versions.seen().len()), (51, 51, 20));
+    world.cluster.server(1).flush().await.unwrap();
+    let _ = world.cluster.faults(1).take_calls();
+    let first = world.store("k0");
+    let revision = write(&world, 1, move |tx| tx.delete(&first).map(|_| ())).await;
+    expect_few_statements(&world.cluster, 1, "the deletion of a store with 20 versions");
+    assert_eq!(asked_at(&world, revision).await, 22, "its own two, and one for each version");
     world.hooks_finish(0).await;
     assert_eq!(versions.seen().len(), 40, "one for each version that went with its store");
     world.finish_waiting().await;
@@ -154,12 +172,19 @@ pub async fn k36_bad_registrations_are_refused(case: Case) {
     world.finish().await;
 }
 
-/// K37: two patterns share a key.
+/// K37: two patterns share a key: runs of one key never overlap, whichever pattern made them, and are in one order, or
+/// coalesced, over both; also those of a server that is killed amid it.
 pub async fn k37_two_patterns_share_a_key(case: Case) {
+    const CHANGES: u64 = 100;
     let mut world = World::new(&case, 3).await;
-    for key in 0..5 {
-        world.set(0, format!("k{key}"), 1).await;
-    }
+    // One key in each slot, so that every server has some.
+    let keys = key_per_slot(&world, 5);
+    let all: Vec<Ref<Store>> = keys.iter().map(|key| world.store(key)).collect();
+    let put_all = |value: u64| {
+        let all = all.clone();
+        move |tx: &mut Transaction| all.iter().try_for_each(|store| tx.put(store, Store { value }))
+    };
+    write(&world, 0, put_all(0)).await;
     let (every, latest) = (Probe::new(), Probe::new());
     let registration = |name: &str| {
         Registration::new(name, 1).on("/stores/{store}").on("/stores/{store}/versions/*").key("{store}").slots(5)
@@ -167,27 +192,42 @@ pub async fn k37_two_patterns_share_a_key(case: Case) {
     world.register_everywhere(&registration("every"), 4, &every).await;
     world.register_everywhere(&registration("latest").latest_state(), 4, &latest).await;
     world.spread("every", 3).await;
-    let mut last = crate::Revision(0);
-    for value in 2..=31_u64 {
-        for key in 0..5 {
-            let id = format!("k{key}");
-            world.set(0, id.as_str(), value).await;
-            let path = world.store(&id).child::<Version>(value).unwrap();
-            last = write(&world, 1, move |tx| tx.put(&path, Version { value })).await;
-        }
-        if value == 15 {
+    world.spread("latest", 3).await;
+    let mut of_the_killed = Vec::new();
+    let mut last = crate::Revision::ZERO;
+    // A change of all keys through the one pattern, then one of all through the other.
+    for value in 1..=CHANGES {
+        write(&world, 0, put_all(value)).await;
+        let stores = all.clone();
+        let versions = move |tx: &mut Transaction| {
+            stores.iter().try_for_each(|store| tx.put(&store.child::<Version>(value).unwrap(), Version { value }))
+        };
+        last = write(&world, 1, versions).await;
+        if value == CHANGES / 2 {
+            for key in &keys {
+                if world.cluster.owner_of("latest", &world.key(key)).await == Some(2) {
+                    of_the_killed.push(key.as_str());
+                }
+            }
             world.kill(2);
         }
     }
+    // Nobody runs those until the lease of their slots has ended.
+    let before: Vec<usize> = of_the_killed.iter().map(|key| latest.seen_of(key).len()).collect();
     world.step(Duration::from_secs(12)).await;
-    world.hooks_finish(0).await;
-    for key in 0..5 {
-        let seen = every.seen_of(&format!("k{key}"));
+    assert!(world.hooks_finish(0).await.finished);
+    for key in &keys {
+        let seen = every.seen_of(key);
         let mut revisions: Vec<_> = seen.iter().map(|seen| seen.request.revision).collect();
         assert!(revisions.is_sorted(), "one order over both patterns");
         revisions.dedup();
-        assert_eq!(revisions.len(), 60);
-        assert!(latest.seen_of(&format!("k{key}")).last().unwrap().snapshot.0 + 10 >= last.0);
+        assert_eq!(revisions.len() as u64, 2 * CHANGES, "{key}");
+        assert!(latest.seen_of(key).last().unwrap().snapshot >= last, "{key}: the last run has seen the last change");
+    }
+    assert!(!of_the_killed.is_empty());
+    for (key, before) in of_the_killed.iter().zip(before) {
+        let further = latest.seen_of(key).len() - before;
+        assert!(further <= 5, "{key}: {further} runs for {CHANGES} changes that nobody had run");
     }
     world.finish().await;
 }

@@ -112,12 +112,37 @@ pub async fn k28_a_run_in_progress_holds_no_lock(case: Case) {
     world.finish().await;
 }
 
+/// Servers poll, each after a time of its own and after another one each time: those that were in step once fall out of it.
+async fn polls_are_spread(world: &World, poll: Duration) {
+    let (shortest, longest) = (poll.mul_f64(0.8), poll.mul_f64(1.2));
+    // All within a tenth of what there is: not once in 10^16 times by chance.
+    let are_apart = |waits: &[Duration]| {
+        let (least, most) = (waits.iter().min().unwrap(), waits.iter().max().unwrap());
+        assert!(shortest <= *least && *most <= longest, "{waits:?}");
+        *most - *least > (longest - shortest) / 10
+    };
+    let faults: Vec<&Faults> = (0..world.cluster.len()).map(|server| world.cluster.faults(server)).collect();
+    let have_polled = || std::future::ready(faults.iter().all(|faults| faults.waits_for_news().len() >= 20));
+    world.eventually("each server has polled twenty times", have_polled).await;
+    let waits: Vec<Vec<Duration>> = faults.iter().map(|faults| faults.waits_for_news()).collect();
+    for (server, waits) in waits.iter().enumerate() {
+        assert!(are_apart(waits), "server {server} polls in one beat: {waits:?}");
+    }
+    let last: Vec<Duration> = waits.iter().map(|waits| waits[waits.len() - 1]).collect();
+    assert!(are_apart(&last), "servers poll in step: {last:?}");
+}
+
 /// K31: of twenty idle servers the owner of its slot runs a request, by one receipt; the others send nothing for it but
-/// what their tails read.
+/// what their tails read. When those poll is spread.
 pub async fn k31_only_its_owner_sends_statements_for_a_request(case: Case) {
     const SERVERS: usize = 20;
     const REQUESTS: u64 = 1_000;
-    let mut world = World::new(&case, SERVERS).await;
+    const POLL: Duration = Duration::from_millis(50);
+    let mut world = World::configured(&case, SERVERS, |_, mut options| {
+        options.poll = POLL;
+        options
+    })
+    .await;
     let probe = Probe::new();
     world.register_everywhere(&per_store("hook").slots(40), 4, &probe).await;
     world.spread("hook", SERVERS).await;
@@ -172,6 +197,7 @@ pub async fn k31_only_its_owner_sends_statements_for_a_request(case: Case) {
     // Two that end together share one.
     let expected = REQUESTS - REQUESTS / 4..=REQUESTS + REQUESTS / 4 + raises;
     assert!(expected.contains(&settles), "{settles} settlements for {REQUESTS} requests");
+    polls_are_spread(&world, POLL).await;
     world.finish().await;
 }
 
