@@ -6,7 +6,7 @@
 //!
 //! | variable | is |
 //! |---|---|
-//! | `TIDEGATE_FAULTS_SECONDS` | how long faults are injected (15) |
+//! | `TIDEGATE_FAULTS_SECONDS` | how long faults are injected (60) |
 //! | `TIDEGATE_FAULTS_SERVERS` | how many servers (3) |
 //! | `TIDEGATE_FAULTS_SEED` | where faults and workload are drawn from |
 //! | `TIDEGATE_FAULTS_KINDS` | which faults of the mixed run: some of `kill,stop,drain,database,cut,silence` (all), or `none` |
@@ -105,7 +105,9 @@ fn mixed() -> Option<&'static Verdict> {
 fn x05_servers_that_die_stop_and_are_cut_off_break_no_guarantee() {
     let Some(verdict) = mixed() else { return };
     assert_sound(verdict);
-    assert!(verdict.changes > 0 && verdict.runs > 0, "nothing happened: {verdict}");
+    // As many as the case asks of a minute, and so in proportion of any other time.
+    let asked = Settings::from_environment().seconds * 1_000 / 60;
+    assert!(verdict.changes as u64 >= asked && verdict.runs > 0, "fewer than {asked} changes: {verdict}");
     assert!(verdict.compacted > Revision::ZERO, "nothing was compacted: {verdict}");
     assert!(verdict.traces < verdict.effects, "nothing was pruned: {verdict}");
 }

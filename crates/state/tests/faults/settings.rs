@@ -66,7 +66,7 @@ impl Settings {
         let long = std::env::var("TIDEGATE_FAULTS_LONG").is_ok_and(|long| long == "yes");
         let of_the_case = |case: u64, short: u64| if long { case } else { short };
         Settings {
-            seconds: number("TIDEGATE_FAULTS_SECONDS").unwrap_or(of_the_case(LONG_MIXED_SECONDS, 15)),
+            seconds: number("TIDEGATE_FAULTS_SECONDS").unwrap_or(of_the_case(LONG_MIXED_SECONDS, 60)),
             servers: usize::try_from(number("TIDEGATE_FAULTS_SERVERS").unwrap_or(3)).unwrap(),
             seed: number("TIDEGATE_FAULTS_SEED").unwrap_or_else(rand::random),
             kinds,

@@ -11,27 +11,10 @@
 //! versions, epochs, catch-up of new hooks, writes in mid-run. A change of the log asks for one run of one hook. An
 //! exception that is sent again never arrives after a later one.
 //!
-//! | here | stands for, in `crates/state/src/` |
-//! |---|---|
-//! | `Commit` | `core/committer/mod.rs` `Committer::commit`, `core/group.rs` `prepare`: change and request in one row |
-//! | `TakeIn` | `cluster_hook/owner/requests.rs` `take_in_for`; `key_queue/requests.rs` `request`, `noticed`, `revive` |
-//! | `Reload` | `core/tail.rs` `reload`, `feed.rs` `start_again`; `owner/requests.rs` `take_in` of a `FeedItem::Snapshot` |
-//! | `Join`, `Heartbeat`, `EndLease` | `driver/leases.rs` `join`, `heartbeat`, `lives`; `owner/lease.rs` `heartbeat_answered` |
-//! | `Lapse` | `owner/lease.rs` `check_lease`, `lapse`, `drop_slot` |
-//! | `Take` | `driver/leases.rs` `take`; `owner/moving.rs` `take_slots`, `adopt` |
-//! | `ReadPending` | `owner/load.rs` `load`, `page`, `activate_loaded`; `driver/memory/data.rs` `pending`; `key_queue/loading.rs` |
-//! | `Start` | `owner/starts.rs` `start_runs_of`; `key_queue/runs.rs` `start` |
-//! | `End` | `owner/settle.rs` `run_ended`, `commit_writes`; `key_queue/runs.rs` `ended`; `giving_up.rs` `interrupt_runs` |
-//! | `Wake`, `Park` | `key_queue/parking.rs` `wake`, `park` |
-//! | `RaiseWatermark` | `owner/layouts.rs` `raise_watermarks`, `giving_up.rs` `give_up_slots`; `key_queue/missing.rs` `watermark` |
-//! | `StopSlot`, `Release` | `owner/giving_up.rs` `stop_slot`, `give_up_slots`; `driver/leases.rs` `release` |
-//! | `Receive` | `driver/memory/data.rs` `settle`, `Session::fence` with `commit`; then `owner/settle.rs` `settled`, `committed`, `token_is_void`, `key_queue/phases.rs` `advance` |
-//! | `Resend`, `ReceiveLate` | `owner/settle.rs` `send`, and `resolve` for a commit whose outcome is unknown |
-//! | `Crash` | a process that ends; what the database already has from it is carried out all the same |
-//! | `Peek` | nothing: only a broken variant does it |
-//!
-//! `docs/slot-protocol.md` says how to run it and read what it finds.
+//! `docs/slot-protocol.md` says how to run it and read what it finds, and which code each step stands for.
+#![allow(clippy::unwrap_used)]
 
+mod map;
 mod protocol;
 mod requests;
 mod rules;

@@ -28,6 +28,7 @@ use tokio::sync::{Mutex, Notify};
 use tokio::time::Instant;
 
 use super::evidence::{Downtime, Place, now};
+use super::guarantees::history_file;
 use super::plan::{Fault, Part, Silent};
 use super::process::{PATIENCE, POLL, Process, Program, free_port};
 use super::settings::Settings;
@@ -292,7 +293,7 @@ impl<'a> Layout<'a> {
         for number in 0..self.settings.servers {
             let name = format!("server-{number}");
             let proxy = Proxy::start(self.target).await.unwrap();
-            let config = self.write(&format!("{name}.toml"), &self.configuration(&name, &decide));
+            let config = self.write(&format!("{name}.toml"), &self.configuration(number, &name, &decide));
             let (config, artifacts) = (config.to_str().unwrap().to_owned(), artifacts.clone());
             let words = ["server", "--config", &config, "--artifacts", &artifacts];
             let url = database.url_at(proxy.port());
@@ -342,12 +343,13 @@ impl<'a> Layout<'a> {
         file
     }
 
-    fn configuration(&self, name: &str, decide: &Path) -> String {
+    fn configuration(&self, number: usize, name: &str, decide: &Path) -> String {
         let mut text = format!(
-            "[server]\nname = \"{name}\"\nschema = \"{SCHEMA}\"\nlease_seconds = {}\n\n[hooks]\nwait_interval = \"1s\"\n\n\
+            "[server]\nname = \"{name}\"\nschema = \"{SCHEMA}\"\nlease_seconds = {}\nhistory_file = {:?}\n\n[hooks]\nwait_interval = \"1s\"\n\n\
              [hooks.config.region-order]\norder = \"{}\"\ndelay = \"100ms\"\n\n[hooks.config.exec]\nprogram = \"{}\"\n\
              functions = \"pre-swap, post-swap\"\n",
             self.settings.lease.as_secs(),
+            history_file(self.folder, number),
             self.settings.regions().join(", "),
             decide.display()
         );

@@ -25,6 +25,7 @@
 
 mod evidence;
 mod fleet;
+mod guarantees;
 mod plan;
 mod process;
 mod pushes;
@@ -73,6 +74,14 @@ fn holds(rules: &[Rule]) {
 #[test]
 fn x05_no_read_fails_where_nothing_is_down_and_none_mixes_versions() {
     holds(&[Rule::FailedRead, Rule::MixedVersions, Rule::WrongContent]);
+}
+
+#[test]
+fn x05_the_hooks_of_the_servers_keep_every_guarantee_and_the_store_is_sound() {
+    let Some(report) = MIXED.as_ref() else { return };
+    let found = &report.guarantees;
+    assert!(found.violations.is_empty(), "{}\n{}", report.text(), found.violations.join("\n"));
+    assert!(found.runs > 0, "nothing ran: {}", report.text());
 }
 
 #[test]

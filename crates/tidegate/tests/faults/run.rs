@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::evidence::{Evidence, Intent, Rest, STORE, facts};
 use super::fleet::{Fleet, PROBE, SCHEMA};
+use super::guarantees::Guarantees;
 use super::plan::{Fault, Part, plan};
 use super::process::{PATIENCE, POLL};
 use super::pushes::Pusher;
@@ -37,6 +38,7 @@ pub(crate) struct Report {
     /// How often a push client ended without having seen its push end, unkilled.
     pub(crate) given_up: usize,
     pub(crate) verdict: Verdict,
+    pub(crate) guarantees: Guarantees,
 }
 
 /// Makes a run and judges it.
@@ -106,7 +108,8 @@ pub(crate) async fn run(settings: &Settings) -> Report {
         rest,
     };
     let verdict = judge(&evidence);
-    if !verdict.violations.is_empty() {
+    let guarantees = Guarantees::judge(&folder, settings.servers, &stored);
+    if !verdict.violations.is_empty() || !guarantees.violations.is_empty() {
         // What would have to be looked at outlives the run.
         let log: String = evidence.facts.iter().fold(String::new(), |mut text, fact| {
             writeln!(text, "{} {:?}", fact.at, fact.what).unwrap();
@@ -116,7 +119,7 @@ pub(crate) async fn run(settings: &Settings) -> Report {
         let kept = temporary.keep();
         println!("the logs are in {}", settings.folder.as_ref().unwrap_or(&kept).display());
     }
-    Report { faults, rested_within, given_up: pusher.given_up, verdict }
+    Report { faults, rested_within, given_up: pusher.given_up, verdict, guarantees }
 }
 
 async fn create_stores(client: &Client) {
@@ -221,6 +224,16 @@ impl Report {
         )
         .unwrap();
         writeln!(text, "at rest within {} of the last fault's end", seconds(Some(self.rested_within))).unwrap();
+        let Guarantees { runs, repeated, violations } = &self.guarantees;
+        writeln!(
+            text,
+            "runs of cluster hooks: {runs}, {repeated} of them repeated; guarantees violated: {}",
+            violations.len()
+        )
+        .unwrap();
+        for violation in violations.iter().take(PRINTED) {
+            writeln!(text, "  {violation}").unwrap();
+        }
         writeln!(text, "violations: {}", verdict.violations.len()).unwrap();
         for violation in verdict.violations.iter().take(PRINTED) {
             writeln!(text, "  {violation}").unwrap();
