@@ -21,14 +21,14 @@ pub const CALL_HOOK: &str = "lifecycle-call";
 /// The cluster hook that delivers events.
 pub const EVENT_HOOK: &str = "lifecycle-events";
 
-/// The cluster hook that runs calls of type `C` of a lifecycle hook.
-fn call_hook<C: CallSite>(hook: &str) -> String {
-    format!("{}-{hook}", C::REGISTRATION)
+/// The cluster hook that runs a lifecycle hook's calls of the type with this [`CallSite::REGISTRATION`].
+fn call_hook(registration: &str, hook: &str) -> String {
+    format!("{registration}-{hook}")
 }
 
 /// The names of the cluster hooks that run calls of type `C`, with these lifecycle hooks.
 pub fn call_hooks<C: CallSite>(registry: &Registry) -> impl Iterator<Item = String> {
-    registry.names().map(call_hook::<C>)
+    registry.names().map(|hook| call_hook(C::REGISTRATION, hook))
 }
 
 /// How a server runs hooks.
@@ -136,7 +136,7 @@ impl Lifecycle {
     ) -> Result<Vec<HookHandle>, RegisterError> {
         let mut handles = Vec::new();
         for name in self.0.registry.names() {
-            let registration = Registration::new(call_hook::<C>(name), 1)
+            let registration = Registration::new(call_hook(C::REGISTRATION, name), 1)
                 .on(C::pattern(name))
                 .key("{store}")
                 .every_change()
@@ -162,7 +162,7 @@ impl Lifecycle {
     #[must_use]
     pub fn hooks_without_server(configuration: &HooksConfiguration, cluster: &ClusterView) -> Vec<String> {
         let runs = |name: &str| {
-            let cluster_hook = format!("{CALL_HOOK}-{name}");
+            let cluster_hook = call_hook(CALL_HOOK, name);
             cluster.servers.iter().any(|server| {
                 server.lives && !server.draining && server.hooks.iter().any(|(hook, ..)| *hook == cluster_hook)
             })

@@ -74,18 +74,22 @@ const STORES_AT_ONCE: u32 = 16;
 /// How many removals one server carries out at once.
 const REMOVALS_AT_ONCE: u32 = 2;
 
+/// All that there are.
+fn registrations() -> [Registration; 5] {
+    [
+        control::registration(),
+        registration::registration(),
+        wake::registration(),
+        uptime::registration(),
+        clean_up::registration(),
+    ]
+}
+
 impl RolloutHooks {
     /// The names of the hooks.
     #[must_use]
     pub fn names() -> Vec<String> {
-        let registrations = [
-            control::registration(),
-            registration::registration(),
-            wake::registration(),
-            uptime::registration(),
-            clean_up::registration(),
-        ];
-        registrations.iter().map(|registration| registration.name().to_owned()).collect()
+        registrations().iter().map(|registration| registration.name().to_owned()).collect()
     }
 
     /// Registers the hooks, and runs on this server those that it is to run.
@@ -101,12 +105,13 @@ impl RolloutHooks {
             state.register_selected(&dependencies.selection, registration, room, hook)
         };
         let register_schemas = registration::Register { registry: Arc::clone(&dependencies.registry) };
+        let [control, schemas, wake, uptime, clean_up] = registrations();
         let handles = [
-            register(control::registration(), STORES_AT_ONCE, control::hook(&dependencies, state.now())).await?,
-            register(registration::registration(), STORES_AT_ONCE, Arc::new(register_schemas)).await?,
-            register(wake::registration(), 1, Arc::new(wake::WakeStores)).await?,
-            register(uptime::registration(), 1, Arc::new(uptime::MarkUptime)).await?,
-            register(clean_up::registration(), REMOVALS_AT_ONCE, clean_up::hook(&dependencies)).await?,
+            register(control, STORES_AT_ONCE, control::hook(&dependencies, state.now())).await?,
+            register(schemas, STORES_AT_ONCE, Arc::new(register_schemas)).await?,
+            register(wake, 1, Arc::new(wake::WakeStores)).await?,
+            register(uptime, 1, Arc::new(uptime::MarkUptime)).await?,
+            register(clean_up, REMOVALS_AT_ONCE, clean_up::hook(&dependencies)).await?,
         ];
         Ok(RolloutHooks { _handles: handles.into_iter().flatten().collect() })
     }

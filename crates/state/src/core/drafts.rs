@@ -311,10 +311,8 @@ mod tests {
             closure();
             Ok::<_, TransactionError>(())
         };
-        let mut submission = Submission::apart(SubmissionId::random(), Arc::default(), closure);
         let (answer, caller) = oneshot::channel();
-        submission.answer = answer;
-        (submission, caller)
+        (Submission::new(SubmissionId::random(), Arc::default(), closure, answer), caller)
     }
 
     fn submissions(count: usize) -> (Vec<Submission>, Vec<Caller>) {

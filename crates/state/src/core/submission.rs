@@ -44,6 +44,30 @@ pub(crate) struct Submission {
 }
 
 impl Submission {
+    /// One of somebody who waits for the answer.
+    pub(super) fn new<F, T, E>(
+        id: SubmissionId,
+        attributes: Arc<Attributes>,
+        closure: F,
+        answer: oneshot::Sender<Answer>,
+    ) -> Submission
+    where
+        F: Fn(&mut Transaction) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: Send + 'static,
+    {
+        Submission {
+            id,
+            attributes,
+            closure: Some(Box::new(Typed { closure, returned: None })),
+            draft: None,
+            fenced: None,
+            answer,
+            submitted: Instant::now(),
+            unresolved: false,
+        }
+    }
+
     /// One that does not go through the queue: nobody waits for its answer.
     pub(super) fn apart<F, T, E>(id: SubmissionId, attributes: Arc<Attributes>, closure: F) -> Submission
     where
@@ -51,18 +75,8 @@ impl Submission {
         T: Send + 'static,
         E: Send + 'static,
     {
-        let closure = Some(Box::new(Typed { closure, returned: None }) as Box<dyn Closure>);
         let (answer, _) = oneshot::channel();
-        Submission {
-            id,
-            attributes,
-            closure,
-            draft: None,
-            fenced: None,
-            answer,
-            submitted: Instant::now(),
-            unresolved: false,
-        }
+        Submission::new(id, attributes, closure, answer)
     }
 }
 
@@ -143,16 +157,8 @@ impl Core {
             return Err(WriteError::TooLarge { what, size, limit: ATTRIBUTES_BYTES_MAX });
         }
         let (answer, answered) = oneshot::channel();
-        let submission = Submission {
-            id,
-            attributes,
-            closure: Some(Box::new(Typed { closure, returned: None })),
-            draft: None,
-            fenced: fenced.map(Box::new),
-            answer,
-            submitted: Instant::now(),
-            unresolved: false,
-        };
+        let mut submission = Submission::new(id, attributes, closure, answer);
+        submission.fenced = fenced.map(Box::new);
         if self.closing.is_cancelled() {
             return Err(WriteError::Closed);
         }

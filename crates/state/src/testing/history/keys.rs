@@ -2,15 +2,21 @@
 
 use std::collections::HashMap;
 
+use super::registered::registrations;
 use crate::cluster_hook::RegistrationEntity;
 use crate::cluster_hook::matcher::Matcher;
-use crate::driver::{HookNumber, LogEntry, RequestId, StoredDocument, StoredState};
+use crate::driver::{HookNumber, LogEntry, RequestId, StoredState};
 use crate::path::Path;
 
 /// The key of each request that a stored log makes, for [`Expectation::keys`](super::Expectation::keys).
 #[must_use]
 pub fn keys_of(stored: &StoredState) -> HashMap<RequestId, String> {
-    let matcher = registrations(stored);
+    let last: HashMap<&Path, RegistrationEntity> =
+        registrations(stored).map(|(_, path, registration)| (path, registration)).collect();
+    let mut matcher = Matcher::default();
+    for (path, registration) in &last {
+        matcher.add(&path.id(), registration);
+    }
     let mut keys = HashMap::new();
     for row in &stored.log {
         let mut add = |sequence: usize, path: &Path, hook: HookNumber| {
@@ -30,24 +36,4 @@ pub fn keys_of(stored: &StoredState) -> HashMap<RequestId, String> {
         }
     }
     keys
-}
-
-/// The registrations at the head.
-fn registrations(stored: &StoredState) -> Matcher {
-    let mut last: HashMap<&Path, &StoredDocument> =
-        stored.tree.entities.iter().map(|entity| (&entity.path, &entity.document)).collect();
-    for row in stored.log.iter().filter(|row| row.revision > stored.tree.revision) {
-        for entry in &row.entries {
-            if let LogEntry::Change { path, after: Some(after), .. } = entry {
-                last.insert(path, after);
-            }
-        }
-    }
-    let mut matcher = Matcher::default();
-    for (path, document) in last.into_iter().filter(|(path, _)| Matcher::concerns(path)) {
-        if let Ok(entity) = serde_json::from_str::<RegistrationEntity>(&document.json) {
-            matcher.add(&path.id(), &entity);
-        }
-    }
-    matcher
 }

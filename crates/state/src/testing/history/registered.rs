@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use crate::cluster_hook::registration::RegistrationEntity;
 use crate::driver::{HookNumber, LogEntry, StoredState};
 use crate::entity::Entity as _;
+use crate::path::Path;
 use crate::revision::Revision;
 
 /// One hook's registration through its versions.
@@ -44,26 +45,25 @@ impl Registered {
 /// All registrations, by their numbers.
 pub(super) fn registered(stored: &StoredState) -> HashMap<HookNumber, Registered> {
     let mut found: HashMap<HookNumber, Registered> = HashMap::new();
-    let mut add = |revision, json: &str| {
-        // What can't be read is the linter's business.
-        if let Ok(entity) = serde_json::from_str::<RegistrationEntity>(json) {
-            found.entry(entity.number).or_default().add(revision, &entity);
-        }
-    };
-    // What the log does not tell any more, the written-behind entities do, as far as it is still in force.
-    for row in &stored.tree.entities {
-        if row.path.collection() == RegistrationEntity::COLLECTION && row.revision <= stored.meta.compacted {
-            add(row.revision, &row.document.json);
-        }
-    }
-    for row in &stored.log {
-        for entry in &row.entries {
-            if let LogEntry::Change { path, after: Some(after), .. } = entry
-                && path.collection() == RegistrationEntity::COLLECTION
-            {
-                add(row.revision, &after.json);
-            }
-        }
+    for (revision, _, entity) in registrations(stored) {
+        found.entry(entity.number).or_default().add(revision, &entity);
     }
     found
+}
+
+/// Each registration that the store tells of, with the revision that it is of and where it stands; of one place the older ones
+/// before the later ones.
+pub(super) fn registrations(stored: &StoredState) -> impl Iterator<Item = (Revision, &Path, RegistrationEntity)> {
+    // What the log does not tell any more, the written-behind entities do, as far as it is still in force.
+    let behind = stored.tree.entities.iter().filter(|row| row.revision <= stored.meta.compacted);
+    let behind = behind.map(|row| (row.revision, &row.path, &row.document));
+    let logged = stored.log.iter().flat_map(|row| {
+        row.entries.iter().filter_map(|entry| match entry {
+            LogEntry::Change { path, after: Some(after), .. } => Some((row.revision, path, after)),
+            LogEntry::Change { after: None, .. } | LogEntry::Existing { .. } | LogEntry::Action { .. } => None,
+        })
+    });
+    let own = behind.chain(logged).filter(|(_, path, _)| path.collection() == RegistrationEntity::COLLECTION);
+    // What can't be read is the linter's business.
+    own.filter_map(|(revision, path, document)| Some((revision, path, serde_json::from_str(&document.json).ok()?)))
 }
